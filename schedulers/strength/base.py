@@ -1,0 +1,24 @@
+"""The contract of a strength schedule."""
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from schedulers.profile import CommitmentProfile
+
+
+class StrengthSchedule(Protocol):
+    """A gain g(p) >= 0 over denoising progress; the strength applied is s g(p). A frozen, hashable config."""
+
+    needs_profile: ClassVar[bool]
+    """Whether `shape` must be given a profile."""
+    default_norm: ClassVar[str | None]
+    """The norm where the caller names none; None: `kl` where the cost is known, else `l2`."""
+
+    def shape(self, slices: int, profile: CommitmentProfile | None) -> Tensor:
+        """The mean of g over each of `slices` equal slices of progress [slices], float64, not all zero, no norm yet."""
+        ...
+
+    def note(self, profile: CommitmentProfile | None) -> str | None:
+        """What the receipt must say of how the schedule was applied; None where it is as asked."""
+        ...

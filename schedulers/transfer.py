@@ -1,0 +1,151 @@
+"""How many masked positions commit at a step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from schedulers.choice import Choice, build, number
+from schedulers.order.selection import per_row
+
+NAT: Final = 2**32
+"""Entropies are summed as integers of this many to the nat: exactly, so never by the layout of the batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quota:
+    """Where each of R rows stands in its block, and its candidates, best first within rows (`rank`), N in all."""
+
+    step: Tensor
+    """[R] int64, this step of the block, from 0."""
+    steps: Tensor
+    """[R] int64, steps of the block."""
+    total: Tensor
+    """[R] int64, positions masked when the block began."""
+    masked: Tensor
+    """[R] int64, positions masked now."""
+    row: Tensor
+    """[N] int64, 0 to R - 1, sorted."""
+    probability: Tensor
+    """[N] float32, of each candidate token."""
+    entropy: Tensor | None = None
+    """[N] float32, nats."""
+
+
+class Transfer(Protocol):
+    """Says how many positions of each row commit. A frozen, hashable config."""
+
+    needs: ClassVar[frozenset[str]]
+    """Names of the fields of Candidates that `counts` reads besides the probability."""
+
+    def counts(self, quota: Quota) -> Tensor:
+        """How many commit [R] int64, 0 to `masked`; at a block's last step all that is left, whatever the rule."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """As many at every step: total // steps, and one more at the first total % steps steps.
+
+    Source: LLaDA's `get_num_transfer_tokens` (arXiv 2502.09992).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def counts(self, quota: Quota) -> Tensor:
+        """The share of this step [R]."""
+        each, more = quota.total // quota.steps, quota.total % quota.steps
+        return _finish(each + (quota.step < more), quota)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Few at first, more later: after step i of T, from 0, ceil(total cos(pi/2 (i + 1) / T)) are still masked.
+
+    Source: MaskGIT's cosine masking schedule (arXiv 2202.04200). With about as many steps as positions the first
+    steps commit nothing.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def counts(self, quota: Quota) -> Tensor:
+        """What is masked beyond the schedule [R]."""
+        share = torch.cos(math.pi / 2 * (quota.step + 1).double() / quota.steps)
+        # cos(pi / 3) comes out above 1/2: what is a whole number but for rounding is that number.
+        left = (quota.total * share - 1e-9).ceil().long()
+        return _finish((quota.masked - left).clamp(min=0), quota)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """As many as there are candidates of probability `value` or more, and at least one.
+
+    Those are the very ones that commit under the order `confidence`; another order picks as many by its own score.
+    Source: Fast-dLLM's confidence-aware parallel decoding (arXiv 2505.22618).
+    """
+
+    value: float = 0.9
+    """Above 0, up to 1."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if number("value", self.value, 0, 1) == 0:
+            raise ValueError("value must be above 0: 0 would commit everything at the first step")
+
+    def counts(self, quota: Quota) -> Tensor:
+        """How many are sure enough [R]."""
+        sure = (quota.probability >= self.value).long()
+        return _finish(per_row(sure, quota.row, quota.step.shape[0]).clamp(min=1), quota)
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """The most of the best candidates whose entropies sum to at most `value` nats beyond their largest, at least one.
+
+    The sum bounds what is lost by sampling them independently. Source: EB-Sampler (arXiv 2505.24857).
+    """
+
+    value: float = 0.1
+    """Nats, 0 or more."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+
+    def __post_init__(self) -> None:
+        number("value", self.value, 0, 1e6)
+
+    def counts(self, quota: Quota) -> Tensor:
+        """The longest run of best candidates within the bound [R]."""
+        if quota.entropy is None:
+            raise ValueError("transfer 'entropy_bound' needs the candidates' entropy, which was not computed")
+        rows = quota.step.shape[0]
+        entropy = (quota.entropy.double() * NAT).round().long()
+        row_sums = per_row(entropy, quota.row, rows)
+        summed = entropy.cumsum(0) - (row_sums.cumsum(0) - row_sums)[quota.row]
+        # No entropy reaches 2^44 / NAT = 4096 nats, so a row's running maximum never comes from the row before.
+        lifted = quota.row * 2**44
+        largest = (entropy + lifted).cummax(0).values - lifted
+        fits = (summed - largest <= round(self.value * NAT)).long()
+        # What is summed beyond the largest never falls along a row: the candidates that fit are its first ones.
+        counts = per_row(fits, quota.row, rows)
+        return _finish(counts.clamp(min=1), quota)
+
+
+TRANSFERS: Final[Mapping[str, type[Transfer]]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "threshold": Threshold,
+    "entropy_bound": EntropyBound,
+}
+
+
+def build_transfer(choice: Choice) -> Transfer:
+    """The transfer that `choice` names; raises ValueError."""
+    return build("transfer", TRANSFERS, choice)
+
+
+def _finish(counts: Tensor, quota: Quota) -> Tensor:
+    return torch.where(quota.step >= quota.steps - 1, quota.masked, torch.minimum(counts, quota.masked))
