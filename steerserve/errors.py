@@ -1,0 +1,45 @@
+"""Every error steerserve raises on purpose, in one tree; the server maps it to HTTP in one place.
+
+SteerserveError
+├── RequestError        the caller asked for something wrong (400)
+│   └── NotFoundError   it names something that does not exist (404)
+├── QueueFullError      no room for the request now (503 with Retry-After)
+└── ArtifactError       a model, SAE or attribute on disk is not what it claims to be (start-up, exit code 2)
+    └── SelfTestError   steering does not take on the model that would serve
+"""
+
+
+class SteerserveError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class RequestError(SteerserveError):
+    """A request that cannot be honoured. `param` is the path of the offending field, if one is to blame."""
+
+    code = "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class NotFoundError(RequestError):
+    """A request that names a model, attribute, SAE or generation that does not exist."""
+
+    code = "not_found"
+
+
+class QueueFullError(SteerserveError):
+    """The queue is at its limit, or the server drains. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ArtifactError(SteerserveError):
+    """A folder on disk cannot be loaded as what it is said to be."""
+
+
+class SelfTestError(ArtifactError):
+    """A known push did not move the logits: nothing may be served."""

@@ -1,0 +1,59 @@
+"""The small interface every model family implements."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the engine must know about a checkpoint; read from its config, never assumed."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    max_length: int
+    """Longest canvas in tokens, prompt included."""
+    mask_id: int
+    eos_id: int
+    bos_id: int | None = None
+    """Token put before every prompt, or None where the family uses none."""
+    forbidden_ids: tuple[int, ...] = ()
+    """Special tokens that are never text: the sampler gives them probability zero."""
+
+
+class Sites(Protocol):
+    """What a forward calls at every layer's output; it may change the hidden state or only read it."""
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor:
+        """hidden [rows, length, hidden_size] -> the same shape; the same object where nothing is to be done."""
+        ...
+
+
+class DiffusionLM(nn.Module):
+    """A bidirectional model that predicts the tokens behind the masks of a canvas."""
+
+    facts: ModelFacts
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+        """Final hidden states.
+
+        tokens [rows, length] int64; lengths [rows] int64, the real tokens of each row (None: all of them),
+        padding is on the right and is never attended to; sites is called after each layer.
+        Returns [rows, length, hidden_size], normalised and ready for `head`.
+        """
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab_size] of hidden states [..., hidden_size]; call it on the masked positions only."""
+        raise NotImplementedError
+
+
+def padding_mask(lengths: Tensor | None, width: int) -> Tensor | None:
+    """Attention mask [rows, 1, 1, width], True where a key may be attended to; None when nothing is padded."""
+    if lengths is None or bool((lengths == width).all()):
+        return None
+    return (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None, :]

@@ -1,0 +1,154 @@
+"""The BERT family: post-norm encoders with learned positions, in the layout of `BertForMaskedLM`.
+
+Architecture: Devlin et al. 2019 (arXiv 1810.04805). A BERT whose masked-LM head was trained at every mask
+ratio is a masked diffusion model (arXiv 2406.07524, section 3); the bundled model is one.
+Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites, padding_mask
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Keys of `config.json` under their published names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    mask_token_id: int
+    sep_token_id: int
+    cls_token_id: int
+    pad_token_id: int = 0
+    unk_token_id: int | None = None
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+
+
+class Attention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.self = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        self.output = nn.ModuleDict(
+            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
+        )
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = (
+            self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed.transpose(1, 2).flatten(2)))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.attention = Attention(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
+        self.output = nn.ModuleDict(
+            {"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
+        )
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        hidden = self.attention(hidden, mask)
+        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden))))
+        return out
+
+
+class BertDiffusionLM(DiffusionLM):
+    """Bidirectional BERT with its masked-LM head; sites are the outputs of the encoder layers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.bert = nn.ModuleDict(
+            {
+                "embeddings": nn.ModuleDict(
+                    {
+                        "word_embeddings": nn.Embedding(config.vocab_size, width),
+                        "position_embeddings": nn.Embedding(config.max_position_embeddings, width),
+                        "token_type_embeddings": nn.Embedding(config.type_vocab_size, width),
+                        "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps),
+                    }
+                ),
+                "encoder": nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))}),
+            }
+        )
+        self.cls = nn.ModuleDict({"predictions": MaskedHead(config)})
+        self.facts = ModelFacts(
+            family="bert",
+            vocab_size=config.vocab_size,
+            hidden_size=width,
+            num_layers=config.num_hidden_layers,
+            max_length=config.max_position_embeddings,
+            mask_id=config.mask_token_id,
+            eos_id=config.sep_token_id,
+            bos_id=config.cls_token_id,
+            forbidden_ids=tuple(
+                token
+                for token in (config.pad_token_id, config.unk_token_id, config.cls_token_id, config.mask_token_id)
+                if token is not None
+            ),
+        )
+
+    @classmethod
+    def from_config(cls, raw: dict[str, Any]) -> "BertDiffusionLM":
+        """Build from a parsed `config.json`; a missing key is a KeyError naming it."""
+        fields = BertConfig.__dataclass_fields__
+        return cls(BertConfig(**{name: raw[name] for name in fields if name in raw}))
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+        """See `DiffusionLM.forward`."""
+        embeddings: Any = self.bert["embeddings"]
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = (
+            embeddings["word_embeddings"](tokens)
+            + embeddings["position_embeddings"](positions)
+            + embeddings["token_type_embeddings"].weight[0]
+        )
+        hidden = embeddings["LayerNorm"](hidden)
+        mask = padding_mask(lengths, tokens.shape[1])
+        encoder: Any = self.bert["encoder"]
+        for index, layer in enumerate(encoder["layer"]):
+            hidden = layer(hidden, mask)
+            if sites is not None:
+                hidden = sites(index, hidden)
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """See `DiffusionLM.head`; the output matrix is the word embedding (tied)."""
+        embeddings: Any = self.bert["embeddings"]
+        predictions: Any = self.cls["predictions"]
+        logits: Tensor = F.linear(predictions(hidden), embeddings["word_embeddings"].weight, predictions.bias)
+        return logits
+
+
+class MaskedHead(nn.Module):
+    """Dense, GELU and norm before the tied output matrix, and the output bias."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.transform = nn.ModuleDict(
+            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
+        return out

@@ -1,0 +1,124 @@
+"""Load a checkpoint folder strictly: every tensor of the family and no other, each in its shape."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from steerserve.errors import ArtifactError
+from steerserve.models.base import DiffusionLM
+from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.llada import LladaDiffusionLM
+
+FAMILIES: dict[str, type[BertDiffusionLM] | type[LladaDiffusionLM]] = {
+    "bert": BertDiffusionLM,
+    "llada": LladaDiffusionLM,
+}
+"""Families by the `model_type` of their `config.json`."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no model folder: it has no config.json")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{path} must hold an object, got {type(raw).__name__}")
+    return raw
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: one file, or the shards that the index names."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        # A shard is a file of this folder; an index must not make the server read another.
+        if any(Path(shard).name != shard for shard in shards):
+            raise ArtifactError(f"{index} names a shard outside its folder: {shards}")
+        files = [folder / shard for shard in shards]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ArtifactError(f"{folder} has no {file.name}")
+    return files
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files in name order: the identity of a model, recorded in what is made from it."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        with open(file, "rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiffusionLM:
+    """The model of a folder, in evaluation mode; raises ArtifactError naming the missing, unexpected or misshapen."""
+    raw = read_config(folder)
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
+        raise ArtifactError(f"{folder}: model_type is {kind!r}, known families are {sorted(FAMILIES)}")
+    with torch.device("meta"):
+        try:
+            model = FAMILIES[kind].from_config(raw)
+        except KeyError as error:
+            raise ArtifactError(f"{folder}/config.json lacks the key {error}") from error
+        except TypeError as error:
+            raise ArtifactError(f"{folder}/config.json does not fit the {kind} family: {error}") from error
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device=device) as shard:
+                for name in shard.keys():  # noqa: SIM118  (safe_open has no __iter__)
+                    if name in found:
+                        raise ArtifactError(f"{folder}: tensor {name} is in two shards")
+                    found[name] = shard.get_tensor(name)
+        except SafetensorError as error:
+            raise ArtifactError(f"{file} is not a whole safetensors file: {error}") from error
+    _compare(folder, wanted, found)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, strict=True, assign=True)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _compare(folder: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:
+    missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    misshapen = [
+        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in sorted(wanted.items())
+        if name in found and found[name].shape != shape
+    ]
+    faults = [
+        f"{title}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for title, names in (
+            ("missing tensors", missing),
+            ("unexpected tensors", unexpected),
+            ("misshapen tensors", misshapen),
+        )
+        if names
+    ]
+    if faults:
+        raise ArtifactError(f"{folder} does not fit its config.json; " + "; ".join(faults))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's `tokenizer.json`; raises ArtifactError where there is none or it cannot be read."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder} has no tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for every kind of broken file
+        raise ArtifactError(f"{path} is not a tokenizer: {error}") from error
