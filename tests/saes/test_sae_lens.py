@@ -1,0 +1,177 @@
+"""The reader of SAELens' layout: what it accepts, and what it refuses by name."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steerserve.errors import ArtifactError
+from steerserve.saes.activation import Relu
+from steerserve.saes.sae_lens import load_sae, load_saes
+
+HIDDEN, FEATURES = 6, 15
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"W_enc": (HIDDEN, FEATURES), "b_enc": (FEATURES,), "W_dec": (FEATURES, HIDDEN), "b_dec": (HIDDEN,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    metadata = {"hook_name": "blocks.3.hook_resid_post", "policy": "mask", "residual_norm": 2.5}
+    base = {"architecture": "topk", "d_in": HIDDEN, "d_sae": FEATURES, "k": 4, "dtype": "float32", "metadata": metadata}
+    base |= {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
+    return {name: value for name, value in (base | changes).items() if value is not ...}
+
+
+def write(folder: Path, cfg: dict[str, Any], weights: dict[str, Tensor]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    save_file(weights, folder / "sae_weights.safetensors")
+    return folder
+
+
+def test_facts_come_from_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "layer-3-mask", config(), tensors())
+    facts = load_sae(folder).facts
+    assert (facts.id, facts.layer, facts.hidden_size, facts.features) == ("layer-3-mask", 3, HIDDEN, FEATURES)
+    assert (facts.activation, facts.policy, facts.k) == ("topk", "mask", 4)
+    assert facts.metadata["residual_norm"] == 2.5
+    assert facts.sha256 == hashlib.sha256((folder / "sae_weights.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_directory_is_read_folder_by_folder(tmp_path: Path) -> None:
+    write(tmp_path / "b", config(), tensors(1))
+    write(tmp_path / "a", config(architecture="standard", k=...), tensors(2))
+    (tmp_path / "elsewhere").mkdir()
+    saes = load_saes(tmp_path)
+    assert list(saes) == ["a", "b"]
+    assert isinstance(saes["a"].activation, Relu) and saes["a"].facts.k is None
+    assert saes["a"].stats is None
+    with pytest.raises(ArtifactError, match="no SAE directory"):
+        load_saes(tmp_path / "none")
+
+
+def test_feature_stats_beside_the_weights_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", config(), tensors())
+    stats = {name: torch.rand(FEATURES) for name in ("max_act", "mean_act", "density")}
+    save_file(stats, folder / "feature_stats.safetensors")
+    loaded = load_sae(folder).stats
+    assert (
+        loaded is not None
+        and torch.equal(loaded.max_act, stats["max_act"])
+        and torch.equal(loaded.density, stats["density"])
+    )
+    save_file(stats | {"max_act": torch.rand(3)}, folder / "feature_stats.safetensors")
+    with pytest.raises(ArtifactError, match=r"feature_stats.safetensors: max_act has shape \[3\], expected \[15\]"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_disk_is_held_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = write(tmp_path / "s", config(), {name: tensor.to(dtype) for name, tensor in tensors().items()})
+    sae = load_sae(folder)
+    assert sae.W_enc.dtype == torch.float32 and torch.equal(sae.W_enc, tensors()["W_enc"].to(dtype).float())
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_sae_lens_computes_the_same(tmp_path: Path, architecture: str, subtract: bool, rescale: bool) -> None:
+    sae_lens = pytest.importorskip("sae_lens")
+    cfg = config(architecture=architecture, apply_b_dec_to_input=subtract)
+    if architecture == "topk":
+        cfg["rescale_acts_by_decoder_norm"] = rescale
+    folder = write(tmp_path / "s", cfg, tensors())
+    theirs, ours = sae_lens.SAE.load_from_disk(folder), load_sae(folder)
+    hidden = torch.randn(30, HIDDEN, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours.encode(hidden), theirs.encode(hidden).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(hidden), theirs(hidden).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_flat_configs_of_old_versions_are_read(tmp_path: Path) -> None:
+    old = {"d_in": HIDDEN, "d_sae": FEATURES, "hook_point": "blocks.1.hook_resid_post", "hook_point_layer": 1}
+    old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}, "finetuning_scaling_factor": False}
+    facts = load_sae(write(tmp_path / "s", old, tensors())).facts
+    assert (facts.layer, facts.activation, facts.k, facts.policy) == (1, "topk", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "temporal"}, "architecture: 'temporal' is not supported, allowed are .*topk"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is not supported, allowed are"),
+        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations: 'expected_average_only_in'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor: True"),
+        ({"k": 0}, "k: 0, but a topk SAE of 15 features needs a whole number from 1 to 15"),
+        ({"k": FEATURES + 1}, "k: 16"),
+        ({"k": ...}, "k: None"),
+        ({"d_in": "6"}, "d_in: '6'"),
+        ({"metadata": []}, "metadata must be an object"),
+        (
+            {"metadata": {"hook_name": "blocks.3.hook_mlp_out"}},
+            "hook_name: 'blocks.3.hook_mlp_out', but a layer's output",
+        ),
+        ({"metadata": {}}, "hook_name: None"),
+        ({"metadata": {"hook_name": "layers.3", "hook_layer": 4}}, "hook_layer: 4 contradicts"),
+        ({"metadata": {"hook_name": "layers.3", "hook_head_index": 2}}, "hook_head_index: 2"),
+        ({"metadata": {"hook_name": "layers.3", "policy": "both"}}, "policy: 'both'"),
+    ],
+)
+def test_a_config_we_cannot_honour_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        load_sae(write(tmp_path / "s", config(**changes), tensors()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b_dec": None}, r"missing tensors \['b_dec'\]"),
+        ({"threshold": torch.ones(FEATURES)}, r"unexpected tensors \['threshold'\]"),
+        (
+            {"W_enc": torch.ones(FEATURES, HIDDEN)},
+            r"W_enc has shape \[15, 6\], expected \[6, 15\] \(it is transposed\)",
+        ),
+        ({"b_enc": torch.ones(HIDDEN)}, r"b_enc has shape \[6\], expected \[15\]"),
+        ({"W_dec": torch.full((FEATURES, HIDDEN), float("nan"))}, "W_dec has 90 values that are not finite"),
+        ({"b_dec": torch.ones(HIDDEN, dtype=torch.int64)}, "b_dec has type torch.int64"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
+    weights = {name: tensor for name, tensor in (tensors() | changes).items() if tensor is not None}
+    with pytest.raises(ArtifactError, match=message):
+        load_sae(write(tmp_path / "s", config(), weights))
+
+
+def test_a_zero_row_cannot_be_rescaled(tmp_path: Path) -> None:
+    weights = tensors()
+    weights["W_dec"][5] = 0.0
+    with pytest.raises(ArtifactError, match="W_dec: row 5 is zero"):
+        load_sae(write(tmp_path / "s", config(rescale_acts_by_decoder_norm=True), weights))
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", config(), tensors())
+    (folder / "sae_weights.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ArtifactError, match="cannot be read as safetensors"):
+        load_sae(folder)
+    (folder / "sae_weights.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_sae(folder)
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(ArtifactError, match="cfg.json cannot be read"):
+        load_sae(folder)
+
+
+def test_reading_changes_nothing_on_disk(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", config(rescale_acts_by_decoder_norm=True), tensors())
+    sae = load_sae(folder)
+    torch.testing.assert_close(sae.decoder_norm, torch.ones(FEATURES))
+    assert torch.equal(load_file(folder / "sae_weights.safetensors")["W_dec"], tensors()["W_dec"])
