@@ -1,0 +1,1 @@
+"""How an activation is changed: attributes on disk, operators, and the plan a batch's forward reads."""

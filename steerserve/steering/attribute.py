@@ -1,0 +1,165 @@
+"""An attribute: a named bundle on disk that says what to push, where, how hard and when."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steerserve.errors import ArtifactError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FeatureWeight:
+    """One SAE feature of an attribute at one layer, with its contrast statistics (arXiv 2605.10971, C.5.2)."""
+
+    index: int
+    d: float
+    """Cohen's d of its activation, target against contrast."""
+    p_value: float
+    """Mann-Whitney U, Bonferroni-corrected over the candidates."""
+    weight: float
+    """Its share of the direction."""
+
+
+@dataclass(frozen=True)
+class AttributeSite:
+    """One layer of an attribute."""
+
+    residual_norm: float
+    """Mean norm of the hidden state at masked positions of held-out text: strength 1 in unit `residual`."""
+    sae: str
+    sae_sha256: str
+    features: tuple[FeatureWeight, ...]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What calibration writes; see `design` of each field in the README's section on attributes."""
+
+    name: str
+    model_sha256: str
+    layers: tuple[int, ...]
+    """Layers that are steered unless a request says otherwise."""
+    strength: float
+    """Default strength in unit `unit`."""
+    unit: str
+    scope: str
+    schedule: Mapping[str, Any]
+    sites: Mapping[int, AttributeSite]
+    directions: Mapping[tuple[int, str], Tensor] = field(repr=False)
+    """Unit directions [hidden_size] by (layer, "sae" | "diff_means")."""
+    profile: Mapping[str, Any] | None = None
+    """A `schedulers.CommitmentProfile` as JSON."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    def card(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON."""
+        raw = asdict(
+            AttributeCard(
+                FORMAT,
+                self.name,
+                self.model_sha256,
+                self.layers,
+                self.strength,
+                self.unit,
+                self.scope,
+                dict(self.schedule),
+            )
+        )
+        raw["sites"] = {str(layer): asdict(site) for layer, site in self.sites.items()}
+        return raw | {"profile": self.profile, "provenance": dict(self.provenance)}
+
+    def save(self, folder: Path) -> None:
+        """Write `attribute.json` and `directions.safetensors` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{layer}.{kind}": tensor.contiguous() for (layer, kind), tensor in self.directions.items()}
+        save_file(tensors, folder / "directions.safetensors")
+        (folder / "attribute.json").write_text(json.dumps(self.card(), indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class AttributeCard:
+    """The plain fields of `attribute.json`, under their names there."""
+
+    format: int
+    name: str
+    model_sha256: str
+    layers: tuple[int, ...]
+    strength: float
+    unit: str
+    scope: str
+    schedule: dict[str, Any]
+
+
+def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size: int) -> Attribute:
+    """Read one attribute; raises ArtifactError where it is broken or was made for another model."""
+    try:
+        text = (folder / "attribute.json").read_text(encoding="utf-8")
+        raw = json.loads(text)
+        tensors = load_file(folder / "directions.safetensors")
+        sites = {
+            int(layer): AttributeSite(
+                site["residual_norm"],
+                site["sae"],
+                site["sae_sha256"],
+                tuple(FeatureWeight(**feature) for feature in site["features"]),
+            )
+            for layer, site in raw["sites"].items()
+        }
+        card = AttributeCard(**{name: raw[name] for name in AttributeCard.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
+    if card.format != FORMAT:
+        raise ArtifactError(f"{folder}: format is {card.format}, this version reads {FORMAT}")
+    if card.model_sha256 != model_sha256:
+        raise ArtifactError(
+            f"{folder}: attribute {card.name!r} was calibrated for the model {card.model_sha256[:12]}, "
+            f"this one is {model_sha256[:12]}"
+        )
+    directions: dict[tuple[int, str], Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.partition(".")
+        if int(layer) >= num_layers or tensor.shape != (hidden_size,) or not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{folder}: direction {name} {list(tensor.shape)} does not fit the model")
+        directions[int(layer), kind] = tensor.float() / tensor.float().norm()
+    digest = hashlib.sha256(text.encode() + (folder / "directions.safetensors").read_bytes()).hexdigest()
+    for layer in card.layers:
+        if layer not in sites or (layer, "sae") not in directions:
+            raise ArtifactError(f"{folder}: steers layer {layer}, for which it has no site or no direction")
+    return Attribute(
+        name=card.name,
+        model_sha256=card.model_sha256,
+        layers=tuple(card.layers),
+        strength=card.strength,
+        unit=card.unit,
+        scope=card.scope,
+        schedule=card.schedule,
+        sites=sites,
+        directions=directions,
+        profile=raw.get("profile"),
+        provenance=raw.get("provenance", {}),
+        sha256=digest,
+    )
+
+
+def load_attributes(root: Path, model_sha256: str, num_layers: int, hidden_size: int) -> dict[str, Attribute]:
+    """Every attribute below `root` by its name; raises ArtifactError if the folder does not exist or two share a name."""
+    if not root.is_dir():
+        raise ArtifactError(f"{root} is no folder of attributes: it does not exist")
+    found: dict[str, Attribute] = {}
+    for path in sorted(root.rglob("attribute.json")):
+        attribute = load_attribute(path.parent, model_sha256, num_layers, hidden_size)
+        if attribute.name in found:
+            raise ArtifactError(f"{path.parent}: a second attribute named {attribute.name!r}")
+        found[attribute.name] = attribute
+    return found

@@ -1,0 +1,211 @@
+"""The compiled steering of one batch: tensors that the forward reads at each site, and what was applied.
+
+A `Push` is one direction at one layer for one row; the plan stacks the pushes of the rows that steer at a layer into
+`[rows, pushes, ...]` tensors, padded with pushes that do nothing. A step only writes gains and scopes into it, so its
+cost depends on how many pushes a row has and not on how many different configurations are in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
+
+SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
+
+
+class Encoder(Protocol):
+    """What boost and multiply need of an SAE."""
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Feature activations [..., features] of hidden states [..., hidden_size]."""
+        ...
+
+
+@dataclass
+class Applied:
+    """What a push did so far; the receipt is made from it."""
+
+    positions: int = 0
+    """Positions x steps at which the push was not zero."""
+    steps: int = 0
+    """Steps at which it touched at least one position."""
+    ratio_sum: float = 0.0
+    """Sum of |delta| / |h| over those positions."""
+    ratio_max: float = 0.0
+
+
+@dataclass(eq=False)
+class Push:
+    """One direction at one layer for one row."""
+
+    layer: int
+    direction: Tensor
+    """Unit vector [hidden_size]."""
+    op: str
+    strength: float
+    """In hidden units, or the factor of an operator that takes a pure number."""
+    gains: Tensor
+    """Gain per slice of progress [slices], float32."""
+    scope: str | tuple[int, int] = "all"
+    """A named scope, or a half-open span of canvas positions."""
+    sae: Encoder | None = None
+    feature: int | None = None
+    applied: Applied = field(default_factory=Applied)
+
+
+class Site:
+    """The pushes at one layer, stacked over the rows that have any."""
+
+    def __init__(self, pushes: Sequence[Sequence[Push]], rows: Sequence[int], device: torch.device, dtype: torch.dtype):
+        width = max(len(row) for row in pushes)
+        size = pushes[0][0].direction.shape[0]
+        slices = max(len(push.gains) for row in pushes for push in row)
+        shape = (len(pushes), width)
+        self.pushes = pushes
+        self.host_rows = torch.tensor(rows)
+        self.rows = self.host_rows.to(device)
+        code = torch.full(shape, CODES["read"], dtype=torch.int64)
+        strength, scope = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+        span = torch.zeros(*shape, 2, dtype=torch.int64)
+        directions = torch.zeros(*shape, size)
+        self.gain_table = torch.zeros(*shape, slices)
+        self.slices = torch.full(shape, 1, dtype=torch.int64)
+        for r, row in enumerate(pushes):
+            for p, push in enumerate(row):
+                code[r, p], strength[r, p], directions[r, p] = CODES[push.op], push.strength, push.direction
+                self.gain_table[r, p, : len(push.gains)] = push.gains
+                self.slices[r, p] = len(push.gains)
+                if isinstance(push.scope, tuple):
+                    scope[r, p], span[r, p] = len(SCOPES), torch.tensor(push.scope)
+                else:
+                    scope[r, p] = SCOPES[push.scope]
+        self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
+        self.directions = directions.to(device, dtype)
+        self.reads = any(push.op == "read" for row in pushes for push in row)
+        self.encodes = [
+            (r, p, push.sae, push.feature)
+            for r, row in enumerate(pushes)
+            for p, push in enumerate(row)
+            if push.sae is not None and push.feature is not None and push.op in NEEDS_SAE
+        ]
+        # Where every push is an `add`, the projection on v is not needed and not computed.
+        self.projects = any(push.op != "add" for row in pushes for push in row)
+        self.gain = torch.zeros(shape, device=device)
+        self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
+        self.reading = torch.zeros(shape, device=device)
+        # Sums stay on the device until they are flushed, so that a step does not wait for them.
+        self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
+        self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
+        self.active = False
+
+    def set_step(self, progress: Tensor, scopes: Tensor) -> None:
+        """progress [batch] on the host; scopes [batch, named scopes, length] bool on the device."""
+        index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
+        gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
+        self.active = self.reads or bool((gain != 0).any())
+        if not self.active:
+            return
+        self.gain = gain.to(self.code.device)
+        named = scopes[self.rows]
+        position = torch.arange(named.shape[2], device=named.device)
+        spans = (position >= self.span[:, :, :1]) & (position < self.span[:, :, 1:]) & named[:, :1]
+        choice = self.scope.clamp(max=len(SCOPES) - 1)[:, :, None].expand(-1, -1, named.shape[2])
+        self.mask = torch.where((self.scope == len(SCOPES))[:, :, None], spans, named.gather(1, choice))
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """hidden [batch, length, hidden_size] -> the same, steered; rows without a push are left bit for bit."""
+        state = hidden if len(self.rows) == len(hidden) else hidden[self.rows]
+        shape = (*self.code.shape, state.shape[1])
+        if self.projects:
+            projection = torch.einsum("rph,rlh->rpl", self.directions, state).float()
+        else:
+            projection = torch.zeros(shape, device=hidden.device)
+        if self.reads:
+            self.reading = (projection * self.mask).sum(2) / self.mask.sum(2).clamp(min=1)
+        largest = activation = None
+        if self.encodes:
+            largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
+            for r, p, sae, feature in self.encodes:
+                code = sae.encode(state[r].float())
+                largest[r, p], activation[r, p] = code.amax(dim=1), code[:, feature]
+        weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
+        self._record(weight, state)
+        delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)
+        return hidden.index_add(0, self.rows, delta)
+
+    def _record(self, weight: Tensor, state: Tensor) -> None:
+        """Add this step to what has been applied; v is a unit vector, so |delta| is |weight|."""
+        size = weight.abs()
+        ratio = size / state.float().norm(dim=2).clamp(min=1e-12)[:, None, :]
+        touched = (size > 0).sum(2)
+        self.positions += touched
+        self.steps += touched > 0
+        self.ratio_sum += ratio.sum(2)
+        self.ratio_max = torch.maximum(self.ratio_max, ratio.amax(2))
+
+    def flush(self) -> None:
+        """Move the sums of this site into its pushes, in one transfer, and start them again."""
+        table = torch.stack([self.positions, self.steps, self.ratio_sum, self.ratio_max]).tolist()
+        for r, row in enumerate(self.pushes):
+            for p, push in enumerate(row):
+                positions, steps, ratio_sum, ratio_max = (column[r][p] for column in table)
+                push.applied.positions += int(positions)
+                push.applied.steps += int(steps)
+                push.applied.ratio_sum += ratio_sum
+                push.applied.ratio_max = max(push.applied.ratio_max, ratio_max)
+        for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max):
+            sums.zero_()
+
+
+class SteeringPlan:
+    """The sites of a batch; callable as the `Sites` of a model's forward."""
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[Push]],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        captures: frozenset[int] = frozenset(),
+    ) -> None:
+        """rows: the pushes of each row of the batch; captures: layers whose output is kept as it arrives."""
+        layers = sorted({push.layer for row in rows for push in row})
+        self.sites: dict[int, Site] = {}
+        for layer in layers:
+            picked = [(i, [push for push in row if push.layer == layer]) for i, row in enumerate(rows)]
+            picked = [(i, pushes) for i, pushes in picked if pushes]
+            self.sites[layer] = Site([p for _, p in picked], [i for i, _ in picked], torch.device(device), dtype)
+        self.captures = captures
+        self.captured: dict[int, Tensor] = {}
+
+    def set_step(self, progress: Tensor, scopes: Tensor) -> None:
+        """progress [rows] in [0, 1] on the host; scopes [rows, 5, length] bool in the order of SCOPES."""
+        self.captured = {}
+        for site in self.sites.values():
+            site.set_step(progress, scopes)
+
+    def flush(self) -> None:
+        """Bring every push's `applied` up to date; call it before reading them and before dropping the plan."""
+        for site in self.sites.values():
+            site.flush()
+
+    def readings(self) -> dict[int, float]:
+        """Mean projection of the last forward over its scope, of every `read` push, by the push's `id()`."""
+        return {
+            id(push): value
+            for site in self.sites.values()
+            if site.reads
+            for row, values in zip(site.pushes, site.reading.tolist(), strict=True)
+            for push, value in zip(row, values, strict=False)
+            if push.op == "read"
+        }
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor:
+        """See `steerserve.models.Sites`."""
+        if layer in self.captures:
+            self.captured[layer] = hidden
+        site = self.sites.get(layer)
+        return site.apply(hidden) if site is not None and site.active else hidden
