@@ -46,7 +46,8 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = (
-            self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+            self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed.transpose(1, 2).flatten(2)))
@@ -65,7 +66,9 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         hidden = self.attention(hidden, mask)
-        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden))))
+        out: Tensor = self.output["LayerNorm"](
+            hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden)))
+        )
         return out
 
 
@@ -86,7 +89,9 @@ class BertDiffusionLM(DiffusionLM):
                         "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps),
                     }
                 ),
-                "encoder": nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))}),
+                "encoder": nn.ModuleDict(
+                    {"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))}
+                ),
             }
         )
         self.cls = nn.ModuleDict({"predictions": MaskedHead(config)})
@@ -128,7 +133,8 @@ class BertDiffusionLM(DiffusionLM):
             hidden = layer(hidden, mask)
             if sites is not None:
                 hidden = sites(index, hidden)
-        return hidden
+        out: Tensor = hidden
+        return out
 
     def head(self, hidden: Tensor) -> Tensor:
         """See `DiffusionLM.head`; the output matrix is the word embedding (tied)."""

@@ -133,9 +133,9 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
             raise ArtifactError(f"{folder}: direction {name} {list(tensor.shape)} does not fit the model")
         directions[int(layer), kind] = tensor.float() / tensor.float().norm()
     digest = hashlib.sha256(text.encode() + (folder / "directions.safetensors").read_bytes()).hexdigest()
-    for layer in card.layers:
-        if layer not in sites or (layer, "sae") not in directions:
-            raise ArtifactError(f"{folder}: steers layer {layer}, for which it has no site or no direction")
+    for steered in card.layers:
+        if steered not in sites or (steered, "sae") not in directions:
+            raise ArtifactError(f"{folder}: steers layer {steered}, for which it has no site or no direction")
     return Attribute(
         name=card.name,
         model_sha256=card.model_sha256,
@@ -153,7 +153,7 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
 
 
 def load_attributes(root: Path, model_sha256: str, num_layers: int, hidden_size: int) -> dict[str, Attribute]:
-    """Every attribute below `root` by its name; raises ArtifactError if the folder does not exist or two share a name."""
+    """Every attribute below `root` by its name; raises ArtifactError if there is no folder or two share a name."""
     if not root.is_dir():
         raise ArtifactError(f"{root} is no folder of attributes: it does not exist")
     found: dict[str, Attribute] = {}

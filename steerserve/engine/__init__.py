@@ -1,0 +1,1 @@
+"""Requests, batching and the denoising loop."""

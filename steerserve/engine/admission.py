@@ -1,0 +1,128 @@
+"""Admission: check a request whole and resolve every name in it, before anything is queued."""
+
+import math
+import uuid
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from schedulers import build_order, build_transfer
+from steerserve.config import EngineConfig
+from steerserve.engine.interventions import Catalogue, readout, resolve
+from steerserve.engine.params import GenerationParams
+from steerserve.engine.request import Readout, Request
+from steerserve.errors import RequestError
+from steerserve.saes import SparseAutoencoder
+
+MAX_STOPS = 16
+"""Stop strings one request may name."""
+
+
+def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, config: EngineConfig) -> Request:
+    """The request of checked params; raises RequestError or NotFoundError with field, value and what is allowed."""
+    facts = catalogue.facts
+    prompt = tuple(
+        ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
+    )
+    suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
+    _whole("max_tokens", params.max_tokens, 1, facts.max_length)
+    total = len(prompt) + params.max_tokens + len(suffix)
+    if total > facts.max_length:
+        raise RequestError(
+            f"prompt ({len(prompt)} tokens), max_tokens ({params.max_tokens}) and suffix ({len(suffix)}) make a canvas "
+            f"of {total} tokens; this model takes {facts.max_length}",
+            "max_tokens",
+        )
+    steps = params.max_tokens if params.steps is None else params.steps
+    _whole("steps", steps, 1, config.max_steps)
+    block = params.max_tokens if params.block_length is None else params.block_length
+    _whole("block_length", block, 1, params.max_tokens)
+    if params.max_tokens % block:
+        raise RequestError(f"block_length must divide max_tokens ({params.max_tokens}), got {block}", "block_length")
+    blocks = params.max_tokens // block
+    if steps % blocks:
+        raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
+    if not math.isfinite(params.temperature) or not 0 <= params.temperature <= 10:
+        raise RequestError(f"temperature must be 0 to 10, got {params.temperature}", "temperature")
+    if not 0 < params.top_p <= 1:
+        raise RequestError(f"top_p must be above 0 and at most 1, got {params.top_p}", "top_p")
+    _whole("seed", params.seed, -(2**63), 2**63 - 1)
+    if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):
+        raise RequestError(
+            f"stop takes up to {MAX_STOPS} strings, none of them empty, got {list(params.stop)!r}", "stop"
+        )
+    if len(params.interventions) > config.max_interventions:
+        raise RequestError(
+            f"at most {config.max_interventions} interventions, got {len(params.interventions)}", "interventions"
+        )
+    try:
+        order = build_order(params.order)
+    except ValueError as error:
+        raise RequestError(str(error), "order") from error
+    try:
+        transfer = build_transfer(params.transfer)
+    except ValueError as error:
+        raise RequestError(str(error), "transfer") from error
+    response = (len(prompt), len(prompt) + params.max_tokens)
+    interventions = tuple(
+        resolve(catalogue, one, response, steps, f"interventions[{i}]") for i, one in enumerate(params.interventions)
+    )
+    readouts: tuple[Readout, ...] = ()
+    if params.trace is not None:
+        _whole("trace.every", params.trace.every, 1, config.max_steps)
+        readouts = tuple(
+            readout(catalogue, name, f"trace.attributes[{i}]") for i, name in enumerate(params.trace.attributes)
+        )
+    plan = {
+        "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
+        "steps": steps,
+        "block_length": block,
+        "order": params.order if isinstance(params.order, str) else dict(params.order),
+        "transfer": params.transfer if isinstance(params.transfer, str) else dict(params.transfer),
+        "interventions": [one.summary for one in interventions],
+    }
+    return Request(
+        id=uuid.uuid4().hex,
+        params=params,
+        prompt_ids=prompt,
+        suffix_ids=suffix,
+        mask_id=facts.mask_id,
+        steps=steps,
+        block_length=block,
+        order=order,
+        transfer=transfer,
+        interventions=interventions,
+        readouts=readouts,
+        stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
+        plan=plan,
+    )
+
+
+def _stability(name: str | None, catalogue: Catalogue) -> SparseAutoencoder:
+    """The SAE whose features an order compares between steps: the one named, else the deepest for masked ones."""
+    if name is not None:
+        return catalogue.sae(name, "order")
+    usable = [sae for sae in catalogue.saes.values() if sae.facts.policy != "visible"]
+    if not usable:
+        raise RequestError("order 'sae_stability' needs an SAE for masked positions, and none is loaded", "order")
+    return max(usable, key=lambda sae: sae.facts.layer)
+
+
+def _ids(given: str | Sequence[int], param: str, tokenizer: Tokenizer, catalogue: Catalogue) -> list[int]:
+    """Token ids of a text, or ids as given; a mask is refused, since it would be denoised as part of the response."""
+    facts = catalogue.facts
+    if isinstance(given, str):
+        ids: list[int] = tokenizer.encode(given, add_special_tokens=False).ids
+    else:
+        ids = list(given)
+        for token in ids:
+            if isinstance(token, bool) or not 0 <= token < facts.vocab_size:
+                raise RequestError(f"token ids must be 0 to {facts.vocab_size - 1}, got {token}", param)
+    if facts.mask_id in ids:
+        raise RequestError(f"{param} holds the mask token (id {facts.mask_id}); leave out what is to be written", param)
+    return ids
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(f"{name} must be a whole number from {low} to {high}, got {value!r}", name)

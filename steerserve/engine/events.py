@@ -1,0 +1,66 @@
+"""The event log: everything an engine says about its requests. Every view of a generation is made from it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Positions of the response (0-based) that became tokens at this step; `logprobs` only where asked for."""
+
+    request_id: str
+    step: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Readouts before this step's push: for each attribute the mean of <h, v> over the response, in residual units."""
+
+    request_id: str
+    step: int
+    progress: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished row."""
+
+    tokens: tuple[int, ...]
+    """Response token ids, cut before the first EOS; a stop string cuts only `text`."""
+    text: str
+    """The response decoded, cut before the first stop string or EOS."""
+    finish_reason: Literal["stop", "length"]
+    steps: int
+    forward_passes: int
+    prompt_tokens: int
+    receipt: dict[str, Any] | None
+    """What steering was in fact applied; None for a request that asked for none."""
+    trace: tuple[Trace, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    """Log-probability of each of `tokens` when it was committed."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Terminal: the row finished."""
+
+    request_id: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Terminal: the row was aborted or its step failed; `message` holds no internals."""
+
+    request_id: str
+    message: str
+    aborted: bool = False
+
+
+Event = Committed | Trace | Done | Failed
+
+__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Trace"]

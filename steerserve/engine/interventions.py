@@ -1,0 +1,233 @@
+"""Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
+from steerserve.engine.params import Choice, Intervention
+from steerserve.engine.request import Readout, Resolved
+from steerserve.errors import NotFoundError, RequestError
+from steerserve.models import ModelFacts
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute
+from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS
+from steerserve.steering.plan import SCOPES, Push
+
+SLICES = 64
+"""Slices of progress on which schedules are compiled."""
+LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6}
+"""Largest strength by unit: far beyond any text, well inside float32."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that a request may name; immutable after start."""
+
+    facts: ModelFacts
+    attributes: Mapping[str, Attribute]
+    saes: Mapping[str, SparseAutoencoder]
+    residual_norms: Mapping[int, float]
+    """Mean norm of the hidden state at masked positions by layer, where it is known."""
+
+    def attribute(self, name: str, param: str) -> Attribute:
+        """The attribute of that name; raises NotFoundError listing the known ones."""
+        if name not in self.attributes:
+            raise NotFoundError(f"unknown attribute {name!r}; known: {', '.join(self.attributes) or 'none'}", param)
+        return self.attributes[name]
+
+    def sae(self, name: str, param: str) -> SparseAutoencoder:
+        """The SAE of that id; raises NotFoundError listing the known ones."""
+        if name not in self.saes:
+            raise NotFoundError(f"unknown sae {name!r}; known: {', '.join(self.saes) or 'none'}", param)
+        return self.saes[name]
+
+
+def resolve(catalogue: Catalogue, one: Intervention, response: tuple[int, int], steps: int, param: str) -> Resolved:
+    """One intervention against the catalogue; response is the canvas span of the response; raises RequestError."""
+    named = [name for name in ("attribute", "feature", "vector") if getattr(one, name) is not None]
+    if len(named) != 1:
+        got = " and ".join(named) or "none of them"
+        raise RequestError(f"an intervention names exactly one of attribute, feature and vector, got {got}", param)
+    attribute = catalogue.attribute(one.attribute, f"{param}.attribute") if one.attribute is not None else None
+    default_schedule: Choice = "uniform"
+    default_scope, profile = "masked", None
+    if attribute is not None:
+        pushes = _attribute_sites(attribute, one, param)
+        unit = one.unit or (attribute.unit if one.op == "add" else "residual")
+        default_scope, default_schedule = attribute.scope, attribute.schedule
+        profile = CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
+    elif one.feature is not None:
+        pushes = [_feature_site(catalogue, one, param)]
+        unit = one.unit or "max_act"
+    else:
+        pushes = [_vector_site(catalogue, one, param)]
+        unit = one.unit or "residual"
+    strength = _strength(one, attribute, unit, param)
+    scope = _scope(one.scope or default_scope, response, param)
+    table = _gains(one.schedule or default_schedule, profile, f"{param}.schedule")
+    sites, built = [], []
+    neutral = strength == NEUTRAL.get(one.op, 0.0) and one.op not in ("clamp", "cap")
+    for push in pushes:
+        scale = 1.0 if one.op in PURE_NUMBERS else _scale(catalogue, push, unit, one, f"{param}.unit")
+        sites.append({"layer": push.layer, "strength_hidden": strength * scale})
+        push.strength, push.op, push.scope, push.gains = strength * scale, one.op, scope, table.gains
+        built.append(push)
+    summary = {
+        "name": one.attribute or (f"{one.feature.sae}:{one.feature.index}" if one.feature else "vector"),
+        "operator": one.op,
+        "direction": one.direction if attribute else "sae" if one.feature else "vector",
+        "strength": strength,
+        "unit": "factor" if one.op in PURE_NUMBERS else unit,
+        "scope": list(one.scope) if isinstance(one.scope, tuple) else one.scope or default_scope,
+        "schedule": _shown(one.schedule or default_schedule)
+        | {"norm": table.norm, "gains": [round(gain, 6) for gain in table.gains.tolist()]},
+        "strength_per_step": [round(strength * float(table.gains[i * SLICES // steps]), 6) for i in range(steps)],
+        "rho": table.rho,
+        "sites": sites,
+        "attribute_sha256": attribute.sha256 if attribute else None,
+        "notes": [
+            *([table.note] if table.note else []),
+            *(
+                ["rho is 1: this attribute gains nothing from a schedule"]
+                if table.rho is not None and table.rho < 1 + 1e-9
+                else []
+            ),
+            *([f"strength {strength:g} changes nothing: not applied"] if neutral else []),
+        ],
+    }
+    return Resolved(summary, () if neutral else tuple(built))
+
+
+def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
+    """A reading of an attribute at the first of its layers, over the response."""
+    attribute = catalogue.attribute(name, param)
+    layer = attribute.layers[0]
+    push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
+    return Readout(name, push, attribute.sites[layer].residual_norm)
+
+
+def _push(layer: int, direction: torch.Tensor) -> Push:
+    return Push(layer, direction, "add", 0.0, torch.zeros(SLICES))
+
+
+def _attribute_sites(attribute: Attribute, one: Intervention, param: str) -> list[Push]:
+    known = sorted(layer for layer, kind in attribute.directions if kind == one.direction)
+    layers = attribute.layers if one.layers is None else one.layers
+    if not layers:
+        raise RequestError(f"layers is empty; attribute {attribute.name!r} has {known}", f"{param}.layers")
+    for layer in layers:
+        if layer not in known:
+            raise RequestError(
+                f"layer {layer} is not among those of attribute {attribute.name!r}: {known}", f"{param}.layers"
+            )
+    if one.op in NEEDS_SAE:
+        raise RequestError(f"op {one.op!r} takes a feature, not an attribute", f"{param}.op")
+    return [_push(layer, attribute.directions[layer, one.direction]) for layer in dict.fromkeys(layers)]
+
+
+def _feature_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
+    assert one.feature is not None
+    sae = catalogue.sae(one.feature.sae, f"{param}.feature.sae")
+    if one.layers is not None:
+        raise RequestError("a feature belongs to the layer of its SAE; leave layers out", f"{param}.layers")
+    try:
+        push = _push(sae.facts.layer, sae.direction(one.feature.index))
+    except NotFoundError as error:
+        raise NotFoundError(str(error), f"{param}.feature.index") from error
+    push.sae, push.feature = sae, one.feature.index
+    return push
+
+
+def _vector_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
+    assert one.vector is not None
+    facts, vector = catalogue.facts, one.vector
+    if not 0 <= vector.layer < facts.num_layers:
+        raise RequestError(f"layer must be 0 to {facts.num_layers - 1}, got {vector.layer}", f"{param}.vector.layer")
+    if len(vector.values) != facts.hidden_size:
+        raise RequestError(
+            f"values must hold {facts.hidden_size} numbers, got {len(vector.values)}", f"{param}.vector.values"
+        )
+    if one.op in NEEDS_SAE:
+        raise RequestError(f"op {one.op!r} takes a feature, not a vector", f"{param}.op")
+    if one.layers is not None:
+        raise RequestError("a vector names its own layer; leave layers out", f"{param}.layers")
+    values = torch.tensor(vector.values, dtype=torch.float64)
+    norm = float(values.norm())
+    if not math.isfinite(norm) or norm == 0.0:
+        raise RequestError(f"values must be finite and not all zero, their norm is {norm}", f"{param}.vector.values")
+    return _push(vector.layer, (values / norm).float())
+
+
+def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: str) -> float:
+    if unit not in (*LARGEST, "kl"):
+        raise RequestError(f"unit must be one of {[*LARGEST, 'kl']}, got {unit!r}", f"{param}.unit")
+    if one.op in PURE_NUMBERS and one.unit is not None:
+        raise RequestError(f"op {one.op!r} takes a factor; leave unit out, got {one.unit!r}", f"{param}.unit")
+    strength = one.strength
+    if strength is None:
+        if attribute is None or one.op != "add" or unit != attribute.unit:
+            raise RequestError(
+                "strength is required here; only add of an attribute in its own unit has a default", f"{param}.strength"
+            )
+        strength = attribute.strength
+    if not math.isfinite(strength) or abs(strength) > LARGEST.get(unit, 100.0):
+        raise RequestError(
+            f"strength must be finite and within +-{LARGEST.get(unit, 100.0):g} in unit {unit}, got {strength}",
+            f"{param}.strength",
+        )
+    return float(strength)
+
+
+def _scale(catalogue: Catalogue, push: Push, unit: str, one: Intervention, param: str) -> float:
+    """Hidden units of strength 1 at a push's site."""
+    if unit == "raw":
+        return 1.0
+    if unit == "residual":
+        if push.layer not in catalogue.residual_norms:
+            raise RequestError(f"no residual norm is known for layer {push.layer}; use unit 'raw'", param)
+        return catalogue.residual_norms[push.layer]
+    if unit == "max_act":
+        if one.feature is None:
+            raise RequestError("unit 'max_act' is for a feature; use 'residual' or 'raw'", param)
+        stats = catalogue.saes[one.feature.sae].stats
+        largest = float(stats.max_act[one.feature.index]) if stats is not None else 0.0
+        if largest <= 0.0:
+            raise RequestError(
+                f"feature {one.feature.index} of sae {one.feature.sae!r} has no maximum activation; "
+                "use 'residual' or 'raw'",
+                param,
+            )
+        return largest
+    raise RequestError(
+        "unit 'kl' needs an attribute whose cost was calibrated; use 'residual', 'max_act' or 'raw'", param
+    )
+
+
+def _scope(scope: str | tuple[int, int], response: tuple[int, int], param: str) -> str | tuple[int, int]:
+    if isinstance(scope, str):
+        if scope not in SCOPES:
+            raise RequestError(f"scope must be one of {list(SCOPES)} or a span, got {scope!r}", f"{param}.scope")
+        return scope
+    first, last = scope
+    if not 0 <= first < last <= response[1] - response[0]:
+        raise RequestError(
+            f"a span is [first, last + 1) of the response, 0 to {response[1] - response[0]}, got [{first}, {last}]",
+            f"{param}.scope",
+        )
+    return response[0] + first, response[0] + last
+
+
+def _gains(choice: Choice, profile: CommitmentProfile | None, param: str) -> GainTable:
+    try:
+        schedule, norm = build_strength(choice)
+        return compile_gains(schedule, norm, profile, SLICES)
+    except ValueError as error:
+        raise RequestError(str(error), param) from error
+
+
+def _shown(choice: Choice) -> dict[str, Any]:
+    return {"type": choice} if isinstance(choice, str) else dict(choice)

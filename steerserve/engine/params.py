@@ -1,0 +1,82 @@
+"""What a caller may ask of an engine, as plain frozen data; `Engine.admit` checks it and resolves its names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Choice = str | Mapping[str, Any]
+"""A name, or `{"type": name, ...options}`."""
+
+Operator = Literal["add", "boost", "multiply", "clamp", "project_out", "cap"]
+Unit = Literal["residual", "max_act", "raw", "kl"]
+Scope = Literal["all", "prompt", "response", "masked", "committed"] | tuple[int, int]
+"""A named set of positions, or a half-open span of response positions."""
+
+
+@dataclass(frozen=True)
+class FeatureRef:
+    """One feature of a loaded SAE."""
+
+    sae: str
+    index: int
+
+
+@dataclass(frozen=True)
+class VectorRef:
+    """A raw direction at one layer's output; normalised when it is admitted."""
+
+    layer: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One push: exactly one of attribute, feature and vector; None takes the default of what is named."""
+
+    attribute: str | None = None
+    feature: FeatureRef | None = None
+    vector: VectorRef | None = None
+    strength: float | None = None
+    op: Operator = "add"
+    unit: Unit | None = None
+    scope: Scope | None = None
+    schedule: Choice | None = None
+    layers: tuple[int, ...] | None = None
+    direction: Literal["sae", "diff_means"] = "sae"
+    """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
+
+
+@dataclass(frozen=True)
+class TraceParams:
+    """Attributes to read while denoising, every `every` steps."""
+
+    attributes: tuple[str, ...]
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """One row: one prompt, one sample."""
+
+    prompt: str | tuple[int, ...] = ""
+    suffix: str | tuple[int, ...] = ""
+    max_tokens: int = 64
+    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
+    steps: int | None = None
+    """Denoising steps; None: one per response token."""
+    block_length: int | None = None
+    """Semi-autoregressive blocks of this many tokens; None: the whole response is one block."""
+    order: Choice = "confidence"
+    transfer: Choice = "linear"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    row: int = 0
+    """Which sample of the seed: two rows of one seed draw different noise, a row and its baseline the same."""
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
+    logprobs: bool = False
+    """Whether to record each committed token's log-probability at its commitment."""
+    interventions: tuple[Intervention, ...] = field(default=())
+    trace: TraceParams | None = None

@@ -1,0 +1,125 @@
+"""One admitted row: what it asked for, resolved, and all the state of its denoising."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from schedulers import Order, Transfer
+from steerserve.engine.events import Trace
+from steerserve.engine.params import GenerationParams
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.plan import Push
+
+
+@dataclass(frozen=True)
+class Readout:
+    """An attribute's projection, read at one layer."""
+
+    attribute: str
+    push: Push
+    residual_norm: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One intervention, resolved: its pushes, and what the plan and the receipt say of it."""
+
+    summary: dict[str, Any]
+    pushes: tuple[Push, ...]
+
+
+@dataclass(eq=False)
+class Request:
+    """A row of the engine; only the engine changes it after admission."""
+
+    id: str
+    params: GenerationParams
+    prompt_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    mask_id: int
+    steps: int
+    block_length: int
+    order: Order
+    transfer: Transfer
+    interventions: tuple[Resolved, ...]
+    readouts: tuple[Readout, ...]
+    stability: SparseAutoencoder | None
+    plan: dict[str, Any]
+    canvas: list[int] = field(init=False)
+    step: int = 0
+    """Denoising steps done."""
+    block: int = 0
+    block_step: int = 0
+    block_total: int = field(init=False)
+    """Masked positions of the current block when it began."""
+    prefix: int = 0
+    """Response tokens committed without a gap from the left."""
+    logprobs: dict[int, float] = field(default_factory=dict)
+    trace: list[Trace] = field(default_factory=list)
+    features: Tensor | None = None
+    """Top feature ids of each position at the last step [canvas, k], for orders that compare steps."""
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.canvas = [*self.prompt_ids, *([self.mask_id] * self.params.max_tokens), *self.suffix_ids]
+        self.block_total = self.block_length
+
+    @property
+    def start(self) -> int:
+        """Canvas position of the first response token."""
+        return len(self.prompt_ids)
+
+    @property
+    def stop(self) -> int:
+        """Canvas position after the last response token."""
+        return self.start + self.params.max_tokens
+
+    @property
+    def response(self) -> list[int]:
+        return self.canvas[self.start : self.stop]
+
+    @property
+    def masked(self) -> int:
+        """Response positions that are still masked."""
+        return self.response.count(self.mask_id)
+
+    @property
+    def progress(self) -> float:
+        """Share of the response that is committed."""
+        return 1.0 - self.masked / self.params.max_tokens
+
+    @property
+    def block_span(self) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) of the current block."""
+        first = self.start + self.block * self.block_length
+        return first, first + self.block_length
+
+    @property
+    def block_steps(self) -> int:
+        """Steps of one block."""
+        return self.steps * self.block_length // self.params.max_tokens
+
+    @property
+    def steps_left(self) -> int:
+        return self.steps - self.block * self.block_steps - self.block_step
+
+    @property
+    def pushes(self) -> list[Push]:
+        """Every push and readout of the row."""
+        return [
+            *(push for one in self.interventions for push in one.pushes),
+            *(readout.push for readout in self.readouts),
+        ]
+
+    def advance(self) -> None:
+        """Count the step just made, and go to the next block when this one is full or out of steps."""
+        self.step += 1
+        self.block_step += 1
+        first, last = self.block_span
+        if self.block_step >= self.block_steps or self.mask_id not in self.canvas[first:last]:
+            self.block += 1
+            self.block_step = 0
+            self.block_total = self.block_length
+        while self.prefix < self.params.max_tokens and self.canvas[self.start + self.prefix] != self.mask_id:
+            self.prefix += 1

@@ -1,0 +1,48 @@
+"""The start-up self-test: a known push must move the logits, through the path that serves, and nothing else."""
+
+from dataclasses import replace
+
+import torch
+
+from steerserve.engine.batch import Batch
+from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.errors import SelfTestError
+
+
+@torch.inference_mode()
+def check_steering(engine: TorchEngine) -> None:
+    """Push a random direction at each layer in the second of two equal rows; raises SelfTestError naming the layer.
+
+    The pushed row's logits must change, and its neighbour's must be those of a batch without steering, bit for bit.
+    """
+    facts = engine.model.facts
+    length = min(8, facts.max_length - 2)
+    plain = GenerationParams(max_tokens=length)
+    direction = torch.randn(facts.hidden_size, generator=torch.Generator().manual_seed(0))
+    reference = _logits(engine, [plain, plain])
+    if not bool(torch.isfinite(reference).all()):
+        raise SelfTestError("the model's logits are not finite")
+    for layer in range(facts.num_layers):
+        push = Intervention(
+            vector=VectorRef(layer, tuple(direction.tolist())),
+            strength=engine.catalogue.residual_norms.get(layer, 1.0),
+            unit="raw",
+            scope="all",
+        )
+        logits = _logits(engine, [plain, replace(plain, interventions=(push,))])
+        if not torch.equal(logits[0], reference[0]):
+            raise SelfTestError(f"a push at layer {layer} changed the row beside it")
+        if not bool((logits[1] - reference[1]).abs().max() > 1e-4 * reference[1].abs().max()):
+            raise SelfTestError(
+                f"a push at layer {layer} did not move the logits: steering does not take on this model"
+            )
+
+
+def _logits(engine: TorchEngine, rows: list[GenerationParams]) -> torch.Tensor:
+    """Logits [rows, masked positions, vocabulary] of the first step of a batch."""
+    batch = Batch([engine.admit(params) for params in rows], engine.model.facts.eos_id, engine.device, engine.dtype)
+    row, position = batch.begin(engine.model.facts.mask_id)
+    hidden = engine.model(batch.canvas, batch.lengths, batch.plan)
+    logits: torch.Tensor = engine.model.head(hidden[row, position])
+    return logits.float().reshape(len(rows), -1, logits.shape[1])

@@ -1,0 +1,256 @@
+"""The torch engine: step-level batching of denoising rows in this process."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from schedulers import Candidates, Quota, feature_stability, rank
+from steerserve.config import EngineConfig
+from steerserve.engine import noise
+from steerserve.engine.admission import admit
+from steerserve.engine.batch import TOP_FEATURES, Batch
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
+from steerserve.engine.interventions import Catalogue
+from steerserve.engine.params import GenerationParams
+from steerserve.engine.receipt import receipt
+from steerserve.engine.request import Request
+from steerserve.engine.sampler import Draw, Settings, draw
+from steerserve.engine.text import continuation, cut_at_stop
+from steerserve.errors import QueueFullError
+from steerserve.models import DiffusionLM
+
+
+class TorchEngine:
+    """See `steerserve.engine.base.Engine`."""
+
+    def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
+        self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.waiting: deque[Request] = deque()
+        self.batch: Batch | None = None
+        self.aborted: set[str] = set()
+        self.step_seconds = 0.0
+        """Moving average of the time of one step of one row."""
+
+    @property
+    def running(self) -> list[Request]:
+        """The rows of the next forward, as far as they are chosen."""
+        return self.batch.requests if self.batch else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def admit(self, params: GenerationParams) -> Request:
+        """See `Engine.admit`; safe from any thread."""
+        return admit(params, self.catalogue, self.tokenizer, self.config)
+
+    def add(self, requests: list[Request]) -> None:
+        """See `Engine.add`."""
+        free = self.config.max_queue - len(self.waiting)
+        if len(requests) > free:
+            raise QueueFullError(
+                f"the queue holds {len(self.waiting)} of {self.config.max_queue} rows: no room for {len(requests)}",
+                self.retry_after(),
+            )
+        self.waiting.extend(requests)
+
+    def retry_after(self) -> float:
+        """Seconds until half of what waits will have run, at the measured rate; at least one."""
+        rows = [*self.waiting, *self.running]
+        return max(1.0, self.step_seconds * sum(request.steps_left for request in rows) / 2)
+
+    def abort(self, request_id: str) -> None:
+        """See `Engine.abort`."""
+        self.aborted.add(request_id)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.waiting.clear()
+        self.batch = None
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """See `Engine.step`: choose rows, forward with steering, sample, commit, emit."""
+        events = self._choose_rows()
+        if self.batch is None:
+            return events
+        began = time.perf_counter()
+        batch = self.batch
+        row, position = batch.begin(self.model.facts.mask_id)
+        hidden = self.model(batch.canvas, batch.lengths, batch.plan)
+        drawn = self._sample(batch, hidden, row, position)
+        chosen = self._order(batch, drawn, row, position)
+        events += self._readings(batch)
+        events += self._commit(batch, drawn, row, position, chosen)
+        events += self._collect(batch)
+        cost = (time.perf_counter() - began) / len(batch.requests)
+        self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
+        return events
+
+    def _choose_rows(self) -> list[Event]:
+        """Drop aborted rows, let waiting ones join while there is room, and rebuild the batch if anything changed."""
+        aborted, self.aborted = self.aborted, set()
+        events: list[Event] = [
+            Failed(request.id, "aborted", aborted=True)
+            for request in [*self.running, *self.waiting]
+            if request.id in aborted
+        ]
+        if events:
+            self.waiting = deque(request for request in self.waiting if request.id not in aborted)
+        staying = [request for request in self.running if not request.finished and request.id not in aborted]
+        joining = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.config.max_rows - len(staying)))]
+        if joining or len(staying) < len(self.running):
+            if self.batch is not None:
+                self.batch.close()
+            rows = staying + joining
+            self.batch = Batch(rows, self.model.facts.eos_id, self.device, self.dtype) if rows else None
+        return events
+
+    def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
+        """A candidate for every masked position of the current blocks."""
+        needs = frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in batch.requests))
+        key = self._keys(batch, row, position, noise.TOKEN)
+        settings = Settings(batch.temperature[row], batch.top_p[row], batch.no_eos[row], key)
+        return draw(self.model, hidden[row, position], settings, needs)
+
+    def _keys(self, batch: Batch, row: Tensor, position: Tensor, stream: int) -> Tensor:
+        """Counter-based keys; positions count from the start of the response."""
+        step = torch.tensor([r.step for r in batch.requests], device=self.device)
+        return noise.keys(batch.seed[row], batch.sample[row], step[row], position - batch.start[row], stream)
+
+    def _order(self, batch: Batch, drawn: Draw, row: Tensor, position: Tensor) -> Tensor:
+        """Which candidates commit now [N] bool: scored by each row's order, counted by each row's transfer."""
+        candidates = Candidates(
+            probability=drawn.probability,
+            margin=drawn.margin,
+            entropy=drawn.entropy,
+            uniform=noise.uniform(self._keys(batch, row, position, noise.ORDER)),
+            stability=self._stability(batch, row, position) if batch.saes else None,
+        )
+        rows = batch.requests
+        scores = torch.zeros_like(drawn.probability)
+        for order in dict.fromkeys(r.order for r in rows):
+            mine = torch.tensor([r.order == order for r in rows], device=self.device)
+            scores = torch.where(mine[row], order.score(candidates).to(scores.dtype), scores)
+        ranked = rank(scores, row)
+        table = [(r.block_step, r.block_steps, r.block_total) for r in rows]
+        step, steps, total = torch.tensor(table, device=self.device).unbind(1)
+        quota = Quota(
+            step=step,
+            steps=steps,
+            total=total,
+            masked=torch.bincount(row, minlength=len(rows)),
+            row=row,
+            probability=drawn.probability[ranked],
+            entropy=drawn.entropy[ranked] if drawn.entropy is not None else None,
+        )
+        counts = torch.zeros_like(step)
+        for transfer in dict.fromkeys(r.transfer for r in rows):
+            mine = torch.tensor([r.transfer == transfer for r in rows], device=self.device)
+            counts = torch.where(mine, transfer.counts(quota), counts)
+        first = quota.masked.cumsum(0) - quota.masked
+        place = torch.arange(len(row), device=self.device) - first[row]
+        return torch.zeros_like(row, dtype=torch.bool).scatter(0, ranked, place < counts[row])
+
+    def _stability(self, batch: Batch, row: Tensor, position: Tensor) -> Tensor:
+        """How little the top features of each candidate changed since the last step [N]; 0 for other rows."""
+        stability = torch.zeros(len(row), dtype=torch.float64, device=self.device)
+        for sae, members in batch.saes.items():
+            index = members[row].nonzero()[:, 0]
+            r, p = row[index], position[index]
+            ids = sae.top_ids(batch.plan.captured[sae.facts.layer][r, p].float(), min(TOP_FEATURES, sae.facts.features))
+            before = batch.features[r, p, : ids.shape[1]]
+            stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
+            batch.features[r, p, : ids.shape[1]] = ids
+        return stability
+
+    def _readings(self, batch: Batch) -> list[Event]:
+        """Traces that are due at this step, read before its push."""
+        due = [
+            request
+            for request in batch.requests
+            if request.params.trace is not None and request.step % request.params.trace.every == 0
+        ]
+        if not due:
+            return []
+        values = batch.plan.readings()
+        traces = [
+            Trace(
+                request.id,
+                request.step,
+                request.progress,
+                {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
+            )
+            for request in due
+        ]
+        for request, trace in zip(due, traces, strict=True):
+            request.trace.append(trace)
+        return list(traces)
+
+    def _commit(self, batch: Batch, drawn: Draw, row: Tensor, position: Tensor, chosen: Tensor) -> list[Event]:
+        """Write the chosen candidates into the canvas; the one transfer to the host of a step."""
+        row, position, token = row[chosen], position[chosen], drawn.token[chosen]
+        batch.canvas[row, position] = token
+        log_p = drawn.probability[chosen].log()
+        found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
+        for r, p, t, lp in zip(row.tolist(), position.tolist(), token.tolist(), log_p.tolist(), strict=True):
+            found[r].append((p, t, lp))
+        events: list[Event] = []
+        for request, commits in zip(batch.requests, found, strict=True):
+            for p, t, lp in commits:
+                request.canvas[p] = t
+                if request.params.logprobs:
+                    request.logprobs[p - request.start] = lp
+            if commits:
+                positions = tuple(p - request.start for p, _, _ in commits)
+                logprobs = tuple(lp for _, _, lp in commits) if request.params.logprobs else None
+                events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in commits), logprobs))
+            request.advance()
+        return events
+
+    def _collect(self, batch: Batch) -> list[Event]:
+        """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
+        done = [request for request in batch.requests if self._settled(request)]
+        if done:
+            batch.plan.flush()
+        for request in done:
+            request.finished = True
+        return [Done(request.id, self._result(request)) for request in done]
+
+    def _settled(self, request: Request) -> bool:
+        prefix = request.response[: request.prefix]
+        return (
+            request.steps_left <= 0
+            or request.prefix == request.params.max_tokens
+            or self.model.facts.eos_id in prefix
+            or bool(request.params.stop)
+            and cut_at_stop(self._text(request, prefix), request.params.stop)[1]
+        )
+
+    def _text(self, request: Request, response: Sequence[int]) -> str:
+        return continuation(self.decode, request.prompt_ids, response)
+
+    def _result(self, request: Request) -> Result:
+        eos = self.model.facts.eos_id
+        tokens = request.response
+        ended = eos in tokens[: request.prefix]
+        tokens = tokens[: tokens.index(eos)] if ended else tokens[: request.prefix or None]
+        text, stopped = cut_at_stop(self._text(request, tokens), request.params.stop)
+        return Result(
+            tokens=tuple(tokens),
+            text=text,
+            finish_reason="stop" if ended or stopped else "length",
+            steps=request.step,
+            forward_passes=request.step,
+            prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
+            receipt=receipt(request),
+            trace=tuple(request.trace),
+            logprobs=tuple(request.logprobs[i] for i in range(len(tokens))) if request.params.logprobs else None,
+        )
