@@ -1,0 +1,93 @@
+"""One row's response as its events have built it so far, and the part of its text that nothing can change any more."""
+
+from collections.abc import Callable, Sequence
+
+from steerserve.engine.events import Committed
+
+MASK = "\u25af"
+"""How a position without a token is shown."""
+
+INCOMPLETE = "\ufffd"
+
+
+class Canvas:
+    """The committed tokens of a response of `length` positions; `decode` gives their text behind the prompt."""
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], end_ids: frozenset[int], length: int, stop: tuple[str, ...]
+    ) -> None:
+        self._decode = decode
+        self._end_ids = end_ids
+        self._length = length
+        self._stop = stop
+        self._tokens: dict[int, int] = {}
+        self._prefix: list[int] = []
+        self._sent = ""
+
+    def commit(self, event: Committed) -> None:
+        """Take over the tokens of an event."""
+        self._tokens.update(zip(event.positions, event.tokens, strict=True))
+        while (token := self._tokens.get(len(self._prefix))) is not None and token not in self._end_ids:
+            self._prefix.append(token)
+
+    def grown(self) -> str:
+        """What has settled since the last call: text of the contiguous committed prefix, without what may yet become
+        part of a stop string or of a character whose other bytes are still masked."""
+        settled = self._settled()
+        if not settled.startswith(self._sent):
+            # A decoder that rewrites what it has already said; the end of the row brings the rest.
+            return ""
+        return self._send(settled)
+
+    def rest(self, text: str) -> str:
+        """What of a finished row's text has not been sent; raises ValueError where it does not continue what was."""
+        if not text.startswith(self._sent):
+            raise ValueError("the final text does not continue the streamed text")
+        return self._send(text)
+
+    def provisional(self) -> str:
+        """The whole response now, `▯` for each masked position, up to the first end token."""
+        text = ""
+        before: list[int] = []
+        run: list[int] = []
+        for position in range(self._length):
+            token = self._tokens.get(position)
+            if token in self._end_ids:
+                break
+            if token is not None:
+                run.append(token)
+                continue
+            text += self._piece(before, run) + MASK
+            before += run
+            run = []
+        return text + self._piece(before, run)
+
+    def _piece(self, before: list[int], run: list[int]) -> str:
+        # Decoded as a continuation of the earlier tokens, since a token's text may depend on not being the first.
+        if not run:
+            return ""
+        known, both = self._decode(before), self._decode(before + run)
+        return both[len(known) :] if both.startswith(known) else self._decode(run)
+
+    def _settled(self) -> str:
+        text = self._decode(self._prefix).rstrip(INCOMPLETE)
+        end = len(text)
+        for stop in self._stop:
+            found = text.find(stop)
+            if found >= 0:
+                end = min(end, found)
+            end = min(end, len(text) - _overlap(text, stop))
+        return text[:end]
+
+    def _send(self, text: str) -> str:
+        piece = text[len(self._sent) :]
+        self._sent += piece
+        return piece
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that a further text could complete to `stop`."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

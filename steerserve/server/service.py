@@ -1,0 +1,40 @@
+"""What a server is built from: an engine, and what is worth telling about it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steerserve.engine.base import Engine
+
+
+@dataclass(frozen=True)
+class Service:
+    """A loaded engine with its catalogues. Everything but the engine is immutable or safe to call from any thread."""
+
+    engine: Engine
+    model_id: str
+    """The name requests must give as `model`."""
+    created: int
+    """When the model was loaded or made, in seconds since 1970."""
+    decode: Callable[[Sequence[int]], str]
+    """Text of token ids, special tokens left out; U+FFFD where a character is incomplete."""
+    end_ids: frozenset[int]
+    """Token ids that end a response: neither they nor what follows them is text."""
+    max_length: int
+    """Longest canvas in tokens: prompt, response and suffix together."""
+    load: Callable[[], Mapping[str, Any]]
+    """Now: `queue_length`, `running_rows`, and the limits `max_queue` and `max_rows`."""
+    model_card: Mapping[str, Any] = field(default_factory=dict)
+    """Facts for /v1/models; `sha256`, where present, becomes the `system_fingerprint` of answers."""
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What can be steered by name: JSON facts by name."""
+    saes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The sparse autoencoders that are loaded: JSON facts by name."""
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    """What the engine can honour, as JSON."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Short name of the weights that answer."""
+        sha = self.model_card.get("sha256")
+        return f"fp_{sha[:12]}" if isinstance(sha, str) and sha else None

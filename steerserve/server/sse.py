@@ -1,0 +1,72 @@
+"""Server-sent events: a view of a generation as bytes, and the response that ends with its client."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import State
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from steerserve.errors import SteerserveError
+from steerserve.server.disconnect import ClientGoneError, unless_gone
+from steerserve.server.errors import answer_to, unexpected
+from steerserve.server.generation import Generation
+from steerserve.server.streaming import View
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def data(frame: dict[str, Any]) -> bytes:
+    """One `data:` line of JSON."""
+    return b"data: " + json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def lines(
+    generation: Generation, view: View, include_usage: bool, keep_alive: float, state: State
+) -> AsyncGenerator[bytes, None]:
+    """The stream up to `[DONE]`, or up to an error frame, since the status is sent; `state.outcome` notes a failure."""
+    try:
+        async for event in generation.events(keep_alive):
+            if event is None:
+                yield KEEP_ALIVE
+                continue
+            for frame in view.frames(event):
+                yield data(frame)
+        if include_usage:
+            yield data(view.usage())
+        yield DONE
+    except SteerserveError as error:
+        answer = answer_to(error)
+        state.outcome = "refused" if answer.status == 503 else "failed"
+        yield data(answer.body)
+    except Exception:
+        logger.exception("request %s failed while it streamed", state.request_id)
+        state.outcome = "failed"
+        yield data(unexpected(state.request_id).body)
+
+
+class EventStream(StreamingResponse):
+    """Sends `source` as it comes, and ends the generation when the source or the client does."""
+
+    def __init__(self, source: AsyncGenerator[bytes, None], generation: Generation, state: State) -> None:
+        # No proxy may hold lines back.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(source, headers=headers, media_type="text/event-stream")
+        self._source = source
+        self._generation = generation
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        # The base class notices a vanished client only when it sends; a row must not run on through a silence.
+        try:
+            await unless_gone(receive, self.stream_response(send))
+        except (ClientGoneError, OSError):
+            self._state.outcome = "disconnected"
+        finally:
+            self._generation.end()
+            await self._source.aclose()

@@ -1,0 +1,162 @@
+"""Views of one event log: what a stream says at each event."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from steerserve.engine.events import Committed, Done, Event, Trace
+from steerserve.server.canvas import Canvas
+from steerserve.server.protocol import StreamMode
+from steerserve.server.render import LOWEST_LOGPROB, Answer, trace
+
+
+class View(Protocol):
+    """Turns events into JSON frames. `answer` has taken an event's result before the view sees the event."""
+
+    def frames(self, event: Event) -> list[dict[str, Any]]:
+        """What to say at this event."""
+        ...
+
+    def usage(self) -> dict[str, Any]:
+        """The frame that tells the usage, for a caller who asked for it."""
+        ...
+
+
+class Chunks(ABC):
+    """OpenAI's chunks; what text a chunk carries is the subclass's."""
+
+    def __init__(self, answer: Answer, canvases: dict[str, Canvas], include_usage: bool) -> None:
+        self._answer = answer
+        self._canvases = canvases
+        self._common = {"usage": None} if include_usage else {}
+
+    def frames(self, event: Event) -> list[dict[str, Any]]:
+        """Text of the steered rows; at the end of a choice a chunk with its finish_reason and all that goes with it."""
+        row = self._answer.rows[event.request_id]
+        frames = []
+        if isinstance(event, Committed) and not row.baseline:
+            canvas = self._canvases[event.request_id]
+            canvas.commit(event)
+            frames = self._text_chunks(row.choice, self._at_commit(canvas))
+        if isinstance(event, Done):
+            if not row.baseline:
+                canvas = self._canvases[event.request_id]
+                frames = self._text_chunks(row.choice, self._at_end(canvas, event.result.text))
+            if self._answer.finished(row.choice):
+                choice = self._answer.choice(row.choice)
+                frames.append(self._chunk(choice | {"text": self._closing(choice["text"])}))
+        return frames
+
+    def usage(self) -> dict[str, Any]:
+        """The chunk without choices that OpenAI ends such a stream with."""
+        return self._answer.head | {"choices": [], "usage": self._answer.usage()}
+
+    def _text_chunks(self, index: int, text: str) -> list[dict[str, Any]]:
+        if not text:
+            return []
+        return [self._chunk({"index": index, "text": text, "logprobs": None, "finish_reason": None})]
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._answer.head | {"choices": [choice]} | self._common
+
+    @abstractmethod
+    def _at_commit(self, canvas: Canvas) -> str:
+        """Text of the chunk after a commit; empty for none."""
+
+    @abstractmethod
+    def _at_end(self, canvas: Canvas, text: str) -> str:
+        """Text of the chunk when the row has its final `text`; empty for none."""
+
+    @abstractmethod
+    def _closing(self, text: str) -> str:
+        """Text of the chunk with the finish_reason."""
+
+
+class AppendView(Chunks):
+    """Text that only grows: the chunks of a choice, joined, are its text."""
+
+    def _at_commit(self, canvas: Canvas) -> str:
+        return canvas.grown()
+
+    def _at_end(self, canvas: Canvas, text: str) -> str:
+        return canvas.rest(text)
+
+    def _closing(self, text: str) -> str:  # noqa: ARG002
+        return ""
+
+
+class ReplaceView(Chunks):
+    """The whole text so far in each chunk, masks shown: the last chunk of a choice is its text."""
+
+    def _at_commit(self, canvas: Canvas) -> str:
+        return canvas.provisional()
+
+    def _at_end(self, canvas: Canvas, text: str) -> str:  # noqa: ARG002
+        return ""
+
+    def _closing(self, text: str) -> str:
+        return text
+
+
+class EventsView:
+    """Typed frames: committed, trace, receipt, done and usage."""
+
+    def __init__(self, answer: Answer, canvases: dict[str, Canvas], include_usage: bool) -> None:  # noqa: ARG002
+        self._answer = answer
+        self._canvases = canvases
+
+    def frames(self, event: Event) -> list[dict[str, Any]]:
+        """An event as one frame; a row's end as its receipt, where it has one, and done."""
+        if isinstance(event, Committed):
+            return [self._committed(event)]
+        if isinstance(event, Trace):
+            return [self._frame("trace", event.request_id, **trace(event))]
+        if isinstance(event, Done):
+            return self._ended(event)
+        return []
+
+    def usage(self) -> dict[str, Any]:
+        """The usage of the whole request."""
+        return {"type": "usage", "id": self._answer.id, "usage": self._answer.usage()}
+
+    def _committed(self, event: Committed) -> dict[str, Any]:
+        canvas = self._canvases[event.request_id]
+        canvas.commit(event)
+        frame = self._frame(
+            "committed",
+            event.request_id,
+            step=event.step,
+            positions=event.positions,
+            tokens=event.tokens,
+            text=canvas.provisional(),
+        )
+        if event.logprobs is not None:
+            frame["logprobs"] = [max(value, LOWEST_LOGPROB) for value in event.logprobs]
+        return frame
+
+    def _ended(self, event: Done) -> list[dict[str, Any]]:
+        result = event.result
+        done = self._frame(
+            "done",
+            event.request_id,
+            text=result.text,
+            finish_reason=result.finish_reason,
+            completion_tokens=len(result.tokens),
+            denoising_steps=result.steps,
+            forward_passes=result.forward_passes,
+        )
+        if result.receipt is None:
+            return [done]
+        return [self._frame("receipt", event.request_id, steering=result.receipt), done]
+
+    def _frame(self, kind: str, request_id: str, **fields: Any) -> dict[str, Any]:
+        row = self._answer.rows[request_id]
+        frame = {"type": kind, "id": self._answer.id, "index": row.choice, "baseline": row.baseline}
+        return frame | fields
+
+
+VIEWS: dict[StreamMode, Callable[[Answer, dict[str, Canvas], bool], View]] = {
+    "append": AppendView,
+    "replace": ReplaceView,
+    "events": EventsView,
+}

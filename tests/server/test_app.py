@@ -1,0 +1,109 @@
+import subprocess
+import sys
+
+import pytest
+from starlette.testclient import TestClient
+
+from steerserve.config import ServerConfig
+from steerserve.server.app import create_app
+from tests.server.text_engine import TextEngine, service_of, serving
+
+
+def test_models(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    [model] = listed["data"]
+    assert model | {"id": "text", "object": "model", "created": 1_700_000_000, "max_model_len": 512} == model
+    assert client.get("/v1/models/text").json() == model
+    assert client.get("/v1/models/other").status_code == 404
+
+
+def test_attributes_and_saes(client: TestClient) -> None:
+    listed = client.get("/v1/attributes").json()["data"]
+    assert [entry["name"] for entry in listed] == ["sentiment/positive", "topic/sports"]
+    assert client.get("/v1/attributes/topic/sports").json() == listed[1]
+    missing = client.get("/v1/attributes/topic/chess")
+    assert missing.status_code == 404
+    assert "topic/sports" in missing.json()["error"]["message"]
+    assert client.get("/v1/saes").json()["data"] == [{"layer": 1, "width": 16, "name": "layer-1"}]
+
+
+def test_capabilities(client: TestClient) -> None:
+    found = client.get("/capabilities").json()
+    assert found["operators"] == ["add"]
+    assert found["server"]["stream_modes"] == ["append", "replace", "events"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", "/v1/models/", 404, "not_found"),
+        ("POST", "/v1/chat/completions", 404, "not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+    ],
+)
+def test_unknown_routes_and_methods_have_the_envelope(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.request(method, path, follow_redirects=False)
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    if status == 405:
+        assert response.headers["allow"]
+
+
+def test_request_id_is_echoed_or_made(client: TestClient) -> None:
+    assert client.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    for unsafe in (b"a b", b"x" * 200, "é".encode(), b""):
+        made = client.get("/nope", headers={b"x-request-id": unsafe}).headers["x-request-id"]
+        assert made.startswith("req-")
+
+
+def test_health_and_readiness_before_start() -> None:
+    client = TestClient(create_app(service_of(TextEngine()), ServerConfig()))
+    assert client.get("/health").status_code == 503
+    assert client.get("/ready").status_code == 503
+
+
+def test_metrics_count_what_happened(engine: TextEngine) -> None:
+    with serving(engine) as client:
+        steering = {"interventions": [{"attribute": "topic/sports", "strength": 1}]}
+        body = {"model": "text", "prompt": "abc", "max_tokens": 10, "seed": 2}
+        done = client.post("/v1/completions", json=body | {"steering": steering}).json()
+        client.post("/v1/completions", json=body | {"stream": True})
+        client.post("/v1/completions", json=body | {"n": 0})
+        client.get("/somewhere/else")
+        text = client.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    route = 'route="/v1/completions"'
+    assert values[f'steerserve_requests_total{{outcome="ok",{route}}}'] == "2.0"
+    assert values[f'steerserve_requests_total{{outcome="invalid",{route}}}'] == "1.0"
+    assert values['steerserve_requests_total{outcome="invalid",route="other"}'] == "1.0"
+    assert values["steerserve_steered_requests_total"] == "1.0"
+    assert values["steerserve_denoising_steps_total"] == "20.0"
+    assert values["steerserve_forward_passes_total"] == "20.0"
+    assert values["steerserve_prompt_tokens_total"] == "6.0"
+    assert values["steerserve_completion_tokens_total"] == str(2.0 * done["usage"]["completion_tokens"])
+    assert values[f"steerserve_request_seconds_count{{{route}}}"] == "3.0"
+    assert values["steerserve_step_seconds_count"] == "20.0"
+    assert values["steerserve_first_token_seconds_count"] == "2.0"
+    assert values["steerserve_queue_length"] == values["steerserve_running_rows"] == "0.0"
+
+
+def test_two_apps_keep_their_metrics_apart() -> None:
+    with serving(TextEngine()) as one, serving(TextEngine()) as other:
+        one.post("/v1/completions", json={"model": "text", "max_tokens": 5})
+        assert "steerserve_denoising_steps_total 5.0" in one.get("/metrics").text
+        assert "steerserve_denoising_steps_total 0.0" in other.get("/metrics").text
+
+
+def test_the_server_does_not_import_a_tensor_library() -> None:
+    probe = (
+        "import sys, threading; import steerserve.server.app;"
+        "found = {'torch', 'transformers', 'safetensors', 'numpy'} & set(sys.modules);"
+        "assert not found, found; assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)

@@ -1,0 +1,82 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerserve.engine.events import Committed
+from steerserve.server.canvas import Canvas
+from tests.server.text_engine import END, decode
+
+TEXTS = st.text(alphabet="ab é▯", min_size=1, max_size=12)
+STOPS = st.lists(st.text(alphabet="ab é", min_size=1, max_size=4), max_size=3)
+
+
+def canvas_of(length: int, stop: tuple[str, ...] = ()) -> Canvas:
+    return Canvas(decode, frozenset({END}), length, stop)
+
+
+def commit(canvas: Canvas, *pairs: tuple[int, int]) -> None:
+    canvas.commit(Committed("r", 0, tuple(p for p, _ in pairs), tuple(t for _, t in pairs)))
+
+
+def cut(text: str, stops: list[str]) -> str:
+    found = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(found)] if found else text
+
+
+@given(TEXTS, STOPS, st.none() | st.integers(0, 40), st.randoms(use_true_random=False))
+def test_pieces_join_to_the_final_text(text: str, stops: list[str], end: int | None, draw: random.Random) -> None:
+    tokens = list(text.encode())
+    if end is not None and end < len(tokens):
+        tokens[end] = END
+    kept = tokens[: tokens.index(END)] if END in tokens else tokens
+    final = cut(decode(kept), stops)
+    order = list(range(len(tokens)))
+    draw.shuffle(order)
+    canvas = canvas_of(len(tokens), tuple(stops))
+    streamed = ""
+    for position in order:
+        commit(canvas, (position, tokens[position]))
+        streamed += canvas.grown()
+        assert final.startswith(streamed)
+    assert streamed + canvas.rest(final) == final
+
+
+def test_only_the_contiguous_prefix_is_sent() -> None:
+    canvas = canvas_of(3)
+    commit(canvas, (1, ord("b")))
+    assert canvas.grown() == ""
+    commit(canvas, (0, ord("a")))
+    assert canvas.grown() == "ab"
+    assert canvas.grown() == ""
+
+
+def test_the_start_of_a_stop_string_is_held_back() -> None:
+    canvas = canvas_of(4, ("bcd",))
+    commit(canvas, (0, ord("a")), (1, ord("b")), (2, ord("c")))
+    assert canvas.grown() == "a"
+    commit(canvas, (3, ord("x")))
+    assert canvas.grown() == "bcx"
+
+
+def test_an_incomplete_character_is_held_back() -> None:
+    first, second = "é".encode()
+    canvas = canvas_of(2)
+    commit(canvas, (0, first))
+    assert canvas.grown() == ""
+    commit(canvas, (1, second))
+    assert canvas.grown() == "é"
+
+
+def test_masks_are_shown_and_nothing_after_the_end() -> None:
+    canvas = canvas_of(6)
+    commit(canvas, (1, ord("b")), (4, END), (5, ord("z")))
+    assert canvas.provisional() == "▯b▯▯"
+
+
+def test_a_continuation_is_decoded_after_what_stands_before_it() -> None:
+    # As word pieces are: a token brings its space along, but not at the start of a text.
+    words = {1: "the", 2: "sea", 3: "won"}
+    canvas = Canvas(lambda ids: " ".join(words[token] for token in ids), frozenset(), 4, ())
+    commit(canvas, (0, 1), (2, 2), (3, 3))
+    assert canvas.provisional() == "the▯ sea won"

@@ -1,0 +1,119 @@
+import asyncio
+import threading
+
+import pytest
+
+from steerserve.config import ServerConfig
+from tests.server.asgi import Call, running
+from tests.server.text_engine import TextEngine
+
+LONG = {"model": "text", "prompt": "a", "n": 3, "max_tokens": 400}
+
+
+class Gate:
+    """Lets an engine take some steps, then holds it until opened."""
+
+    def __init__(self, engine: TextEngine, free_steps: int) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self._engine = engine
+        self._free_steps = free_steps
+        engine.before_step = self._wait
+
+    def _wait(self) -> None:
+        if self._engine.steps >= self._free_steps:
+            self.reached.set()
+            assert self.opened.wait(10)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("free_steps", [0, 5])
+def test_a_client_that_goes_away_frees_its_rows(stream: bool, free_steps: int) -> None:
+    engine = TextEngine()
+    gate = Gate(engine, free_steps)
+
+    async def scenario() -> Call:
+        async with running(engine) as app:
+            call = Call("/v1/completions", LONG | {"stream": stream})
+            task = asyncio.create_task(call.run(app))
+            await asyncio.to_thread(gate.reached.wait, 10)
+            call.gone.set()
+            await task
+            gate.opened.set()
+            other = await Call("/v1/completions", {"model": "text", "max_tokens": 4}).run(app)
+            assert other.status == 200
+            return call
+
+    call = asyncio.run(scenario())
+    assert b"DONE" not in call.body
+    assert b"choices" not in call.body or stream
+    assert sorted(engine.aborted) == ["row-1", "row-2", "row-3"]
+    assert engine.finished == ["row-4"]
+
+
+def test_a_client_that_is_gone_before_admission_leaves_nothing_behind() -> None:
+    engine = TextEngine()
+
+    async def scenario() -> None:
+        async with running(engine) as app:
+            call = Call("/v1/completions", LONG)
+            call.gone.set()
+            await call.run(app)
+
+    asyncio.run(scenario())
+    assert not engine.finished
+    assert not engine.running
+    assert not engine.waiting
+
+
+def test_a_client_that_goes_away_within_its_body_is_let_go() -> None:
+    engine = TextEngine()
+
+    async def scenario() -> Call:
+        async with running(engine) as app:
+            call = Call("/v1/completions", chunks=[])
+            call.gone.set()
+            return await call.run(app)
+
+    assert asyncio.run(scenario()).status == 0
+    assert engine.steps == 0
+
+
+def test_a_send_that_fails_ends_the_rows() -> None:
+    engine = TextEngine()
+    gate = Gate(engine, 1)
+
+    class Broken(Call):
+        async def send(self, message: object) -> None:
+            if self.received and isinstance(message, dict) and message["type"] == "http.response.body":
+                raise OSError("broken pipe")
+            await super().send(message)
+
+    async def scenario() -> None:
+        async with running(engine) as app:
+            body = LONG | {"stream": True, "diffusion": {"stream_mode": "events"}}
+            await Broken("/v1/completions", body).run(app)
+            gate.opened.set()
+
+    asyncio.run(scenario())
+    assert len(engine.aborted) == 3
+
+
+def test_a_silent_stream_sends_comments() -> None:
+    engine = TextEngine()
+    gate = Gate(engine, 0)
+
+    async def scenario() -> Call:
+        async with running(engine, ServerConfig(keep_alive_seconds=0.02)) as app:
+            call = Call("/v1/completions", {"model": "text", "max_tokens": 4, "stream": True})
+            task = asyncio.create_task(call.run(app))
+            while call.body.count(b": keep-alive\n\n") < 2:
+                await asyncio.sleep(0.005)
+            gate.opened.set()
+            await task
+            return call
+
+    call = asyncio.run(scenario())
+    assert call.body.endswith(b"data: [DONE]\n\n")
+    assert call.headers["content-type"].startswith("text/event-stream")
+    assert "content-length" not in call.headers

@@ -1,0 +1,92 @@
+"""The official client against a real socket."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+import uvicorn
+
+from steerserve.config import ServerConfig
+from steerserve.server.app import create_app
+from tests.server.text_engine import TextEngine, service_of
+
+
+@pytest.fixture(scope="module")
+def engine() -> TextEngine:
+    return TextEngine()
+
+
+@pytest.fixture(scope="module")
+def client(engine: TextEngine) -> Iterator[openai.OpenAI]:
+    app = create_app(service_of(engine), ServerConfig())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+STEERING = {"steering": {"interventions": [{"attribute": "topic/sports", "strength": 0.3}], "baseline": True}}
+
+
+def test_lists_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["text"]
+    assert client.models.retrieve("text").owned_by == "steerserve"
+
+
+def test_completes_and_steers(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="text", prompt="a", max_tokens=30, seed=3, user="me", extra_body=STEERING)
+    [choice] = answer.choices
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 30
+    assert choice.model_extra is not None
+    assert choice.text == choice.model_extra["baseline"]["text"].upper()
+    assert answer.model_extra is not None
+    assert answer.model_extra["steering"] == {"interventions": [{"strength": 0.3}]}
+    assert answer._request_id is not None
+
+
+def test_streams(client: openai.OpenAI) -> None:
+    plain = client.completions.create(model="text", prompt="a", max_tokens=30, seed=3, stop=["sea"])
+    stream = client.completions.create(
+        model="text",
+        prompt="a",
+        max_tokens=30,
+        seed=3,
+        stop=["sea"],
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == plain.choices[0].text
+    assert chunks[-1].usage == plain.usage
+
+
+def test_errors_become_the_clients_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model="text", prompt="a", max_tokens=0)
+    assert (bad.value.param, bad.value.code) == ("max_tokens", "invalid_value")
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="gpt", prompt="a")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="text", messages=[{"role": "user", "content": "a"}])
+
+
+def test_closing_a_stream_frees_its_row(client: openai.OpenAI, engine: TextEngine) -> None:
+    engine.before_step = lambda: time.sleep(0.005)
+    extra = {"diffusion": {"stream_mode": "events"}}
+    with client.completions.create(model="text", prompt="a", max_tokens=512, stream=True, extra_body=extra) as stream:
+        next(iter(stream))
+    while not engine.aborted:
+        assert engine.running, "the row ran to its end"
+        time.sleep(0.01)
+    engine.before_step = lambda: None

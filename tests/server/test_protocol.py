@@ -1,0 +1,150 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerserve.errors import RequestError
+from steerserve.server.body import parse, shown
+from steerserve.server.protocol import CompletionRequest
+
+DESIGN_EXAMPLE: dict[str, Any] = {
+    "model": "bundled",
+    "prompt": "The",
+    "max_tokens": 64,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "n": 1,
+    "seed": 7,
+    "stop": ["\n"],
+    "logprobs": 0,
+    "stream": False,
+    "diffusion": {"steps": 64, "block_length": None, "order": "confidence", "transfer": "linear", "cfg_scale": 0.0},
+    "steering": {
+        "interventions": [
+            {"attribute": "topic/sports", "strength": 0.3, "schedule": "commitment"},
+            {
+                "feature": {"sae": "layer-4-mask", "index": 812},
+                "op": "clamp",
+                "strength": 1.0,
+                "unit": "max_act",
+                "scope": "masked",
+                "schedule": {"type": "window", "start": 0.0, "stop": 0.5},
+            },
+            {"vector": {"layer": 4, "values": [0.1, -0.2]}, "op": "project_out", "strength": 1.0},
+        ],
+        "combine": "independent",
+        "baseline": True,
+        "trace": {"attributes": ["topic/sports"], "every": 4},
+        "control": None,
+    },
+}
+
+
+def complaint(body: Any) -> RequestError:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RequestError) as caught:
+        parse(raw, CompletionRequest)
+    return caught.value
+
+
+def intervention(**fields: Any) -> dict[str, Any]:
+    return {"model": "text", "steering": {"interventions": [{"attribute": "a"}, {"attribute": "b"} | fields]}}
+
+
+def test_design_example_is_valid() -> None:
+    body = parse(json.dumps(DESIGN_EXAMPLE).encode(), CompletionRequest)
+    assert body.steering.interventions[1].schedule == {"type": "window", "start": 0.0, "stop": 0.5}
+
+
+def test_null_means_left_out() -> None:
+    names = [name for name in CompletionRequest.model_fields if name != "model"]
+    nulls = parse(json.dumps({"model": "text"} | dict.fromkeys(names)).encode(), CompletionRequest)
+    assert nulls == parse(b'{"model": "text"}', CompletionRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({}, "model", "required"),
+        ({"model": 5}, "model", "got 5"),
+        ({"model": "text", "steerin": {}}, "steerin", "known: model, prompt"),
+        ({"model": "text", "tools": []}, "tools", "not a known field"),
+        ({"model": "text", "prompt": ""}, "prompt", "at least 1 character"),
+        ({"model": "text", "prompt": []}, "prompt", "at least 1 item"),
+        ({"model": "text", "prompt": ["a", ""]}, "prompt[1]", "at least 1 character"),
+        ({"model": "text", "prompt": [1, -2]}, "prompt[1]", "got -2"),
+        ({"model": "text", "prompt": [[1], [True]]}, "prompt[1][0]", "got true"),
+        ({"model": "text", "prompt": {"a": 1}}, "prompt", "list of token ids"),
+        ({"model": "text", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"model": "text", "max_tokens": "8"}, "max_tokens", 'got "8"'),
+        ({"model": "text", "max_tokens": 8.5}, "max_tokens", "got 8.5"),
+        ({"model": "text", "n": True}, "n", "got true"),
+        ({"model": "text", "temperature": -1}, "temperature", "got -1"),
+        ({"model": "text", "top_p": 0}, "top_p", "greater than 0"),
+        ({"model": "text", "seed": -1}, "seed", "got -1"),
+        ({"model": "text", "stop": ["a", ""]}, "stop[1]", "at least 1 character"),
+        ({"model": "text", "stop": ["a"] * 17}, "stop", "at most 16 items"),
+        ({"model": "text", "logprobs": 5}, "logprobs", "send 0"),
+        ({"model": "text", "logprobs": False}, "logprobs", "send 0"),
+        ({"model": "text", "echo": True}, "echo", "send false"),
+        ({"model": "text", "best_of": 3}, "best_of", "send 1"),
+        ({"model": "text", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"model": "text", "stream_options": {}}, "stream_options", '"stream": true'),
+        ({"model": "text", "diffusion": {"stream_mode": "events"}}, "diffusion.stream_mode", '"stream": true'),
+        ({"model": "text", "diffusion": {"steps": -4}}, "diffusion.steps", "got -4"),
+        ({"model": "text", "diffusion": {"order": {"name": "x"}}}, "diffusion.order", '"type"'),
+        ({"model": "text", "diffusion": {"cfg_scale": 1.5}}, "diffusion.cfg_scale", "send 0.0"),
+        ({"model": "text", "steering": {"limits": {"max_kl": 2}}}, "steering.limits", "not supported"),
+        ({"model": "text", "steering": {"control": "random"}}, "steering.control", "not supported"),
+        ({"model": "text", "steering": {"combine": "joint"}}, "steering.combine", "'independent'"),
+        ({"model": "text", "steering": {"trace": {"attributes": []}}}, "steering.trace.attributes", "at least 1"),
+        (intervention(strenght=1), "steering.interventions[1].strenght", "known: attribute"),
+        (intervention(strength="1"), "steering.interventions[1].strength", 'got "1"'),
+        (intervention(strength=1e7), "steering.interventions[1].strength", "1000000"),
+        (intervention(feature={"sae": "s", "index": 1}), "steering.interventions[1]", "attribute and feature"),
+        (intervention(attribute=None), "steering.interventions[1]", "names none"),
+        (intervention(scope={"positions": [5, 5]}), "steering.interventions[1].scope", "start < stop"),
+        (intervention(scope=["all"]), "steering.interventions[1].scope", "positions"),
+        (intervention(op="push"), "steering.interventions[1].op", "'project_out'"),
+        (intervention(layers=[]), "steering.interventions[1].layers", "at least 1"),
+        (intervention(schedule={"type": "window", "start": "x" * 300}), "steering.interventions[1].schedule", "start"),
+    ],
+)
+def test_error_names_field_value_and_what_is_allowed(body: Any, param: str, said: str) -> None:
+    error = complaint(body)
+    assert error.param == param
+    assert said in str(error)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"temperature": {}',
+        '"diffusion": {{"transfer": {{"type": "threshold", "value": {}}}}}',
+        '"steering": {{"interventions": [{{"attribute": "a", "strength": {}}}]}}',
+        '"steering": {{"interventions": [{{"vector": {{"layer": 1, "values": [1, {}]}}}}]}}',
+        '"frequency_penalty": {}',
+    ],
+)
+def test_numbers_are_finite_everywhere(field: str, number: str) -> None:
+    complaint(('{"model": "text", ' + field.format(number) + "}").encode())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'"\\ud800"', b"[" * 10_000, b"1" * 9_000, b"null", b"[]", b"7"])
+def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
+    assert complaint(raw).param is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+def test_shown_values_are_short(value: Any) -> None:
+    assert len(shown(value)) <= 103

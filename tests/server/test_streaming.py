@@ -1,0 +1,121 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from steerserve.engine.params import GenerationParams
+from tests.server.text_engine import END, TextEngine, response_tokens, serving
+
+
+@pytest.fixture(scope="module")
+def shared_client() -> Any:
+    with serving(TextEngine()) as client:
+        yield client
+
+
+def stream(client: TestClient, **fields: Any) -> list[dict[str, Any]]:
+    response = client.post("/v1/completions", json={"model": "text", "stream": True} | fields)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def choices_of(frames: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+    return [choice for frame in frames for choice in frame["choices"] if choice["index"] == index]
+
+
+BODIES = st.fixed_dictionaries(
+    {
+        "prompt": st.sampled_from([None, "a", "a ", [97, 0xC3], [END]]),
+        "seed": st.integers(0, 10_000),
+        "n": st.integers(1, 3),
+        "max_tokens": st.integers(1, 40),
+        "diffusion": st.fixed_dictionaries({"steps": st.integers(1, 40)}),
+        "stop": st.lists(st.sampled_from(["e", "the s", "st", "stop s", "a▯", " ", "ï"]), max_size=3),
+    }
+)
+
+
+@settings(max_examples=60)
+@given(BODIES)
+def test_joined_chunks_are_the_plain_answer(shared_client: TestClient, body: dict[str, Any]) -> None:
+    plain = shared_client.post("/v1/completions", json={"model": "text"} | body).json()
+    frames = stream(shared_client, **body)
+    for choice in plain["choices"]:
+        chunks = choices_of(frames, choice["index"])
+        assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
+        assert [chunk["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + [choice["finish_reason"]]
+        assert "\ufffd" not in "".join(chunk["text"] for chunk in chunks[:-2])
+
+
+@settings(max_examples=20)
+@given(BODIES)
+def test_the_last_chunk_of_replace_is_the_plain_answer(shared_client: TestClient, body: dict[str, Any]) -> None:
+    plain = shared_client.post("/v1/completions", json={"model": "text"} | body).json()
+    frames = stream(shared_client, **body | {"diffusion": body["diffusion"] | {"stream_mode": "replace"}})
+    for choice in plain["choices"]:
+        assert choices_of(frames, choice["index"])[-1]["text"] == choice["text"]
+
+
+def test_usage_comes_last_where_asked_for(client: TestClient) -> None:
+    frames = stream(client, max_tokens=6, stream_options={"include_usage": True})
+    assert frames[-1]["choices"] == []
+    assert frames[-1]["usage"]["denoising_steps"] == 6
+    assert all(frame["usage"] is None for frame in frames[:-1])
+    assert not any("usage" in frame for frame in stream(client, max_tokens=6))
+
+
+def test_the_closing_chunk_carries_receipt_trace_and_baseline(client: TestClient) -> None:
+    body: dict[str, Any] = {
+        "seed": 3,
+        "logprobs": 0,
+        "steering": {
+            "interventions": [{"attribute": "topic/sports", "strength": 1.0}],
+            "baseline": True,
+            "trace": {"attributes": ["topic/sports"]},
+        },
+    }
+    [plain] = client.post("/v1/completions", json={"model": "text"} | body).json()["choices"]
+    closing = choices_of(stream(client, **body), 0)[-1]
+    assert closing == plain | {"text": ""}
+
+
+def test_typed_events_replay_to_the_answer(client: TestClient) -> None:
+    unended = (n for n in range(99) if END not in response_tokens(GenerationParams(seed=n, max_tokens=20)))
+    body: dict[str, Any] = {
+        "seed": next(unended),
+        "max_tokens": 20,
+        "steering": {
+            "interventions": [{"attribute": "topic/sports", "strength": 1.0}],
+            "baseline": True,
+            "trace": {"attributes": ["topic/sports"], "every": 5},
+        },
+    }
+    plain = client.post("/v1/completions", json={"model": "text"} | body).json()
+    frames = stream(client, **body, diffusion={"stream_mode": "events"}, stream_options={"include_usage": True})
+    mine = [frame for frame in frames if frame.get("baseline") is False]
+    committed = [frame for frame in mine if frame["type"] == "committed"]
+    assert sorted(position for frame in committed for position in frame["positions"]) == list(range(20))
+    assert committed[0]["text"].count("▯") == 19
+    assert committed[-1]["text"] == plain["choices"][0]["text"]
+    assert [frame["step"] for frame in mine if frame["type"] == "trace"] == [0, 5, 10, 15]
+    [receipt] = [frame["steering"] for frame in frames if frame["type"] == "receipt"]
+    assert receipt == plain["steering"]
+    done = [frame for frame in frames if frame["type"] == "done"]
+    assert {frame["baseline"]: frame["text"] for frame in done} == {
+        False: plain["choices"][0]["text"],
+        True: plain["choices"][0]["baseline"]["text"],
+    }
+    assert mine[-1]["type"] == "done"
+    assert frames[-1] == {"type": "usage", "id": frames[0]["id"], "usage": plain["usage"]}
+
+
+def test_a_bad_request_for_a_stream_is_a_plain_error(client: TestClient) -> None:
+    response = client.post("/v1/completions", json={"model": "text", "stream": True, "prompt": "bad"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"

@@ -1,0 +1,206 @@
+"""A second implementation of the engine seam, in plain Python: it denoises bytes of a text in a seeded order.
+
+It keeps the contract of `steerserve.engine.base.Engine` (checks at admission, atomic add, aborts before the next
+step, one terminal event a row), so what the server does with it, it does with any engine.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from steerserve.config import ServerConfig
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
+from steerserve.engine.params import GenerationParams
+from steerserve.engine.text import continuation
+from steerserve.errors import NotFoundError, QueueFullError, RequestError
+from steerserve.server.app import create_app
+from steerserve.server.service import Service
+
+END = 256
+WORDS = ("naïve", "the", "▯", "stop", "sea", "📈", "won", "\n", "of", "café")
+ATTRIBUTES = ("topic/sports", "sentiment/positive")
+
+
+def decode(ids: Sequence[int]) -> str:
+    """A text's first space is dropped, as many tokenizers do: what a token says depends on what stands before it."""
+    return bytes(token for token in ids if token != END).decode("utf-8", errors="replace").removeprefix(" ")
+
+
+def response_tokens(params: GenerationParams) -> list[int]:
+    """What a row denoises to: words drawn by seed and row, in capitals where it is steered, perhaps ended early."""
+    draw = random.Random(f"{params.seed} {params.row} {params.prompt}")
+    text = "".join(" " + draw.choice(WORDS) for _ in range(params.max_tokens))
+    if any(one.strength != 0 for one in params.interventions):
+        text = text.upper()
+    tokens = list(text.encode())[: params.max_tokens]
+    if draw.random() < 0.5:
+        tokens[draw.randrange(len(tokens))] = END
+    return tokens
+
+
+@dataclass
+class TextRequest:
+    id: str
+    params: GenerationParams
+    prompt_ids: tuple[int, ...]
+    plan: dict[str, Any]
+    tokens: list[int]
+    order: list[int]
+    steps: int
+    step: int = 0
+    traces: list[Trace] = field(default_factory=list)
+
+
+class TextEngine:
+    """Denoises rows together, `max_rows` at once; `before_step` runs first in each step, to fail or to wait."""
+
+    def __init__(self, max_rows: int = 8, max_queue: int = 256) -> None:
+        self.max_rows = max_rows
+        self.max_queue = max_queue
+        self.before_step: Callable[[], None] = lambda: None
+        self.waiting: list[TextRequest] = []
+        self.running: list[TextRequest] = []
+        self.aborted: list[str] = []
+        self.finished: list[str] = []
+        self.closed = False
+        self.steps = 0
+        self._events: list[Event] = []
+        self._count = 0
+        self._admission = threading.Lock()
+        self._owner: int | None = None
+
+    def admit(self, params: GenerationParams) -> TextRequest:
+        for name in ("order", "transfer"):
+            if getattr(params, name) not in ("confidence", "random", "linear", "cosine"):
+                raise RequestError(f"{name}: unknown name, known: confidence, random", name)
+        if params.prompt == "bad":
+            raise RequestError("prompt: bad", "prompt")
+        if params.max_tokens > 512:
+            raise RequestError(f"max_tokens: got {params.max_tokens}, at most 512", "max_tokens")
+        for index, one in enumerate(params.interventions):
+            if one.attribute is not None and one.attribute not in ATTRIBUTES:
+                raise NotFoundError(f"no attribute {one.attribute!r}", f"interventions[{index}].attribute")
+        prompt_ids = tuple(params.prompt.encode()) if isinstance(params.prompt, str) else params.prompt
+        if any(token > END for token in prompt_ids):
+            raise RequestError(f"prompt: token ids must be 0 to {END}", "prompt")
+        steps = min(params.steps or params.max_tokens, params.max_tokens)
+        tokens = response_tokens(params)
+        order = list(range(len(tokens)))
+        random.Random(f"{params.seed} {params.row}").shuffle(order)
+        with self._admission:
+            self._count += 1
+            request_id = f"row-{self._count}"
+        plan = {"steps": steps, "interventions": [{"attribute": one.attribute} for one in params.interventions]}
+        return TextRequest(request_id, params, prompt_ids, plan, tokens, order, steps)
+
+    def add(self, requests: list[TextRequest]) -> None:
+        self._own()
+        if len(self.waiting) + len(requests) > self.max_queue:
+            raise QueueFullError(f"{len(self.waiting)} rows wait", retry_after=2.5)
+        self.waiting.extend(requests)
+
+    def abort(self, request_id: str) -> None:
+        self._own()
+        for rows in (self.waiting, self.running):
+            for request in rows:
+                if request.id == request_id:
+                    self.aborted.append(request_id)
+                    rows.remove(request)
+                    self._events.append(Failed(request_id, "aborted", aborted=True))
+                    return
+
+    def step(self) -> list[Event]:
+        self._own()
+        self.before_step()
+        self.steps += 1
+        while self.waiting and len(self.running) < self.max_rows:
+            self.running.append(self.waiting.pop(0))
+        events, self._events = self._events, []
+        for request in list(self.running):
+            events += self._advance(request)
+        return events
+
+    def close(self) -> None:
+        self._own()
+        self.closed = True
+
+    def load(self) -> Mapping[str, Any]:
+        return {
+            "queue_length": len(self.waiting),
+            "running_rows": len(self.running),
+            "max_queue": self.max_queue,
+            "max_rows": self.max_rows,
+        }
+
+    def _own(self) -> None:
+        self._owner = self._owner or threading.get_ident()
+        assert self._owner == threading.get_ident(), "only admit may be called from another thread"
+
+    def _advance(self, request: TextRequest) -> list[Event]:
+        params, size = request.params, len(request.order)
+        events: list[Event] = []
+        if params.trace is not None and request.step % params.trace.every == 0:
+            values = dict.fromkeys(params.trace.attributes, 0.5)
+            request.traces.append(Trace(request.id, request.step, request.step / request.steps, values))
+            events.append(request.traces[-1])
+        done, until = (round(size * step / request.steps) for step in (request.step, request.step + 1))
+        request.step += 1
+        if positions := tuple(request.order[done:until]):
+            tokens = tuple(request.tokens[position] for position in positions)
+            logprobs = tuple(-0.5 for _ in positions) if params.logprobs else None
+            events.append(Committed(request.id, request.step - 1, positions, tokens, logprobs))
+        if request.step == request.steps:
+            self.running.remove(request)
+            self.finished.append(request.id)
+            events.append(Done(request.id, result_of(request)))
+        return events
+
+
+def result_of(request: TextRequest) -> Result:
+    params, tokens = request.params, request.tokens
+    ended = END in tokens
+    tokens = tokens[: tokens.index(END)] if ended else tokens
+    text = continuation(decode, request.prompt_ids, tokens)
+    cuts = [text.index(stop) for stop in params.stop if stop in text]
+    return Result(
+        tokens=tuple(tokens),
+        text=text[: min(cuts)] if cuts else text,
+        finish_reason="stop" if cuts or ended else "length",
+        steps=request.steps,
+        forward_passes=request.steps,
+        prompt_tokens=len(request.prompt_ids),
+        receipt={"interventions": [{"strength": one.strength} for one in params.interventions]}
+        if params.interventions
+        else None,
+        trace=tuple(request.traces),
+        logprobs=tuple(-0.5 for _ in tokens) if params.logprobs else None,
+    )
+
+
+def service_of(engine: TextEngine) -> Service:
+    return Service(
+        engine=engine,
+        model_id="text",
+        created=1_700_000_000,
+        decode=decode,
+        end_ids=frozenset({END}),
+        max_length=512,
+        load=engine.load,
+        model_card={"sha256": "0123456789abcdef" * 4},
+        attributes={name: {"layers": [1], "unit": "residual"} for name in ATTRIBUTES},
+        saes={"layer-1": {"layer": 1, "width": 16}},
+        capabilities={"operators": ["add"]},
+    )
+
+
+@contextmanager
+def serving(engine: TextEngine, config: ServerConfig | None = None) -> Iterator[TestClient]:
+    """A client of a started app; leaving it shuts the app down."""
+    app = create_app(service_of(engine), config or ServerConfig(drain_seconds=5))
+    with TestClient(app) as client:
+        yield client
