@@ -1,0 +1,1 @@
+"""Recipes that make the bundled model, its tokenizer and its SAEs from labelled text."""

@@ -1,0 +1,43 @@
+"""Starting from a pretrained encoder: its layers are kept and its embeddings gathered by piece."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+transformers = pytest.importorskip("transformers")
+
+from steerserve.train.encoder import read_vocabulary, start_from_encoder  # noqa: E402
+from steerserve.train.tokenizer import SPECIAL, Vocabulary  # noqa: E402
+
+PIECES = [*SPECIAL, "the", "team", "##s", ",", "won"]
+
+
+def write_encoder(folder: Path) -> "transformers.BertModel":
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=20, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    encoder = transformers.BertModel(config).eval()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "vocab.txt").write_text("\n".join(PIECES))
+    return encoder
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_encoder_for_the_same_pieces(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    vocabulary = Vocabulary((*SPECIAL, "won", "the", "##,"), (*SPECIAL, "won", "the", ","))
+    model = start_from_encoder(tmp_path, vocabulary, context=12)
+    old = read_vocabulary(tmp_path)
+    tokens = torch.tensor([[2, 6, 5, 7, 3]])
+    same = torch.tensor([[old[vocabulary.origins[i]] for i in tokens[0].tolist()]])
+    torch.testing.assert_close(model(tokens), encoder(same).last_hidden_state, rtol=1e-5, atol=1e-5)
+    assert model.facts.max_length == 12
+    assert model.facts.vocab_size == 8
