@@ -1,0 +1,62 @@
+"""What every subcommand has in common: its parser, its folders and how it fails on a wrong one."""
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from steerserve.errors import ArtifactError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose arguments are added when it is first used: a command reads only what its own flags need."""
+
+    fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse; the parser of a subcommand is entered here."""
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[CommandParser]",
+    name: str,
+    fill: Callable[[argparse.ArgumentParser], None],
+    description: str,
+    example: str,
+) -> None:
+    """Add one command; `fill` adds its arguments, and sets `run` to the function that does it.
+
+    The list of commands shows the first sentence of the description.
+    """
+    parser = commands.add_parser(
+        name,
+        help=description.split(". ")[0].rstrip("."),
+        description="\n".join(textwrap.wrap(description, 100)),
+        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.fill = fill
+
+
+def add_artifacts(parser: argparse.ArgumentParser) -> None:
+    """The three folders a server or a generation is made from."""
+    group = parser.add_argument_group("what to load (without --model: the bundled model with its SAEs and attributes)")
+    group.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder: config.json, tokenizer.json, safetensors"
+    )
+    group.add_argument("--sae", type=Path, metavar="DIR", help="folder of SAEs, one subfolder each, in SAELens' layout")
+    group.add_argument("--attributes", type=Path, metavar="DIR", help="folder of attributes, at any depth")
+
+
+def check_folders(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise ArtifactError for a folder that was named but is not there, before anything slow is imported."""
+    for name in names:
+        folder = getattr(arguments, name)
+        if folder is not None and not folder.is_dir():
+            raise ArtifactError(f"--{name.replace('_', '-')}: {folder} is not a folder")

@@ -1,0 +1,161 @@
+"""`steerserve generate`: one generation, shown live as the canvas denoises."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
+from steerserve.commands.flags import FlagGroup
+
+if TYPE_CHECKING:
+    from steerserve.engine.events import Result
+    from steerserve.engine.params import GenerationParams, Intervention
+
+ENGINE = FlagGroup(
+    "steerserve.config", "EngineConfig", skip=("max_rows", "max_queue", "max_steps", "max_interventions")
+)
+GENERATION = FlagGroup(
+    "steerserve.engine.params",
+    "GenerationParams",
+    skip=("prompt", "row", "logprobs", "interventions", "trace"),
+    helps={
+        "suffix": "text after the response: the response is written between prompt and suffix",
+        "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability",
+        "transfer": "how many positions commit at a step: linear, cosine, or a JSON object with type threshold",
+        "temperature": "0 takes the likeliest token",
+        "top_p": "sample from the likeliest tokens that hold this much probability",
+        "seed": "two runs with one seed draw the same numbers, steered or not",
+        "stop": "cut the text before this; may be repeated",
+    },
+)
+STEERING = FlagGroup(
+    "steerserve.engine.params",
+    "Intervention",
+    skip=("attribute", "feature", "vector", "strength", "scope"),
+    helps={
+        "op": "what a push does to the hidden state",
+        "unit": "unit of the strengths; the attribute's own where left out",
+        "schedule": "how hard to push when: uniform, window, piecewise, commitment, or a JSON object with its options",
+        "layers": "layers to push at; the attribute's own where left out",
+    },
+)
+SCOPES = ("all", "prompt", "response", "masked", "committed")
+
+
+def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    """Add the command."""
+    add_command(
+        commands,
+        "generate",
+        add_flags,
+        "Generate one text and watch it form. In a terminal the canvas is redrawn at every denoising step, masks as "
+        "▯ and new tokens highlighted; elsewhere only the final text is written.",
+        """
+        steerserve generate "The" --attribute topic/sports=0.4 --schedule commitment --steps 32 --baseline
+        steerserve generate "The" --feature layer-4-mask:812=1.0 --unit max_act --json
+        """,
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add its flags."""
+    parser.set_defaults(run=run)
+    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="text to go on from (default: none)")
+    parser.add_argument("--baseline", action="store_true", help="also run unsteered with the same noise, side by side")
+    parser.add_argument("--json", action="store_true", help="write text, tokens and receipt as one JSON object")
+    GENERATION.add_to(parser, "diffusion")
+    group = parser.add_argument_group("what to steer by (each may be repeated)")
+    group.add_argument(
+        "--attribute",
+        type=attribute_push,
+        action="append",
+        default=[],
+        metavar="NAME[=STRENGTH]",
+        help="push towards an attribute, at its own strength unless one is given",
+    )
+    group.add_argument(
+        "--feature",
+        type=feature_push,
+        action="append",
+        default=[],
+        metavar="SAE:INDEX=STRENGTH",
+        help="push one feature of an SAE",
+    )
+    how = STEERING.add_to(parser, "how to steer (for every push)")
+    how.add_argument("--scope", choices=SCOPES, help="positions to push at; the attribute's own where left out")
+    add_artifacts(parser)
+    ENGINE.add_to(parser, "engine")
+
+
+def attribute_push(text: str) -> dict[str, Any]:
+    """Read NAME or NAME=STRENGTH into fields of an Intervention."""
+    name, given, strength = text.partition("=")
+    return {"attribute": name, "strength": _strength(strength, text) if given else None}
+
+
+def feature_push(text: str) -> dict[str, Any]:
+    """Read SAE:INDEX=STRENGTH into fields of an Intervention."""
+    feature, _, strength = text.rpartition("=")
+    sae, _, index = feature.rpartition(":")
+    if not sae or not index.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected SAE:INDEX=STRENGTH such as layer-4-mask:812=1.0, got {text!r}")
+    return {"feature": (sae, int(index)), "strength": _strength(strength, text)}
+
+
+def _strength(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"the strength in {whole!r} is not a number: {text!r}") from error
+
+
+def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
+    """The pushes that the command line asks for, attributes first."""
+    from steerserve.engine.params import FeatureRef, Intervention
+
+    how = STEERING.given(arguments) | ({"scope": arguments.scope} if arguments.scope else {})
+    attributes = [Intervention(**push, **how) for push in arguments.attribute]
+    features = [
+        Intervention(feature=FeatureRef(*push["feature"]), strength=push["strength"], **how)
+        for push in arguments.feature
+    ]
+    return (*attributes, *features)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate, showing every step where standard output is a terminal."""
+    check_folders(arguments, "model", "sae", "attributes")
+    params: GenerationParams = GENERATION.build(
+        arguments, prompt=arguments.prompt, interventions=interventions(arguments)
+    )
+    engine_config = ENGINE.build(arguments)
+
+    from rich.console import Console
+
+    from steerserve.runtime import load_runtime
+    from steerserve.terminal import run_requests
+
+    runtime = load_runtime(arguments.model, arguments.sae, arguments.attributes, engine_config)
+    runs = {"steered" if params.interventions else "generated": params}
+    if arguments.baseline:
+        runs["baseline"] = replace(params, interventions=())
+    console = Console(highlight=False)
+    try:
+        results = run_requests(runtime.engine, runtime.decode, runs, None if arguments.json else console)
+    finally:
+        runtime.engine.close()
+    if arguments.json:
+        sys.stdout.write(json.dumps(report(results), ensure_ascii=False, indent=2) + "\n")
+    elif not console.is_terminal:
+        lines = [result.text if len(results) == 1 else f"{name}: {result.text}" for name, result in results.items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def report(results: "dict[str, Result]") -> dict[str, Any]:
+    """The first result as JSON, the baseline beside it where there is one."""
+    first, *_ = results.values()
+    body = asdict(first)
+    return body | ({"baseline": asdict(results["baseline"])} if "baseline" in results else {})

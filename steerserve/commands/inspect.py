@@ -1,0 +1,142 @@
+"""`steerserve inspect`: what a folder on disk holds."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steerserve.commands.command import CommandParser, add_command
+from steerserve.errors import ArtifactError
+
+
+def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    """Add the command."""
+    add_command(
+        commands,
+        "inspect",
+        add_flags,
+        "Show what a model, SAE or attribute folder holds. It is loaded and checked just as the server would; then "
+        "facts, hashes, and the shape and norm of every tensor are shown.",
+        """
+        steerserve inspect sae made/saes/layer-4-mask
+        steerserve inspect attribute made/attributes/topic/sports --json
+        """,
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add its flags."""
+    parser.set_defaults(run=run)
+    parser.add_argument("kind", choices=sorted(INSPECTORS), metavar="KIND", help="model, sae or attribute")
+    parser.add_argument("path", type=Path, metavar="PATH", help="the folder")
+    parser.add_argument("--json", action="store_true", help="write one JSON object, not tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, check and show one folder."""
+    if not arguments.path.is_dir():
+        raise ArtifactError(f"{arguments.path} is not a folder")
+    found = INSPECTORS[arguments.kind](arguments.path)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+    else:
+        show(found)
+    return 0
+
+
+def inspect_model(folder: Path) -> dict[str, Any]:
+    """Facts of a model and its tensors; loaded in bfloat16, so norms hold to three digits."""
+    import torch
+
+    from steerserve.models import load_model, load_tokenizer, weights_sha256
+
+    model = load_model(folder, dtype=torch.bfloat16)
+    tensors = dict(model.state_dict())
+    facts = asdict(model.facts) | {
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tokenizer_pieces": load_tokenizer(folder).get_vocab_size(),
+        "sha256": weights_sha256(folder),
+    }
+    return {"kind": "model", "path": str(folder), "facts": facts, "tensors": _tensors(tensors)}
+
+
+def inspect_sae(folder: Path) -> dict[str, Any]:
+    """Facts of an SAE, how alive its features are, and its tensors."""
+    from steerserve.saes.sae_lens import load_sae
+
+    sae = load_sae(folder)
+    facts = asdict(sae.facts)
+    if sae.stats is not None:
+        facts |= {
+            "dead_features": int((sae.stats.density == 0).sum()),
+            "active_features_per_token": round(float(sae.stats.density.sum()), 3),
+            "largest_activation": round(float(sae.stats.max_act.max()), 4),
+        }
+    return {"kind": "sae", "path": str(folder), "facts": facts, "tensors": _tensors(sae.state_dict())}
+
+
+def inspect_attribute(folder: Path) -> dict[str, Any]:
+    """Facts of an attribute, its sites, and its directions; the model it was made for need not be there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from steerserve.steering.attribute import load_attribute
+
+    try:
+        raw = json.loads((folder / "attribute.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "directions.safetensors")
+        made_for, layers, width = (
+            raw["model_sha256"],
+            max(map(int, raw["sites"])) + 1,
+            len(next(iter(tensors.values()))),
+        )
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
+    attribute = load_attribute(folder, made_for, layers, width)
+    facts = {key: value for key, value in attribute.card().items() if key not in ("sites", "profile")}
+    facts["sha256"] = attribute.sha256
+    facts["has_profile"] = attribute.profile is not None
+    for layer, site in attribute.sites.items():
+        facts[f"layer {layer}"] = {
+            "residual_norm": site.residual_norm,
+            "sae": site.sae,
+            "sae_sha256": site.sae_sha256,
+            "features": {feature.index: round(feature.d, 3) for feature in site.features},
+        }
+    return {"kind": "attribute", "path": str(folder), "facts": facts, "tensors": _tensors(tensors)}
+
+
+INSPECTORS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "attribute": inspect_attribute,
+    "model": inspect_model,
+    "sae": inspect_sae,
+}
+
+
+def _tensors(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "shape": list(tensor.shape), "norm": round(float(tensor.float().norm()), 4)}
+        for name, tensor in sorted(tensors.items())
+    ]
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Two tables: facts, tensors."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = Table("fact", title=f"{found['kind']} {escape(found['path'])}", title_justify="left")
+    facts.add_column("value", overflow="fold")
+    for name, value in found["facts"].items():
+        facts.add_row(name, escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    tensors = Table("tensor", "shape", title="tensors", title_justify="left")
+    tensors.add_column("norm", justify="right")
+    for row in found["tensors"]:
+        tensors.add_row(escape(row["name"]), escape(str(row["shape"])), f"{row['norm']:.4g}")
+    console = Console(highlight=False)
+    console.print(facts)
+    console.print(tensors)

@@ -1,0 +1,35 @@
+"""Settings of every test, and a model small enough to be made on the spot."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before torch is imported anywhere: the models under test are so small that more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("steerserve", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("steerserve")
+
+SENTENCES = tuple(
+    f"the {who} {what} the {where}, and {then}."
+    for who in ("team", "king", "market", "crew", "old man")
+    for what in ("won", "lost", "saw", "left", "bought")
+    for where in ("match", "city", "shares", "ship")
+    for then in ("everyone cheered", "nobody knew why", "it rained")
+)
+"""Three hundred short texts over a few dozen words."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as `train dlm` writes it: two layers of random weights and a tokenizer learnt from SENTENCES."""
+    from steerserve.train.fresh import FreshSize, learn_vocabulary, save_model_folder, start_fresh
+    from steerserve.train.tokenizer import build_tokenizer
+
+    vocabulary = learn_vocabulary(SENTENCES, 400)
+    model = start_fresh(vocabulary, FreshSize(hidden_size=32, num_layers=2, num_heads=2, inner_size=64), 64, seed=0)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_model_folder(model, build_tokenizer(vocabulary.pieces), folder)
+    return folder

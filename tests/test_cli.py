@@ -1,0 +1,218 @@
+"""The command line: help, flags, exit codes, and every command once for real on a tiny model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerserve.cli import build_parser, main
+from steerserve.commands import calibrate, generate, serve, train
+from steerserve.commands.flags import FlagGroup
+from tests.conftest import SENTENCES
+
+FOLDERS = ("--model", "--sae", "--data", "--out")
+COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("serve",): ("--model", "--sae", "--attributes", "--host", "--port", "--max-rows", "--max-queue"),
+    ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
+    + ("--temperature", "--seed", "--baseline", "--json", "--scope"),
+    ("inspect",): ("--json",),
+    ("train",): (),
+    ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
+    ("train", "dlm"): ("--data", "--tokenizer", "--out", "--encoder", "--tokens", "--context", "--hidden-size"),
+    ("train", "sae"): ("--data", "--model", "--out", "--layers", "--features", "--k"),
+    ("calibrate",): FOLDERS,
+}
+GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
+    "server": (serve.SERVER, ("serve",)),
+    "engine": (serve.ENGINE, ("serve",)),
+    "engine of generate": (generate.ENGINE, ("generate",)),
+    "generation": (generate.GENERATION, ("generate",)),
+    "steering": (generate.STEERING, ("generate",)),
+    "dlm": (train.DLM, ("train", "dlm", "--data", "d", "--tokenizer", "t", "--out", "o")),
+    "fresh": (train.FRESH, ("train", "dlm", "--data", "d", "--tokenizer", "t", "--out", "o")),
+    "sae": (train.SAE, ("train", "sae", "--data", "d", "--model", "m", "--out", "o", "--layers", "0")),
+    "calibration": (calibrate.RECIPE, ("calibrate", "--model", "m", "--sae", "s", "--data", "d", "--out", "o")),
+}
+
+
+def leave(arguments: Sequence[str]) -> int:
+    """The exit code of a command line, whether it returns or leaves."""
+    try:
+        return main(arguments)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_names_every_flag_and_shows_an_example(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"steerserve {' '.join(command)}" in text.split("example:")[1]
+    for flag in COMMANDS[command]:
+        assert re.search(rf"^ +{flag}\b", text, re.MULTILINE), flag
+
+
+def test_help_of_the_whole_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("serve", "generate", "inspect", "train", "calibrate"))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_flag_has_a_help(group: str) -> None:
+    flags, _ = GROUPS[group]
+    assert [field.name for field in flags.fields() if not (field.help or (flags.helps or {}).get(field.name))] == []
+
+
+def test_help_loads_neither_torch_nor_rich() -> None:
+    code = "from steerserve.cli import build_parser; import sys; build_parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "rich", "fastapi", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_flag_leaves_every_default_of_the_dataclass(group: str) -> None:
+    flags, command = GROUPS[group]
+    assert flags.given(build_parser().parse_args(command)) == {}
+
+
+@given(port=st.integers(0, 65535), rows=st.integers(1, 10_000), seconds=st.floats(0.01, 1e6))
+def test_a_flag_that_is_given_reaches_its_field(port: int, rows: int, seconds: float) -> None:
+    command = ["serve", "--port", str(port), "--max-rows", str(rows), "--keep-alive-seconds", repr(seconds)]
+    arguments = build_parser().parse_args(command)
+    server, engine = serve.SERVER.build(arguments), serve.ENGINE.build(arguments)
+    assert (server.port, engine.max_rows, server.keep_alive_seconds) == (port, rows, seconds)
+    assert server.host == type(server)().host
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve", "--model", "nowhere"),
+        ("serve", "--sae", "nowhere"),
+        ("generate", "The", "--attributes", "nowhere"),
+        ("inspect", "model", "nowhere"),
+        ("inspect", "sae", "{empty}"),
+        ("inspect", "model", "{empty}"),
+        ("inspect", "attribute", "{empty}"),
+        ("generate", "The", "--model", "{empty}"),
+        ("train", "tokenizer", "--data", "{empty}", "--out", "{empty}/out"),
+        ("train", "dlm", "--data", "{empty}", "--tokenizer", "{empty}", "--out", "{empty}/out"),
+        ("train", "sae", "--data", "nowhere", "--model", "{empty}", "--out", "{empty}/out", "--layers", "0"),
+        ("calibrate", "--data", "nowhere", "--model", "{empty}", "--sae", "{empty}", "--out", "{empty}/out"),
+        ("serve", "--port", "70000"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave([part.replace("{empty}", str(tmp_path)) for part in command]) == 2
+    assert re.fullmatch(r"steerserve: [^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "--attribute", "topic/sports=much"),
+        ("generate", "--feature", "812"),
+        ("generate", "--feature", "layer-4-mask:x=1"),
+        ("generate", "--schedule", "{"),
+        ("generate", "--schedule", '{"start": 0}'),
+        ("generate", "--steps", "few"),
+        ("serve", "--prot", "1"),
+        ("train",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_that_cannot_be_read_is_a_usage_error(command: tuple[str, ...]) -> None:
+    assert leave(command) == 2
+
+
+def test_pushes_are_read_from_the_command_line() -> None:
+    arguments = build_parser().parse_args(
+        ["generate", "The", "--attribute", "topic/sports=-0.5", "--attribute", "register/archaic"]
+        + ["--feature", "layer-4-mask:812=2", "--schedule", '{"type": "window", "stop": 0.5}', "--layers", "2,3"]
+        + ["--scope", "masked"]
+    )
+    sports, archaic, feature = generate.interventions(arguments)
+    assert (sports.attribute, sports.strength) == ("topic/sports", -0.5)
+    assert (archaic.attribute, archaic.strength) == ("register/archaic", None)
+    assert feature.feature is not None
+    assert (feature.feature.sae, feature.feature.index, feature.strength) == ("layer-4-mask", 812, 2.0)
+    for push in (sports, archaic, feature):
+        assert push.schedule == {"type": "window", "stop": 0.5}
+        assert (push.layers, push.scope) == ((2, 3), "masked")
+
+
+def test_generate_writes_only_the_text_where_there_is_no_terminal(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "8", "--steps", "4", "--seed", "3"]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert main([*command, "--json", "--baseline"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert plain == report["text"] + "\n"
+    assert report["baseline"]["tokens"] == report["tokens"]
+    assert report["steps"] <= 4
+
+
+def test_generate_reports_what_a_request_got_wrong(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "the", "--model", str(tiny_model), "--max-tokens", "8", "--attribute", "topic/sport"]) == 2
+    assert "unknown attribute 'topic/sport'" in capsys.readouterr().err
+
+
+def test_inspect_shows_facts_and_tensors(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "model", str(tiny_model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["num_layers"] == 2
+    assert len(found["facts"]["sha256"]) == 64
+    sizes = {row["name"]: row["shape"] for row in found["tensors"]}
+    assert sizes["bert.embeddings.position_embeddings.weight"] == [64, 32]
+    assert main(["inspect", "model", str(tiny_model)]) == 0
+    assert found["facts"]["sha256"][:8] in capsys.readouterr().out
+
+
+def test_a_model_trained_from_texts_alone_can_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "made_up.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in SENTENCES))
+    made = tmp_path / "made"
+    data = ["--data", str(texts)]
+    assert main(["train", "tokenizer", *data, "--out", str(made / "tokenizer"), "--size", "300"]) == 0
+    recipe = ["--tokens", "4000", "--context", "32", "--batch-tokens", "512"]
+    size = ["--hidden-size", "16", "--num-layers", "1", "--num-heads", "2", "--inner-size", "32"]
+    folders = ["--tokenizer", str(made / "tokenizer"), "--out", str(made / "model")]
+    assert main(["train", "dlm", *data, *folders, *recipe, *size]) == 0
+    capsys.readouterr()
+    assert main(["generate", "the", "--model", str(made / "model"), "--max-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] <= 4
+
+
+def test_serve_says_where_it_listens_and_stops_on_a_signal(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "steerserve.cli", "serve", "--model", str(tiny_model), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as server:
+        assert server.stderr is not None
+        try:
+            line = server.stderr.readline()
+            found = re.match(r"ready at (http://127\.0\.0\.1:\d+)  try: curl -s \1/v1/completions ", line)
+            assert found, line
+            with urllib.request.urlopen(found[1] + "/ready", timeout=30) as answer:
+                assert answer.status == 200
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+        finally:
+            server.kill()
