@@ -42,7 +42,7 @@ class Transfer(Protocol):
     """Names of the fields of Candidates that `counts` reads besides the probability."""
 
     def counts(self, quota: Quota) -> Tensor:
-        """How many commit [R] int64, 0 to `masked`; at a block's last step all that is left, whatever the rule."""
+        """How many commit [R] int64, 0 to `masked`; by a block's last step as many in all as it has positions."""
         ...
 
 
@@ -50,7 +50,8 @@ class Transfer(Protocol):
 class Linear:
     """As many at every step: total // steps, and one more at the first total % steps steps.
 
-    Source: LLaDA's `get_num_transfer_tokens` (arXiv 2502.09992).
+    Unlike the others it does not take all that is left at the last step: a model that draws its own mask token leaves
+    the position masked, as the published loop does. Source: LLaDA's `get_num_transfer_tokens` (arXiv 2502.09992).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -58,7 +59,7 @@ class Linear:
     def counts(self, quota: Quota) -> Tensor:
         """The share of this step [R]."""
         each, more = quota.total // quota.steps, quota.total % quota.steps
-        return _finish(each + (quota.step < more), quota)
+        return torch.minimum(each + (quota.step < more), quota.masked)
 
 
 @dataclass(frozen=True)

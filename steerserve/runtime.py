@@ -1,7 +1,7 @@
 """Put a server's parts together from folders on disk: model, SAEs, attributes, engine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from steerserve.engine.interventions import Catalogue
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError
-from steerserve.models import load_model, load_tokenizer, weights_sha256
+from steerserve.models import load_model, load_tokenizer, read_sampler_defaults, weights_sha256
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
@@ -58,8 +58,9 @@ def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None,
         sae.facts.check_model(lm.facts.hidden_size, lm.facts.num_layers, digest)
     facts = lm.facts
     loaded = load_attributes(attributes, digest, facts.num_layers, facts.hidden_size) if attributes is not None else {}
+    defaults = read_sampler_defaults(model)
     norms = {layer: site.residual_norm for one in loaded.values() for layer, site in one.sites.items()}
-    engine = TorchEngine(lm, tokenizer, Catalogue(facts, loaded, loaded_saes, norms), config)
+    engine = TorchEngine(lm, tokenizer, Catalogue(facts, loaded, loaded_saes, norms, defaults), config)
     check_steering(engine)
     name = "bundled" if model == BUNDLED / "model" else model.name
     service = Service(
@@ -82,6 +83,7 @@ def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None,
             "num_layers": facts.num_layers,
             "hidden_size": facts.hidden_size,
             "vocab_size": facts.vocab_size,
+            "sampler_defaults": asdict(defaults),
             "parameters": sum(p.numel() for p in lm.parameters()),
         },
         attributes={one.name: attribute_card(one) for one in loaded.values()},

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "steerserve.engine.base",
         "steerserve.engine.events",
         "steerserve.engine.params",
+        "steerserve.engine.text",
         "steerserve.config",
         "steerserve.errors",
     },

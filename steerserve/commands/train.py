@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ FRESH = FlagGroup("steerserve.train.fresh", "FreshSize")
 SAE = FlagGroup("steerserve.train.sae", "SaeRecipe", helps=HELPS)
 
 DATA = "folder of .jsonl or .jsonl.gz files, one object with a `text` a line"
-LONGEST = 512
+SAMPLES = 12
+"""Unselected samples in the card of a trained model."""
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -140,6 +142,7 @@ def train_dlm(arguments: argparse.Namespace) -> int:
     from steerserve.train.dlm import train
     from steerserve.train.encoder import start_from_encoder
     from steerserve.train.fresh import save_model_folder, start_fresh
+    from steerserve.train.report import held_out, samples
 
     recipe = DLM.build(arguments)
     vocabulary = _read_vocabulary(arguments.tokenizer)
@@ -151,6 +154,13 @@ def train_dlm(arguments: argparse.Namespace) -> int:
         model = start_from_encoder(arguments.encoder, vocabulary, recipe.context)
     train(model, arguments.data, tokenizer, arguments.out, recipe)
     save_model_folder(model, tokenizer, arguments.out)
+    model = model.eval().requires_grad_(False)
+    card = {
+        "recipe": asdict(recipe),
+        "held_out": held_out(model, tokenizer, arguments.data, recipe.context),
+        "samples": samples(model, tokenizer, [""] * SAMPLES, max_tokens=recipe.context // 2, ignore_eos=True),
+    }
+    (arguments.out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
     return 0
 
 

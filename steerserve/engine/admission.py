@@ -1,8 +1,8 @@
 """Admission: check a request whole and resolve every name in it, before anything is queued."""
 
-import math
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from tokenizers import Tokenizer
 
@@ -20,7 +20,11 @@ MAX_STOPS = 16
 
 def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, config: EngineConfig) -> Request:
     """The request of checked params; raises RequestError or NotFoundError with field, value and what is allowed."""
-    facts = catalogue.facts
+    facts, defaults = catalogue.facts, catalogue.defaults
+    params = replace(
+        params, **{name: value for name, value in asdict(defaults).items() if getattr(params, name) is None}
+    )
+    order_choice, transfer_choice = params.order or defaults.order, params.transfer or defaults.transfer
     prompt = tuple(
         ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
     )
@@ -42,9 +46,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     blocks = params.max_tokens // block
     if steps % blocks:
         raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
-    if not math.isfinite(params.temperature) or not 0 <= params.temperature <= 10:
+    if params.temperature is None or not 0 <= params.temperature <= 10:
         raise RequestError(f"temperature must be 0 to 10, got {params.temperature}", "temperature")
-    if not 0 < params.top_p <= 1:
+    if params.top_p is None or not 0 < params.top_p <= 1:
         raise RequestError(f"top_p must be above 0 and at most 1, got {params.top_p}", "top_p")
     _whole("seed", params.seed, -(2**63), 2**63 - 1)
     if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):
@@ -56,11 +60,11 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
             f"at most {config.max_interventions} interventions, got {len(params.interventions)}", "interventions"
         )
     try:
-        order = build_order(params.order)
+        order = build_order(order_choice)
     except ValueError as error:
         raise RequestError(str(error), "order") from error
     try:
-        transfer = build_transfer(params.transfer)
+        transfer = build_transfer(transfer_choice)
     except ValueError as error:
         raise RequestError(str(error), "transfer") from error
     response = (len(prompt), len(prompt) + params.max_tokens)
@@ -77,8 +81,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
         "steps": steps,
         "block_length": block,
-        "order": params.order if isinstance(params.order, str) else dict(params.order),
-        "transfer": params.transfer if isinstance(params.transfer, str) else dict(params.transfer),
+        "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
+        "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
         "interventions": [one.summary for one in interventions],
     }
     return Request(
@@ -116,7 +120,7 @@ def _ids(given: str | Sequence[int], param: str, tokenizer: Tokenizer, catalogue
     else:
         ids = list(given)
         for token in ids:
-            if isinstance(token, bool) or not 0 <= token < facts.vocab_size:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
                 raise RequestError(f"token ids must be 0 to {facts.vocab_size - 1}, got {token}", param)
     if facts.mask_id in ids:
         raise RequestError(f"{param} holds the mask token (id {facts.mask_id}); leave out what is to be written", param)

@@ -30,7 +30,8 @@ class Result:
     """A finished row."""
 
     tokens: tuple[int, ...]
-    """Response token ids, cut before the first EOS; a stop string cuts only `text`."""
+    """Response token ids, cut before the first EOS; a stop string cuts only `text`. A position that is still masked
+    at the end, because the model drew its own mask token there, is left out."""
     text: str
     """The response decoded, cut before the first stop string or EOS."""
     finish_reason: Literal["stop", "length"]

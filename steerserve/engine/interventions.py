@@ -11,7 +11,7 @@ from schedulers import CommitmentProfile, GainTable, build_strength, compile_gai
 from steerserve.engine.params import Choice, Intervention
 from steerserve.engine.request import Readout, Resolved
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.models import ModelFacts
+from steerserve.models import ModelFacts, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS
@@ -32,6 +32,7 @@ class Catalogue:
     saes: Mapping[str, SparseAutoencoder]
     residual_norms: Mapping[int, float]
     """Mean norm of the hidden state at masked positions by layer, where it is known."""
+    defaults: SamplerDefaults = SamplerDefaults()
 
     def attribute(self, name: str, param: str) -> Attribute:
         """The attribute of that name; raises NotFoundError listing the known ones."""

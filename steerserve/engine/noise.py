@@ -51,11 +51,13 @@ def exponential(key: Tensor, size: int) -> Tensor:
     low, high = key.to(torch.int32)[:, None], (key >> 32).to(torch.int32)[:, None]
     x = torch.arange(size, dtype=torch.int32, device=key.device) * -1640531527  # 0x9E3779B1: spreads the ids
     x = x[None, :] ^ low
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = (x ^ high) * -2073254261  # 0x846CA68B
-    x = x ^ ((x >> 16) & 0xFFFF)
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
+    x *= 0x7FEB352D
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
+    x ^= high
+    x *= -2073254261  # 0x846CA68B
+    x ^= (x >> 16).bitwise_and_(0xFFFF)
     # Two halves: a float32 made of all 32 bits at once would round small values to multiples of 2^-24.
-    w = ((x >> 16) & 0xFFFF).float().mul_(2.0**-16).add_((x & 0xFFFF).float().add_(0.5), alpha=2.0**-32)
+    w = (x >> 16).bitwise_and_(0xFFFF).float().mul_(2.0**-16)
+    w += x.bitwise_and_(0xFFFF).float().add_(0.5).mul_(2.0**-32)
     return w.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()

@@ -56,7 +56,7 @@ class TraceParams:
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """One row: one prompt, one sample."""
+    """One row: one prompt, one sample. Sampler settings left at None are the model's own defaults."""
 
     prompt: str | tuple[int, ...] = ""
     suffix: str | tuple[int, ...] = ""
@@ -66,15 +66,15 @@ class GenerationParams:
     """Denoising steps; None: one per response token."""
     block_length: int | None = None
     """Semi-autoregressive blocks of this many tokens; None: the whole response is one block."""
-    order: Choice = "confidence"
-    transfer: Choice = "linear"
-    temperature: float = 1.0
-    top_p: float = 1.0
+    order: Choice | None = None
+    transfer: Choice | None = None
+    temperature: float | None = None
+    top_p: float | None = None
     seed: int = 0
     row: int = 0
     """Which sample of the seed: two rows of one seed draw different noise, a row and its baseline the same."""
     stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
     logprobs: bool = False
     """Whether to record each committed token's log-probability at its commitment."""

@@ -87,7 +87,8 @@ class Request:
     @property
     def progress(self) -> float:
         """Share of the response that is committed."""
-        return 1.0 - self.masked / self.params.max_tokens
+        # Not 1 - masked / length, which rounds twice and may fall short of the border of a slice.
+        return (self.params.max_tokens - self.masked) / self.params.max_tokens
 
     @property
     def block_span(self) -> tuple[int, int]:

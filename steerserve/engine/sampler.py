@@ -51,7 +51,7 @@ def draw(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozense
     """
     size = max(_TILE, _CHUNK_BYTES // (4 * model.facts.vocab_size) // _TILE * _TILE)
     parts = [
-        _draw_block(model, hidden[i : i + size], settings[i : i + size], needs) for i in range(0, len(hidden), size)
+        _draw_block(model, hidden[i : i + size], settings[i : i + size], needs) for i in range(0, max(1, len(hidden)), size)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -63,11 +63,14 @@ def draw(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozense
     )
 
 
+def pad_rows(hidden: Tensor) -> Tensor:
+    """hidden [N, hidden_size] with rows of zeros added up to the height from which matrix products round rows alike."""
+    missing = _TILE - len(hidden)
+    return torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])]) if missing > 0 else hidden
+
+
 def _draw_block(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozenset[str]) -> Draw:
-    count = len(hidden)
-    if count < _TILE:
-        hidden = torch.cat([hidden, hidden.new_zeros(_TILE - count, hidden.shape[1])])
-    logits = model.head(hidden)[:count].float()
+    logits = model.head(pad_rows(hidden))[: len(hidden)].float()
     if model.facts.forbidden_ids:
         logits[:, list(model.facts.forbidden_ids)] = -torch.inf
     eos = model.facts.eos_id
@@ -87,12 +90,15 @@ def _draw_block(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: f
     # Against the rest of the mass, not against all of it: 1 - p keeps its precision where p rounds to 1 in float32,
     # so that near-certain positions are still ranked.
     rest = logits.scatter_(1, token[:, None], -torch.inf).logsumexp(1)
-    return Draw(token, torch.sigmoid(chosen[:, 0].double() - rest.double()), margin, entropy)
+    # Not torch.sigmoid, whose last bit depends on where in the tensor an element stands: equal candidates must tie.
+    probability = ((rest.double() - chosen[:, 0].double()).exp() + 1).reciprocal()
+    return Draw(token, probability, margin, entropy)
 
 
 def _sample(logits: Tensor, settings: Settings) -> Tensor:
     """Gumbel-max draws from softmax(logits / temperature), cut to the smallest set of mass top_p."""
-    scaled = logits / settings.temperature[:, None]
+    # Shifted so that the largest is 0: it stays finite at any temperature, and the draw is the argmax near 0.
+    scaled = (logits - logits.amax(dim=1, keepdim=True)) / settings.temperature[:, None]
     nucleus = (settings.top_p < 1).nonzero()[:, 0]
     if len(nucleus):
         ordered, index = scaled[nucleus].sort(dim=1, descending=True, stable=True)

@@ -18,7 +18,7 @@ def check_steering(engine: TorchEngine) -> None:
     """
     facts = engine.model.facts
     length = min(8, facts.max_length - 2)
-    plain = GenerationParams(max_tokens=length)
+    plain = GenerationParams(max_tokens=length, steps=1)
     direction = torch.randn(facts.hidden_size, generator=torch.Generator().manual_seed(0))
     reference = _logits(engine, [plain, plain])
     if not bool(torch.isfinite(reference).all()):

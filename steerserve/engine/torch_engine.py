@@ -18,7 +18,7 @@ from steerserve.engine.interventions import Catalogue
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
-from steerserve.engine.sampler import Draw, Settings, draw
+from steerserve.engine.sampler import Draw, Settings, draw, pad_rows
 from steerserve.engine.text import continuation, cut_at_stop
 from steerserve.errors import QueueFullError
 from steerserve.models import DiffusionLM
@@ -100,7 +100,7 @@ class TorchEngine:
         events: list[Event] = [
             Failed(request.id, "aborted", aborted=True)
             for request in [*self.running, *self.waiting]
-            if request.id in aborted
+            if request.id in aborted and not request.finished
         ]
         if events:
             self.waiting = deque(request for request in self.waiting if request.id not in aborted)
@@ -165,7 +165,8 @@ class TorchEngine:
         for sae, members in batch.saes.items():
             index = members[row].nonzero()[:, 0]
             r, p = row[index], position[index]
-            ids = sae.top_ids(batch.plan.captured[sae.facts.layer][r, p].float(), min(TOP_FEATURES, sae.facts.features))
+            states = pad_rows(batch.plan.captured[sae.facts.layer][r, p].float())
+            ids = sae.top_ids(states, min(TOP_FEATURES, sae.facts.features))[: len(index)]
             before = batch.features[r, p, : ids.shape[1]]
             stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
             batch.features[r, p, : ids.shape[1]] = ids
@@ -201,7 +202,9 @@ class TorchEngine:
         log_p = drawn.probability[chosen].log()
         found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
         for r, p, t, lp in zip(row.tolist(), position.tolist(), token.tolist(), log_p.tolist(), strict=True):
-            found[r].append((p, t, lp))
+            # A model that may draw its own mask token leaves the position masked: nothing was committed.
+            if t != self.model.facts.mask_id:
+                found[r].append((p, t, lp))
         events: list[Event] = []
         for request, commits in zip(batch.requests, found, strict=True):
             for p, t, lp in commits:
@@ -239,9 +242,12 @@ class TorchEngine:
 
     def _result(self, request: Request) -> Result:
         eos = self.model.facts.eos_id
-        tokens = request.response
-        ended = eos in tokens[: request.prefix]
-        tokens = tokens[: tokens.index(eos)] if ended else tokens[: request.prefix or None]
+        # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
+        tokens = request.response if request.steps_left <= 0 else request.response[: request.prefix]
+        ended = eos in tokens
+        tokens = tokens[: tokens.index(eos)] if ended else tokens
+        written = [i for i, token in enumerate(tokens) if token != request.mask_id]
+        tokens = [tokens[i] for i in written]
         text, stopped = cut_at_stop(self._text(request, tokens), request.params.stop)
         return Result(
             tokens=tuple(tokens),
@@ -252,5 +258,5 @@ class TorchEngine:
             prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
             receipt=receipt(request),
             trace=tuple(request.trace),
-            logprobs=tuple(request.logprobs[i] for i in range(len(tokens))) if request.params.logprobs else None,
+            logprobs=tuple(request.logprobs[i] for i in written) if request.params.logprobs else None,
         )

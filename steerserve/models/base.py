@@ -1,10 +1,13 @@
 """The small interface every model family implements."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from steerserve.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,17 @@ class ModelFacts:
     """Token put before every prompt, or None where the family uses none."""
     forbidden_ids: tuple[int, ...] = ()
     """Special tokens that are never text: the sampler gives them probability zero."""
+
+
+@dataclass(frozen=True)
+class SamplerDefaults:
+    """How a model is sampled where a request does not say; from the `generation_config.json` of its folder."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    order: str = "confidence"
+    transfer: str = "linear"
+    ignore_eos: bool = False
 
 
 class Sites(Protocol):
@@ -50,6 +64,20 @@ class DiffusionLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab_size] of hidden states [..., hidden_size]; call it on the masked positions only."""
         raise NotImplementedError
+
+
+def check_fixed(raw: Mapping[str, Any], family: str, fixed: Mapping[str, Any]) -> None:
+    """Raise ArtifactError where a config asks for a variant of the family that is not implemented."""
+    for name, allowed in fixed.items():
+        if raw.get(name, allowed) != allowed:
+            raise ArtifactError(f"config.json: {name} is {raw[name]!r}, the {family} family implements {allowed!r}")
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise ArtifactError naming the size of a config that is no whole number above 0."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ArtifactError(f"config.json: {name} must be a whole number above 0, got {size!r}")
 
 
 def padding_mask(lengths: Tensor | None, width: int) -> Tensor | None:

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, padding_mask
+from steerserve.errors import ArtifactError
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, padding_mask
+
+# All that this family implements; any other value is refused on load.
+_FIXED: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
 
 
 @dataclass(frozen=True)
@@ -113,9 +123,26 @@ class BertDiffusionLM(DiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "BertDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a KeyError naming it."""
+        """Build from a parsed `config.json`; a missing key is a TypeError naming it, a variant of BERT that is not
+        implemented an ArtifactError naming the key, its value and the one allowed."""
+        check_fixed(raw, "bert", _FIXED)
         fields = BertConfig.__dataclass_fields__
-        return cls(BertConfig(**{name: raw[name] for name in fields if name in raw}))
+        config = BertConfig(**{name: raw[name] for name in fields if name in raw})
+        check_sizes(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+        )
+        if config.hidden_size % config.num_attention_heads:
+            raise ArtifactError(
+                f"config.json: num_attention_heads {config.num_attention_heads} must divide "
+                f"hidden_size {config.hidden_size}"
+            )
+        return cls(config)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
         """See `DiffusionLM.forward`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, padding_mask
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, padding_mask
 
 # What the published checkpoints say, and all that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -21,6 +21,7 @@ _FIXED: dict[str, Any] = {
     "layer_norm_type": "rms",
     "activation_type": "silu",
     "rope": True,
+    "rope_full_precision": True,
     "alibi": False,
     "attention_layer_norm": False,
     "include_bias": False,
@@ -142,13 +143,31 @@ class LladaDiffusionLM(DiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "LladaDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a KeyError, a variant of OLMo that LLaDA does not use
+        """Build from a parsed `config.json`; a missing key is a TypeError, a variant of OLMo that LLaDA does not use
         an ArtifactError naming the key, its value and the one allowed."""
-        for name, allowed in _FIXED.items():
-            if raw.get(name, allowed) != allowed:
-                raise ArtifactError(f"config.json: {name} is {raw[name]!r}, the llada family implements {allowed!r}")
+        check_fixed(raw, "llada", _FIXED)
         fields = LladaConfig.__dataclass_fields__
-        return cls(LladaConfig(**{name: raw[name] for name in fields if name in raw}))
+        config = LladaConfig(**{name: raw[name] for name in fields if name in raw})
+        check_sizes(
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            n_kv_heads=config.kv_heads,
+            vocab_size=config.vocab_size,
+            embedding_size=config.rows,
+            max_sequence_length=config.max_sequence_length,
+            mlp_hidden_size=config.inner,
+        )
+        if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
+            raise ArtifactError(
+                f"config.json: d_model {config.d_model} must be n_heads {config.n_heads} times an even number, "
+                f"and n_heads a multiple of n_kv_heads {config.kv_heads}"
+            )
+        if config.rows < config.vocab_size:
+            raise ArtifactError(
+                f"config.json: embedding_size {config.rows} is less than vocab_size {config.vocab_size}"
+            )
+        return cls(config)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
         """See `DiffusionLM.forward`."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM
+from steerserve.models.base import DiffusionLM, ModelFacts, SamplerDefaults
 from steerserve.models.bert import BertDiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
 
@@ -36,11 +37,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def read_sampler_defaults(folder: Path) -> SamplerDefaults:
+    """The sampler settings in a model folder's `generation_config.json`; other keys of it are not ours to judge."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return SamplerDefaults()
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        given = {field.name: raw[field.name] for field in fields(SamplerDefaults) if raw.get(field.name) is not None}
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a JSON object: {error}") from error
+    for field in fields(SamplerDefaults):
+        value = given.get(field.name, field.default)
+        number = isinstance(field.default, float) and isinstance(value, int) and not isinstance(value, bool)
+        if not number and type(value) is not type(field.default):
+            raise ArtifactError(f"{path}: {field.name} must be a {type(field.default).__name__}, got {value!r}")
+    return SamplerDefaults(**given)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder: one file, or the shards that the index names."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            shards = sorted(
+                {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
         # A shard is a file of this folder; an index must not make the server read another.
         if any(Path(shard).name != shard for shard in shards):
             raise ArtifactError(f"{index} names a shard outside its folder: {shards}")
@@ -67,15 +91,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     """The model of a folder, in evaluation mode; raises ArtifactError naming the missing, unexpected or misshapen."""
     raw = read_config(folder)
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ArtifactError(f"{folder}: model_type is {kind!r}, known families are {sorted(FAMILIES)}")
     with torch.device("meta"):
         try:
             model = FAMILIES[kind].from_config(raw)
-        except KeyError as error:
-            raise ArtifactError(f"{folder}/config.json lacks the key {error}") from error
         except TypeError as error:
             raise ArtifactError(f"{folder}/config.json does not fit the {kind} family: {error}") from error
+    _check_ids(folder, model.facts)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found: dict[str, Tensor] = {}
     for file in weight_files(folder):
@@ -91,6 +114,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in found.items()}, strict=True, assign=True)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _check_ids(folder: Path, facts: ModelFacts) -> None:
+    ids: list[tuple[str, object]] = [("mask", facts.mask_id), ("eos", facts.eos_id)]
+    ids += [("bos", facts.bos_id)] if facts.bos_id is not None else []
+    for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
+            raise ArtifactError(f"{folder}/config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")
 
 
 def _compare(folder: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:

@@ -94,9 +94,9 @@ class Diffusion(Strict):
 
     steps: int | None = Field(default=None, ge=1, le=1_000_000)
     block_length: int | None = Field(default=None, ge=1, le=1_000_000)
-    order: Choice = "confidence"
-    transfer: Choice = "linear"
-    ignore_eos: bool = False
+    order: Choice | None = None
+    transfer: Choice | None = None
+    ignore_eos: bool | None = None
     cfg_scale: Annotated[Any, fields.neutral(0.0)] = 0.0
     stream_mode: StreamMode | None = None
 
@@ -116,8 +116,8 @@ class CompletionRequest(Strict):
     """Left out or null: an unconditional canvas."""
     suffix: Suffix | None = None
     max_tokens: int = Field(default=64, ge=1, le=1_000_000)
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     n: int = Field(default=1, ge=1, le=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Left out: drawn by the server and told in the answer."""

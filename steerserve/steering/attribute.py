@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,7 +85,8 @@ class Attribute:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{layer}.{kind}": tensor.contiguous() for (layer, kind), tensor in self.directions.items()}
         save_file(tensors, folder / "directions.safetensors")
-        (folder / "attribute.json").write_text(json.dumps(self.card(), indent=1), encoding="utf-8")
+        card = self.card() | {"directions_sha256": _sha256(folder / "directions.safetensors")}
+        (folder / "attribute.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,11 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
             )
             for layer, site in raw["sites"].items()
         }
+        if (digest := _sha256(folder / "directions.safetensors")) != raw["directions_sha256"]:
+            raise ArtifactError(f"{folder}: directions.safetensors is {digest[:12]}, not the file the attribute was saved with")
+        stored = {_place(name): tensor for name, tensor in tensors.items()}
         card = AttributeCard(**{name: raw[name] for name in AttributeCard.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
     if card.format != FORMAT:
         raise ArtifactError(f"{folder}: format is {card.format}, this version reads {FORMAT}")
@@ -127,11 +132,21 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
             f"this one is {model_sha256[:12]}"
         )
     directions: dict[tuple[int, str], Tensor] = {}
-    for name, tensor in tensors.items():
-        layer, _, kind = name.partition(".")
-        if int(layer) >= num_layers or tensor.shape != (hidden_size,) or not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{folder}: direction {name} {list(tensor.shape)} does not fit the model")
-        directions[int(layer), kind] = tensor.float() / tensor.float().norm()
+    for (layer, kind), tensor in stored.items():
+        norm = float(tensor.float().norm())
+        if not 0 <= layer < num_layers or tensor.shape != (hidden_size,) or not 0 < norm < math.inf:
+            raise ArtifactError(
+                f"{folder}: direction {layer}.{kind} {list(tensor.shape)} of norm {norm:g} does not fit a model of "
+                f"{num_layers} layers of size {hidden_size}"
+            )
+        directions[layer, kind] = tensor.float() / norm
+    for layer, site in sites.items():
+        if not _finite(site.residual_norm) or site.residual_norm <= 0:
+            raise ArtifactError(f"{folder}: residual_norm of layer {layer} must be above 0, got {site.residual_norm!r}")
+    if not _finite(card.strength):
+        raise ArtifactError(f"{folder}: strength must be a finite number, got {card.strength!r}")
+    if not card.layers:
+        raise ArtifactError(f"{folder}: layers is empty: it would steer nothing")
     digest = hashlib.sha256(text.encode() + (folder / "directions.safetensors").read_bytes()).hexdigest()
     for steered in card.layers:
         if steered not in sites or (steered, "sae") not in directions:
@@ -150,6 +165,20 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
         provenance=raw.get("provenance", {}),
         sha256=digest,
     )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _place(name: str) -> tuple[int, str]:
+    """(layer, kind) of a tensor named "layer.kind"; raises ValueError."""
+    layer, _, kind = name.partition(".")
+    return int(layer), kind
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
 def load_attributes(root: Path, model_sha256: str, num_layers: int, hidden_size: int) -> dict[str, Attribute]:

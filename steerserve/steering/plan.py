@@ -121,7 +121,7 @@ class Site:
         state = hidden if len(self.rows) == len(hidden) else hidden[self.rows]
         shape = (*self.code.shape, state.shape[1])
         if self.projects:
-            projection = torch.einsum("rph,rlh->rpl", self.directions, state).float()
+            projection = self._project(state.float())
         else:
             projection = torch.zeros(shape, device=hidden.device)
         if self.reads:
@@ -136,6 +136,15 @@ class Site:
         self._record(weight, state)
         delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)
         return hidden.index_add(0, self.rows, delta)
+
+    def _project(self, state: Tensor) -> Tensor:
+        """<h, v> of state [rows, length, hidden_size]: [rows, pushes, length].
+
+        Multiplied and summed rather than contracted: a matrix product's last bits depend on how many rows and pushes
+        stand beside, and a row must be steered alike in any batch.
+        """
+        wide = self.directions.float()
+        return torch.stack([(state * wide[:, p, None]).sum(2) for p in range(wide.shape[1])], dim=1)
 
     def _record(self, weight: Tensor, state: Tensor) -> None:
         """Add this step to what has been applied; v is a unit vector, so |delta| is |weight|."""

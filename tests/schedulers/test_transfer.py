@@ -61,11 +61,11 @@ def plain_linear(total: int, steps: int) -> list[int]:
 
 
 def plain_count(transfer: Transfer, row: Row) -> int:
+    if isinstance(transfer, Linear):
+        return min(plain_linear(row.total, row.steps)[row.step], row.masked)
     if row.step == row.steps - 1:
         return row.masked
-    if isinstance(transfer, Linear):
-        count = plain_linear(row.total, row.steps)[row.step]
-    elif isinstance(transfer, Cosine):
+    if isinstance(transfer, Cosine):
         left = row.total * math.cos(math.pi / 2 * (row.step + 1) / row.steps)
         nearest = round(left)
         count = row.masked - (nearest if abs(left - nearest) < 1e-9 else math.ceil(left))

@@ -76,7 +76,7 @@ class TextEngine:
 
     def admit(self, params: GenerationParams) -> TextRequest:
         for name in ("order", "transfer"):
-            if getattr(params, name) not in ("confidence", "random", "linear", "cosine"):
+            if getattr(params, name) not in (None, "confidence", "random", "linear", "cosine"):
                 raise RequestError(f"{name}: unknown name, known: confidence, random", name)
         if params.prompt == "bad":
             raise RequestError("prompt: bad", "prompt")

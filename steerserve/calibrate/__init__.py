@@ -1,0 +1,1 @@
+"""Calibration: from labelled texts and SAEs to attributes on disk."""

@@ -1,0 +1,97 @@
+"""From what was found about an attribute to the attribute: search its layers and strength, and write it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from steerserve.calibrate.curve import profile
+from steerserve.calibrate.search import Setting, Trial, layer_sets, search
+from steerserve.calibrate.selection import Selection
+from steerserve.calibrate.tasks import Task
+from steerserve.calibrate.trials import Laboratory
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute, AttributeSite
+from steerserve.train.classifiers import Judge
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything known of an attribute before it is tried out."""
+
+    task: Task
+    selections: Mapping[int, Selection]
+    curves: Mapping[int, Tensor]
+    """Of its steering features on the samples kept, by layer [samples, slices + 1, features]."""
+    norms: Mapping[int, float]
+    judge: Judge
+    provenance: Mapping[str, Any]
+
+
+def finish(
+    laboratory: Laboratory,
+    findings: Findings,
+    saes: Mapping[int, SparseAutoencoder],
+    model_sha256: str,
+    folder: Path,
+) -> Attribute:
+    """Search layers and strength, and save the attribute into `folder`."""
+    task, layers = findings.task, sorted(saes)
+
+    def make(setting: Setting) -> Attribute:
+        return trial_attribute(findings, saes, model_sha256, laboratory.recipe.schedule, setting)
+
+    def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
+        return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
+
+    choice = search(layer_sets(layers), laboratory.recipe.strengths, evaluate)
+    unsteered = laboratory.baseline(fresh=True)
+    share = float(np.mean(findings.judge.assigned(task.target, unsteered.texts)))
+    ablation = {
+        "unsteered": {"share": round(share, 4), "loss": round(unsteered.loss, 4)},
+        "unsteered_distinct": round(unsteered.distinct, 4),
+        **choice.to_json(),
+    }
+    notes = {str(layer): one.note for layer, one in findings.selections.items() if one.note is not None}
+    attribute = replace(
+        make(choice.setting), provenance={**findings.provenance, "ablation": ablation, "selection_notes": notes}
+    )
+    attribute.save(folder)
+    return attribute
+
+
+def trial_attribute(
+    findings: Findings,
+    saes: Mapping[int, SparseAutoencoder],
+    model_sha256: str,
+    schedule: str | Mapping[str, Any],
+    setting: Setting,
+) -> Attribute:
+    """The attribute at these layers and this strength; its commitment curve is the one of these layers."""
+    selections = findings.selections
+    samples = next(iter(findings.curves.values())).shape[0]
+    curve = profile([findings.curves[layer] for layer in setting.layers], range(samples))
+    return Attribute(
+        name=findings.task.name,
+        model_sha256=model_sha256,
+        layers=setting.layers,
+        strength=setting.strength,
+        unit="residual",
+        scope="masked",
+        schedule={"type": schedule} if isinstance(schedule, str) else dict(schedule),
+        sites={
+            layer: AttributeSite(
+                round(findings.norms[layer], 6), saes[layer].facts.id, saes[layer].facts.sha256, one.features
+            )
+            for layer, one in selections.items()
+        },
+        directions={
+            key: tensor
+            for layer, one in selections.items()
+            for key, tensor in (((layer, "sae"), one.direction), ((layer, "diff_means"), one.diff_means))
+        },
+        profile=curve.to_json(),
+    )

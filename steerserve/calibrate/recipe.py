@@ -1,0 +1,96 @@
+"""The settings of a calibration, each default written once."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class CalibrationRecipe:
+    """How many texts, samples and trials, and how they are written."""
+
+    tasks: Path | None = None
+    """JSON file of attributes to calibrate: a list of {"name", "file", "field", "target", "contrast"};
+    none: those of the bundled model."""
+    texts: int = 400
+    """Texts of each class that features are found on."""
+    crop: int = 128
+    """Longest stretch of a text in tokens."""
+    mask_ratios: tuple[float, ...] = (0.3, 0.5, 0.7)
+    """Share of masked tokens in each noised copy of a text."""
+    candidates: int = 300
+    """Features with the largest |d| that are tested for significance."""
+    p_value: float = 0.01
+    """Significance, after correction for the number of candidates."""
+    kept: int = 50
+    """Significant features kept on each side."""
+    steering: int = 20
+    """Features that make up a direction."""
+    weights: Literal["equal", "d", "diff_means"] = "diff_means"
+    """Weight of each of them: all the same, Cohen's d, or the difference of mean activations."""
+    judge_texts: int = 12_000
+    """Texts of each class that a classifier is trained on, at most."""
+    samples: int = 192
+    """Unsteered texts for the commitment curves."""
+    sample_tokens: int = 64
+    """Their length."""
+    sample_steps: int = 64
+    """Denoising steps of each of them."""
+    slices: int = 64
+    """Slices of progress in a curve."""
+    confidence: float = 0.8
+    """Probability from which a sample counts as showing an attribute."""
+    min_confident: int = 8
+    """Where fewer samples are that sure, this many of the likeliest are taken."""
+    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.6, 0.9, 1.3)
+    """Strengths that are tried, weakest first, as fractions of the mean residual norm."""
+    search_texts: int = 24
+    """Texts of each trial while layers and strength are searched."""
+    confirm_texts: int = 48
+    """Fresh texts of each of the trials that are run again to choose between them."""
+    trial_tokens: int = 48
+    """Length of a trial's texts."""
+    trial_steps: int = 24
+    """Denoising steps of a trial's texts."""
+    quality_masks: int = 6
+    """Mask ratios over which a text's loss is averaged."""
+    loss_within: float = 1.10
+    """Largest loss of steered texts under the unsteered model, as a ratio to that of unsteered texts."""
+    distinct_within: float = 0.90
+    """Smallest share of distinct word pairs in steered texts, as a ratio to that of unsteered texts."""
+    schedule: str | Mapping[str, Any] = "commitment"
+    """Strength schedule of the attributes."""
+    order: str | Mapping[str, Any] = "confidence"
+    """Order in which positions commit in samples and trials."""
+    temperature: float = 1.0
+    """Temperature of samples and trials."""
+    rows: int = 64
+    """Rows of one forward while generating."""
+    batch_tokens: int = 4608
+    """Tokens of one forward while reading texts."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, default in type(self).__dataclass_fields__.items():
+            if isinstance(default.default, int) and name != "seed" and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
+            raise ValueError(f"mask_ratios must be shares above 0 and at most 1, got {self.mask_ratios}")
+        if not self.strengths or self.strengths[0] <= 0 or list(self.strengths) != sorted(set(self.strengths)):
+            raise ValueError(f"strengths must be positive and rise, got {self.strengths}")
+        if not self.steering <= self.kept:
+            raise ValueError(f"steering must be at most kept ({self.kept}), got {self.steering}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
+        if not 0 < self.p_value < 1:
+            raise ValueError(f"p_value must be between 0 and 1, got {self.p_value}")
+        if self.weights not in ("equal", "d", "diff_means"):
+            raise ValueError(f"weights must be 'equal', 'd' or 'diff_means', got {self.weights!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values of everything that changes a result; the tasks are recorded by themselves."""
+        raw = asdict(self)
+        for name in ("tasks", "rows"):
+            raw.pop(name)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in raw.items()}

@@ -1,0 +1,166 @@
+"""Calibrate attributes: from labelled texts, a model and its SAEs to one folder an attribute."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from steerserve.calibrate.contrast import class_statistics, residual_norms
+from steerserve.calibrate.curve import confident, feature_curves
+from steerserve.calibrate.finish import Findings, finish
+from steerserve.calibrate.provenance import already_made, file_hashes
+from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.samples import unsteered_samples
+from steerserve.calibrate.search import forwards, layer_sets
+from steerserve.calibrate.selection import Selection, select
+from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
+from steerserve.calibrate.texts import held_out_texts, labelled_texts
+from steerserve.calibrate.trials import Laboratory
+from steerserve.errors import ArtifactError
+from steerserve.models import DiffusionLM, load_model, load_tokenizer, weights_sha256
+from steerserve.saes import SparseAutoencoder, load_saes
+from steerserve.steering.attribute import Attribute
+from steerserve.train.classifiers import Judge, train_judge
+
+__all__ = ["CalibrationRecipe", "calibrate"]
+
+CACHE = ".cache"
+"""Folder of unsteered samples inside the output folder; removed when the last attribute is written."""
+HELD_OUT_TEXTS = 64
+"""Texts of each file that the residual norms are measured on."""
+
+
+def calibrate(
+    model_folder: Path, sae_folder: Path, data: Path, out: Path, recipe: CalibrationRecipe
+) -> dict[str, Attribute]:
+    """Calibrate every task of the recipe into `out/<name>`; returns the attributes made by this call, by name.
+
+    Attributes already in `out` are kept, so a run that was stopped goes on where it was. Raises ArtifactError for one
+    made from another model, other SAEs or by another recipe, before anything is computed.
+    """
+    tasks = BUNDLED if recipe.tasks is None else read_tasks(recipe.tasks)
+    digest = weights_sha256(model_folder)
+    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
+    saes = masked_saes(sae_folder, model, digest)
+    hashes = file_hashes(data, tasks)
+    origins = {task.name: origin(task, digest, saes, hashes, recipe) for task in tasks}
+    due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]
+    if not due:
+        return {}
+    layers = sorted(saes)
+    norms = residual_norms(model, tokenizer, layers, held_out_texts(data, HELD_OUT_TEXTS), recipe)
+    laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, recipe)
+    judges, found = _contrast(model, tokenizer, saes, data, due, recipe)
+    samples = unsteered_samples(laboratory.engine({}), recipe, digest, out / CACHE / "samples.json")
+    union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
+    curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
+    planned = forwards(len(layer_sets(layers)), len(recipe.strengths), recipe.to_json())
+    tqdm.write(f"{len(due)} attributes: about {len(due) * planned / 1e6:.1f} M token-forwards of steering trials")
+    made = {}
+    for task in tqdm(due, desc="attributes", unit="attribute"):
+        selections, counts = found[task.name]
+        judge = judges[task.group]
+        threshold = recipe.confidence if task.confidence is None else task.confidence
+        probabilities = judge.probability(task.target, [sample.text for sample in samples])
+        kept, lowered = confident(probabilities, threshold, recipe.min_confident)
+        places = {layer: [union[layer].index(j) for j in selections[layer].steering] for layer in layers}
+        findings = Findings(
+            task=task,
+            selections=selections,
+            curves={layer: curves[layer][kept][:, :, places[layer]] for layer in layers},
+            norms=norms,
+            judge=judge,
+            provenance={
+                **origins[task.name],
+                "texts": counts,
+                "classifier": judge.summary(),
+                "samples": {
+                    "written": len(samples),
+                    "kept": len(kept),
+                    "threshold": threshold,
+                    "fewer_were_sure": lowered,
+                    "lowest_probability": round(float(probabilities[kept].min()), 4),
+                },
+            },
+        )
+        made[task.name] = finish(laboratory, findings, saes, digest, out / task.name)
+    shutil.rmtree(out / CACHE, ignore_errors=True)
+    return made
+
+
+def masked_saes(folder: Path, model: DiffusionLM, model_sha256: str) -> dict[int, SparseAutoencoder]:
+    """The SAE of each layer for masked positions, the scope of steering; raises ArtifactError for none or for two."""
+    found: dict[int, SparseAutoencoder] = {}
+    for name, sae in load_saes(folder).items():
+        sae.facts.check_model(model.facts.hidden_size, model.facts.num_layers, model_sha256)
+        if sae.facts.policy == "visible":
+            continue
+        if sae.facts.layer in found:
+            raise ArtifactError(f"{folder}: {name} and {found[sae.facts.layer].facts.id} are both for masked positions")
+        found[sae.facts.layer] = sae
+    if not found:
+        raise ArtifactError(f"{folder} has no SAE for masked positions")
+    return found
+
+
+def origin(
+    task: Task,
+    model_sha256: str,
+    saes: Mapping[int, SparseAutoencoder],
+    hashes: Mapping[str, str],
+    recipe: CalibrationRecipe,
+) -> dict[str, Any]:
+    """Everything that decides what an attribute becomes, as JSON."""
+    raw: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "task": task.to_json(),
+                "model_sha256": model_sha256,
+                "saes": {str(layer): saes[layer].facts.sha256 for layer in sorted(saes)},
+                "files": {stem: hashes[stem] for stem in task.files},
+                "recipe": recipe.to_json(),
+            }
+        )
+    )
+    return raw
+
+
+def _contrast(
+    model: DiffusionLM,
+    tokenizer: Tokenizer,
+    saes: Mapping[int, SparseAutoencoder],
+    data: Path,
+    due: Sequence[Task],
+    recipe: CalibrationRecipe,
+) -> tuple[dict[Group, Judge], dict[str, tuple[dict[int, Selection], dict[str, int]]]]:
+    """A judge for each group; for each task its selection at every layer, and the number of texts of each class.
+
+    The texts of a group pass through the model once, whichever of its attributes are due.
+    """
+    judges: dict[Group, Judge] = {}
+    found: dict[str, tuple[dict[int, Selection], dict[str, int]]] = {}
+    for group in tqdm(dict.fromkeys(task.group for task in due), desc="classes", unit="group"):
+        texts = labelled_texts(data, group, "calibrate", max(recipe.judge_texts, recipe.texts), recipe.seed)
+        judges[group] = train_judge(
+            {label: several[: recipe.judge_texts] for label, several in texts.items()}, recipe.seed
+        )
+        few = {label: several[: recipe.texts] for label, several in texts.items()}
+        statistics = {
+            label: class_statistics(model, tokenizer, saes, few[label], recipe, label) for label in group.labels
+        }
+        for task in (task for task in due if task.group == group):
+            selections = {
+                layer: select(
+                    statistics[task.target][layer],
+                    [statistics[label][layer] for label in task.contrast],
+                    saes[layer],
+                    recipe,
+                )
+                for layer in sorted(saes)
+            }
+            found[task.name] = selections, {label: len(several) for label, several in few.items()}
+    return judges, found

@@ -1,0 +1,105 @@
+"""Search for the layers and the strength that steer best at bounded cost in quality."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one trial tries."""
+
+    layers: tuple[int, ...]
+    strength: float
+    """Applied at each of the layers."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it."""
+
+    setting: Setting
+    texts: int
+    share: float
+    """Share of texts assigned to the target."""
+    probability: float
+    """Mean probability of the target."""
+    loss_ratio: float
+    """Mean loss under the unsteered model, over that of unsteered texts from the same noise."""
+    distinct_ratio: float
+    """Mean distinct-2 of a text, over that of the same unsteered texts."""
+    within: bool
+    """Whether both are inside the recipe's bounds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dict of JSON values."""
+        raw = asdict(self)
+        setting = raw.pop("setting")
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in raw.items()}
+        return {"layers": list(setting["layers"]), "strength": setting["strength"], **rounded}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting that won, and everything that was tried."""
+
+    setting: Setting
+    searched: tuple[Trial, ...]
+    confirmed: tuple[Trial, ...]
+    note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, for provenance."""
+        return {
+            "searched": [trial.to_json() for trial in self.searched],
+            "confirmed": [trial.to_json() for trial in self.confirmed],
+            "note": self.note,
+        }
+
+
+Evaluate = Callable[[Sequence[Setting], bool], list[Trial]]
+"""Runs some settings at once; the flag says whether on the fresh texts of the confirmation."""
+
+
+def search(
+    layer_sets: Sequence[tuple[int, ...]], strengths: Sequence[float], evaluate: Evaluate, finalists: int = 3
+) -> Choice:
+    """Bisect each layer set's strength for the strongest within bounds; of all tried, run the best again and choose.
+
+    Quality falls as strength rises, so a grid of 7 strengths takes 3 trials a layer set. Runs on fresh texts guard
+    against choosing what was lucky. The winner has the largest share within bounds; where nothing keeps the bounds,
+    the one with the lowest loss, and a note says so.
+    """
+    # Borders of what is not known yet: `low` is within bounds, `high` is not.
+    borders = {layers: (-1, len(strengths)) for layers in layer_sets}
+    searched: list[Trial] = []
+    while open_sets := [layers for layers, (low, high) in borders.items() if high - low > 1]:
+        middles = {layers: sum(borders[layers]) // 2 for layers in open_sets}
+        trials = evaluate([Setting(layers, strengths[middle]) for layers, middle in middles.items()], False)
+        for trial, (layers, middle) in zip(trials, middles.items(), strict=True):
+            low, high = borders[layers]
+            borders[layers] = (middle, high) if trial.within else (low, middle)
+        searched += trials
+    confirmed = evaluate([trial.setting for trial in sorted(searched, key=_merit, reverse=True)[:finalists]], True)
+    best = max(confirmed, key=_merit)
+    note = None if best.within else "no trial kept within the bounds of quality: the one of lowest loss was taken"
+    return Choice(best.setting, tuple(searched), tuple(confirmed), note)
+
+
+def _merit(trial: Trial) -> tuple[bool, float, float]:
+    if trial.within:
+        return True, trial.share, trial.probability
+    return False, -trial.loss_ratio, 0.0
+
+
+def layer_sets(layers: Sequence[int]) -> list[tuple[int, ...]]:
+    """Each layer alone, and all of them together."""
+    alone: list[tuple[int, ...]] = [(layer,) for layer in sorted(layers)]
+    return alone if len(alone) == 1 else [*alone, tuple(sorted(layers))]
+
+
+def forwards(sets: int, strengths: int, recipe: Mapping[str, Any]) -> int:
+    """Token-forwards of one attribute's search, its texts only."""
+    rounds = strengths.bit_length()
+    texts = sets * rounds * recipe["search_texts"] + 3 * recipe["confirm_texts"]
+    return int(texts * (recipe["trial_tokens"] + 1) * recipe["trial_steps"])

@@ -1,0 +1,65 @@
+"""Labelled texts of one split, drawn evenly from the files of a group."""
+
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steerserve.calibrate.tasks import Group
+from steerserve.errors import ArtifactError
+from steerserve.train import corpus
+
+MIN_WORDS = 5
+"""Shorter texts (the phrases of SST-2, say) show too little of any attribute."""
+
+
+def labelled_texts(
+    data: Path, group: Group, split: corpus.Split, most: int, seed: int, min_words: int = MIN_WORDS
+) -> dict[str, list[str]]:
+    """At most `most` texts of each label of a group, in a seeded order, files taking turns; every label has some."""
+    known = corpus.files(data)
+    if unknown := [stem for stem in group.files if stem not in known]:
+        raise ArtifactError(f"{data} has no files {unknown}; it has {sorted(known)}")
+    found: dict[str, list[list[str]]] = {label: [] for label in group.labels}
+    for stem in group.files:
+        texts: dict[str, list[str]] = {label: [] for label in group.labels}
+        for row in corpus.rows(known[stem]):
+            if _wanted(row, group, min_words) and corpus.split_of(row["text"]) == split:
+                texts[str(row[group.field])].append(row["text"])
+        random = np.random.default_rng(seed)
+        for label, several in texts.items():
+            unique = list(dict.fromkeys(several))
+            found[label].append([unique[i] for i in random.permutation(len(unique))])
+    mixed = {
+        label: [text for text in chain.from_iterable(zip_longest(*lists)) if text is not None][:most]
+        for label, lists in found.items()
+    }
+    if empty := [label for label, texts in mixed.items() if not texts]:
+        raise ArtifactError(f"{group.files}: no text of the split {split!r} has {group.field} {empty}")
+    return mixed
+
+
+def held_out_texts(data: Path, most: int) -> list[str]:
+    """The first `most` texts of the held-out split of every file: for statistics of no attribute in particular."""
+    found = []
+    for path in corpus.files(data).values():
+        taken = 0
+        for row in corpus.rows(path):
+            if taken == most:
+                break
+            if corpus.split_of(row["text"]) == "valid":
+                found.append(row["text"])
+                taken += 1
+    if not found:
+        raise ArtifactError(f"{data}: no text falls into the held-out split; more texts are needed")
+    return found
+
+
+def _wanted(row: dict[str, Any], group: Group, min_words: int) -> bool:
+    if str(row.get(group.field)) not in group.labels or len(row["text"].split()) < min_words:
+        return False
+    if group.at_least is None:
+        return True
+    field, value = group.at_least
+    return row.get(field) is not None and abs(float(row[field])) >= value

@@ -1,0 +1,122 @@
+"""Steering trials: texts written with an attribute at some layers and strength, judged against unsteered ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from steerserve.calibrate.generation import Written, write
+from steerserve.calibrate.quality import distinct_pairs, text_losses
+from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.search import Setting, Trial
+from steerserve.config import EngineConfig
+from steerserve.engine.interventions import Catalogue
+from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.models import DiffusionLM
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute
+from steerserve.train.classifiers import Judge
+
+SEARCH_SEED, CONFIRM_SEED = 1_000_000, 2_000_000
+"""Added to the recipe's seed, so that samples, search and confirmation draw different noise."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Unsteered texts of one seed, and their figures."""
+
+    texts: tuple[str, ...]
+    loss: float
+    distinct: float
+
+
+class Laboratory:
+    """Runs texts of attributes that are not on disk yet; unsteered texts are written once for each seed."""
+
+    def __init__(
+        self,
+        model: DiffusionLM,
+        tokenizer: Tokenizer,
+        saes: Mapping[str, SparseAutoencoder],
+        norms: Mapping[int, float],
+        recipe: CalibrationRecipe,
+    ) -> None:
+        self.model, self.tokenizer, self.saes, self.norms, self.recipe = model, tokenizer, saes, norms, recipe
+        self._baselines: dict[tuple[int, int], Baseline] = {}
+
+    def engine(self, attributes: Mapping[str, Attribute]) -> TorchEngine:
+        """An engine that knows these attributes."""
+        catalogue = Catalogue(self.model.facts, dict(attributes), self.saes, self.norms)
+        config = EngineConfig(max_rows=self.recipe.rows, max_queue=1 << 20, max_steps=1 << 20)
+        return TorchEngine(self.model, self.tokenizer, catalogue, config)
+
+    def baseline(self, fresh: bool) -> Baseline:
+        """Unsteered texts of the search, or the fresh ones of the confirmation."""
+        key = self._seed_and_texts(fresh)
+        if key not in self._baselines:
+            written = write(self.engine({}), self._params(key, None), "unsteered trials")
+            loss, distinct = self._figures(written)
+            self._baselines[key] = Baseline(tuple(one.text for one in written), loss, distinct)
+        return self._baselines[key]
+
+    def trials(
+        self,
+        settings: Sequence[Setting],
+        fresh: bool,
+        make: Callable[[Setting], Attribute],
+        judge: Judge,
+        target: str,
+        title: str,
+    ) -> list[Trial]:
+        """One trial of each setting, all in one batch; `make` builds the attribute of a setting."""
+        key, unsteered = self._seed_and_texts(fresh), self.baseline(fresh)
+        attributes = {f"trial-{i}": make(setting) for i, setting in enumerate(settings)}
+        params = [one for name in attributes for one in self._params(key, name)]
+        written = write(self.engine(attributes), params, title)
+        found = []
+        for i, setting in enumerate(settings):
+            part = written[i * key[1] : (i + 1) * key[1]]
+            texts = [one.text for one in part]
+            loss, distinct = self._figures(part)
+            loss_ratio, distinct_ratio = loss / unsteered.loss, distinct / unsteered.distinct
+            found.append(
+                Trial(
+                    setting=setting,
+                    texts=len(part),
+                    share=float(np.mean(judge.assigned(target, texts))),
+                    probability=float(np.mean(judge.probability(target, texts))),
+                    loss_ratio=loss_ratio,
+                    distinct_ratio=distinct_ratio,
+                    within=loss_ratio <= self.recipe.loss_within and distinct_ratio >= self.recipe.distinct_within,
+                )
+            )
+        return found
+
+    def _seed_and_texts(self, fresh: bool) -> tuple[int, int]:
+        recipe = self.recipe
+        if fresh:
+            return recipe.seed + CONFIRM_SEED, recipe.confirm_texts
+        return recipe.seed + SEARCH_SEED, recipe.search_texts
+
+    def _params(self, key: tuple[int, int], attribute: str | None) -> list[GenerationParams]:
+        recipe, (seed, texts) = self.recipe, key
+        return [
+            GenerationParams(
+                max_tokens=recipe.trial_tokens,
+                steps=recipe.trial_steps,
+                order=recipe.order,
+                temperature=recipe.temperature,
+                seed=seed,
+                row=row,
+                ignore_eos=True,
+                interventions=() if attribute is None else (Intervention(attribute=attribute),),
+            )
+            for row in range(texts)
+        ]
+
+    def _figures(self, written: Sequence[Written]) -> tuple[float, float]:
+        """Mean loss and mean distinct-2."""
+        losses = text_losses(self.model, [one.tokens for one in written], self.recipe.quality_masks)
+        return float(losses.mean()), float(np.mean([distinct_pairs(one.tokens) for one in written]))

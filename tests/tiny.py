@@ -1,0 +1,194 @@
+"""Models, features and attributes small enough to be made on the spot, of the real classes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from schedulers import CommitmentProfile
+from steerserve.config import EngineConfig
+from steerserve.engine.events import Done, Event, Failed, Result
+from steerserve.engine.interventions import Catalogue
+from steerserve.engine.params import GenerationParams
+from steerserve.engine.request import Request
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.models import DiffusionLM
+from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.llada import LladaConfig, LladaDiffusionLM
+from steerserve.saes import FeatureStats, SaeFacts, SparseAutoencoder
+from steerserve.saes.activation import TopK
+from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeight, load_attribute
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, EOS, MASK = range(5)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = tuple("the team king won lost match city ship and then".split())
+PIECES = (*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), *WORDS, *(f"##{word}" for word in WORDS))
+PIECES = (*PIECES, *(str(i) for i in range(97 - len(PIECES))))
+VOCAB, HIDDEN, CONTEXT, FEATURES = len(PIECES), 32, 96, 48
+MODEL_SHA = "5eed" * 16
+
+BERT = BertConfig(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=CONTEXT,
+    mask_token_id=MASK,
+    sep_token_id=EOS,
+    cls_token_id=CLS,
+    pad_token_id=PAD,
+    unk_token_id=UNK,
+)
+LLADA = LladaConfig(
+    d_model=HIDDEN,
+    n_layers=3,
+    n_heads=4,
+    vocab_size=VOCAB,
+    max_sequence_length=CONTEXT,
+    mask_token_id=MASK,
+    eos_token_id=EOS,
+    mlp_hidden_size=48,
+    embedding_size=VOCAB + 3,
+    rope_theta=500000.0,
+)
+
+
+def tokenizer() -> Tokenizer:
+    """WordPiece over PIECES: every lower-case word can be spelled."""
+    made = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    made.add_special_tokens(list(SPECIAL))
+    return made
+
+
+def randomise(model: DiffusionLM, seed: int, deviation: float = 0.35) -> None:
+    """Weights so large that the model is sure of something, and every norm and bias matters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.1 * noise if norm else deviation * noise)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def bert(seed: int = 0, **changes: Any) -> BertDiffusionLM:
+    """A BERT of random weights; `changes` to BERT's config."""
+    model = BertDiffusionLM(replace(BERT, **changes))
+    randomise(model, seed)
+    return model
+
+
+def llada(seed: int = 0, **changes: Any) -> LladaDiffusionLM:
+    """A LLaDA of random weights; `changes` to LLADA's config."""
+    model = LladaDiffusionLM(replace(LLADA, **changes))
+    randomise(model, seed)
+    return model
+
+
+def sae(layer: int, seed: int = 0, policy: Any = "mask", name: str | None = None) -> SparseAutoencoder:
+    """A TopK SAE of random weights with statistics; feature 0 was never active."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    shapes = {"W_enc": (HIDDEN, FEATURES), "b_enc": (FEATURES,), "W_dec": (FEATURES, HIDDEN), "b_dec": (HIDDEN,)}
+    tensors = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    most = 1 + torch.rand(FEATURES, generator=generator)
+    most[0] = 0.0
+    stats = FeatureStats(max_act=most, mean_act=most / 2, density=torch.full((FEATURES,), 0.1))
+    identity = name or f"layer-{layer}-{policy}"
+    facts = SaeFacts(identity, layer, HIDDEN, FEATURES, "topk", sha256="ff" * 32, policy=policy, k=8)
+    return SparseAutoencoder(facts, tensors, TopK(8), stats)
+
+
+def attribute(
+    folder: Path, name: str, layers: Sequence[int] = (1,), seed: int = 0, cost: bool = False, **changes: Any
+) -> Attribute:
+    """An attribute that rises over the first half of denoising, saved to and loaded from `folder`."""
+    generator = torch.Generator().manual_seed(200 + seed)
+    curve = tuple(min(1.0, i / 32) ** 2 for i in range(65))
+    profile = CommitmentProfile(
+        curve, samples=8, cost=tuple(2.0 - i / 64 for i in range(64)) if cost else None
+    ).to_json()
+    fields: dict[str, Any] = {
+        "name": name,
+        "model_sha256": MODEL_SHA,
+        "layers": tuple(layers),
+        "strength": 0.4,
+        "unit": "residual",
+        "scope": "masked",
+        "schedule": {"type": "commitment"},
+        "sites": {
+            layer: AttributeSite(5.0 + layer, f"layer-{layer}-mask", "ff" * 32, (FeatureWeight(3, 0.9, 1e-4, 1.0),))
+            for layer in layers
+        },
+        "directions": {
+            (layer, kind): unit(torch.randn(HIDDEN, generator=generator))
+            for layer in layers
+            for kind in ("sae", "diff_means")
+        },
+        "profile": profile,
+        "provenance": {"texts": 12},
+    } | changes
+    Attribute(**fields).save(folder)
+    return load_attribute(folder, MODEL_SHA, num_layers=BERT.num_hidden_layers, hidden_size=HIDDEN)
+
+
+def unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
+
+
+def catalogue(model: DiffusionLM, folder: Path) -> Catalogue:
+    """Two attributes, one of them at two layers, and SAEs for both policies; `folder` must be empty."""
+    attributes = [
+        attribute(folder / "sports", "topic/sports", (1,), seed=1),
+        attribute(folder / "old", "register/archaic", (0, 2), seed=2, cost=True, schedule={"type": "uniform"}),
+    ]
+    saes = [sae(1, seed=1), sae(2, seed=2), sae(2, seed=3, policy="visible")]
+    norms = {layer: site.residual_norm for one in attributes for layer, site in one.sites.items()}
+    return Catalogue(
+        model.facts,
+        {one.name: one for one in attributes},
+        {one.facts.id: one for one in saes},
+        norms,
+    )
+
+
+def engine(model: DiffusionLM, folder: Path, **config: Any) -> TorchEngine:
+    """A whole engine over `model`, with `catalogue`."""
+    return TorchEngine(model, tokenizer(), catalogue(model, folder), EngineConfig(**config))
+
+
+def drain(served: TorchEngine) -> list[Event]:
+    """Step until nothing is left; every event in order."""
+    events: list[Event] = []
+    for _ in range(10_000):
+        if not served.waiting and not any(not request.finished for request in served.running) and not served.aborted:
+            return events
+        events += served.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def results(events: Sequence[Event]) -> dict[str, Result]:
+    """Results of the rows that finished, by request id."""
+    return {event.request_id: event.result for event in events if isinstance(event, Done)}
+
+
+def terminal(events: Sequence[Event]) -> list[str]:
+    """Request ids of the terminal events, in order."""
+    return [event.request_id for event in events if isinstance(event, Done | Failed)]
+
+
+def run(served: TorchEngine, *params: GenerationParams) -> list[tuple[Request, Result]]:
+    """Admit, run together and drain; requests with their results."""
+    requests = [served.admit(one) for one in params]
+    served.add(requests)
+    found = results(drain(served))
+    return [(request, found[request.id]) for request in requests]
