@@ -45,6 +45,11 @@ class Transfer(Protocol):
         """How many commit [R] int64, 0 to `masked`; by a block's last step as many in all as it has positions."""
         ...
 
+    def masked(self, total: int, steps: int) -> list[int] | None:
+        """Masked positions before each step of a block of `total`, as far as there are any; None where it is not
+        known beforehand, because it depends on what the model says."""
+        ...
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -61,6 +66,11 @@ class Linear:
         each, more = quota.total // quota.steps, quota.total % quota.steps
         return torch.minimum(each + (quota.step < more), quota.masked)
 
+    def masked(self, total: int, steps: int) -> list[int] | None:
+        """See `Transfer.masked`."""
+        each, more = divmod(total, steps)
+        return [total - each * i - min(i, more) for i in range(steps if each else more)]
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -74,10 +84,20 @@ class Cosine:
 
     def counts(self, quota: Quota) -> Tensor:
         """What is masked beyond the schedule [R]."""
-        share = torch.cos(math.pi / 2 * (quota.step + 1).double() / quota.steps)
-        # cos(pi / 3) comes out above 1/2: what is a whole number but for rounding is that number.
-        left = (quota.total * share - 1e-9).ceil().long()
+        left = self._left(quota.total, quota.step, quota.steps)
         return _finish((quota.masked - left).clamp(min=0), quota)
+
+    def masked(self, total: int, steps: int) -> list[int] | None:
+        """See `Transfer.masked`."""
+        step = torch.arange(steps - 1)
+        left = self._left(torch.tensor(total), step, torch.tensor(steps))
+        return [total, *(count for count in left.tolist() if count > 0)]
+
+    @staticmethod
+    def _left(total: Tensor, step: Tensor, steps: Tensor) -> Tensor:
+        share = torch.cos(math.pi / 2 * (step + 1).double() / steps)
+        # cos(pi / 3) comes out above 1/2: what is a whole number but for rounding is that number.
+        return (total * share - 1e-9).ceil().long()
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,10 @@ class Threshold:
         """How many are sure enough [R]."""
         sure = (quota.probability >= self.value).long()
         return _finish(per_row(sure, quota.row, quota.step.shape[0]).clamp(min=1), quota)
+
+    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002
+        """See `Transfer.masked`."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,10 @@ class EntropyBound:
         # What is summed beyond the largest never falls along a row: the candidates that fit are its first ones.
         counts = per_row(fits, quota.row, rows)
         return _finish(counts.clamp(min=1), quota)
+
+    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002
+        """See `Transfer.masked`."""
+        return None
 
 
 TRANSFERS: Final[Mapping[str, type[Transfer]]] = {

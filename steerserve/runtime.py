@@ -59,10 +59,11 @@ def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None,
     facts = lm.facts
     loaded = load_attributes(attributes, digest, facts.num_layers, facts.hidden_size) if attributes is not None else {}
     defaults = read_sampler_defaults(model)
-    norms = {layer: site.residual_norm for one in loaded.values() for layer, site in one.sites.items()}
+    check_attributes(loaded, loaded_saes)
+    norms = residual_norms(loaded, loaded_saes)
     engine = TorchEngine(lm, tokenizer, Catalogue(facts, loaded, loaded_saes, norms, defaults), config)
     check_steering(engine)
-    name = "bundled" if model == BUNDLED / "model" else model.name
+    name = "bundled" if model == BUNDLED / "model" else model.resolve().name
     service = Service(
         engine=engine,
         model_id=name,
@@ -88,7 +89,7 @@ def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None,
         },
         attributes={one.name: attribute_card(one) for one in loaded.values()},
         saes={sae_id: sae_card(sae) for sae_id, sae in loaded_saes.items()},
-        capabilities=capabilities(lm.facts.num_layers, config),
+        capabilities=capabilities(engine),
     )
     return Runtime(engine, service)
 
@@ -116,11 +117,36 @@ def sae_card(sae: SparseAutoencoder) -> dict[str, Any]:
     }
 
 
-def capabilities(num_layers: int, config: EngineConfig) -> dict[str, Any]:
+def check_attributes(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> None:
+    """Raise ArtifactError for a schedule or profile that cannot be compiled, or a feature list of another SAE."""
+    for one in attributes.values():
+        try:
+            profile = schedulers.CommitmentProfile.from_json(one.profile) if one.profile else None
+            schedulers.compile_gains(*schedulers.build_strength(one.schedule), profile)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"attribute {one.name!r}: {error}") from error
+        for layer, site in one.sites.items():
+            if site.sae in saes and saes[site.sae].facts.sha256 != site.sae_sha256:
+                raise ArtifactError(
+                    f"attribute {one.name!r}: its features at layer {layer} are not of the {site.sae} loaded"
+                )
+
+
+def residual_norms(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> dict[int, float]:
+    """Mean norm of the hidden state at masked positions by layer: what attributes say, else the SAEs' own measure."""
+    stated = {
+        sae.facts.layer: sae.facts.metadata.get("residual_norm") for sae in saes.values() if sae.facts.policy == "mask"
+    }
+    norms = {layer: float(norm) for layer, norm in stated.items() if isinstance(norm, int | float) and norm > 0}
+    return norms | {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
+
+
+def capabilities(engine: TorchEngine) -> dict[str, Any]:
     """What this engine honours; anything else is refused."""
+    config = engine.config
     return {
         "engine": "torch",
-        "device": "cpu",
+        "device": str(engine.device),
         "operators": [op for op in CODES if op != "read"],
         "units": ["residual", "max_act", "raw"],
         "scopes": [*SCOPES, "positions"],
@@ -128,8 +154,7 @@ def capabilities(num_layers: int, config: EngineConfig) -> dict[str, Any]:
         "norms": list(schedulers.NORMS),
         "orders": list(schedulers.ORDERS),
         "transfers": list(schedulers.TRANSFERS),
-        "stream_modes": ["append", "replace", "events"],
-        "layers": num_layers,
+        "layers": engine.catalogue.facts.num_layers,
         "max_rows": config.max_rows,
         "max_queue": config.max_queue,
         "max_steps": config.max_steps,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done, Event, Failed, Result
+from steerserve.engine.events import Committed, Done, Event, Failed, Result
 from steerserve.engine.interventions import Catalogue
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
@@ -26,7 +26,7 @@ from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeigh
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, EOS, MASK = range(5)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = tuple("the team king won lost match city ship and then".split())
+WORDS = ("the", "team", "king", "won", "lost", "match", "city", "ship", "and", "then")
 PIECES = (*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), *WORDS, *(f"##{word}" for word in WORDS))
 PIECES = (*PIECES, *(str(i) for i in range(97 - len(PIECES))))
 VOCAB, HIDDEN, CONTEXT, FEATURES = len(PIECES), 32, 96, 48
@@ -142,7 +142,7 @@ def attribute(
 
 
 def unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm()
+    return vector.div(vector.norm())
 
 
 def catalogue(model: DiffusionLM, folder: Path) -> Catalogue:
@@ -192,3 +192,27 @@ def run(served: TorchEngine, *params: GenerationParams) -> list[tuple[Request, R
     served.add(requests)
     found = results(drain(served))
     return [(request, found[request.id]) for request in requests]
+
+
+def solo(served: TorchEngine, params: GenerationParams) -> tuple[Request, list[Event]]:
+    """Run one row alone; its request and its events."""
+    request = served.admit(params)
+    served.add([request])
+    return request, drain(served)
+
+
+def tokens_of(served: TorchEngine, params: GenerationParams) -> list[int]:
+    """The response that a row alone comes to."""
+    [(request, _)] = run(served, params)
+    return request.response
+
+
+def replayed(events: list[Event], request: Request) -> tuple[list[int], dict[int, int]]:
+    """The response as the committed events build it, and the step of each position."""
+    tokens, when = [MASK] * request.params.max_tokens, {}
+    for event in events:
+        if isinstance(event, Committed) and event.request_id == request.id:
+            for position, token in zip(event.positions, event.tokens, strict=True):
+                assert tokens[position] == MASK, "a position was committed twice"
+                tokens[position], when[position] = token, event.step
+    return tokens, when

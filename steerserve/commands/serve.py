@@ -1,18 +1,24 @@
 """`steerserve serve`: the HTTP server."""
 
 import argparse
+import asyncio
 import json
-import math
 from socket import socket
+from typing import TYPE_CHECKING
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
 from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 SERVER = FlagGroup("steerserve.config", "ServerConfig")
 ENGINE = FlagGroup("steerserve.config", "EngineConfig")
 
 DID_NOT_START = 1
+ANSWER_SECONDS = 5
+"""How long the last answers may take to be sent once every row has ended."""
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -55,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     runtime = load_runtime(arguments.model, arguments.sae, arguments.attributes, engine_config)
     app = create_app(runtime.service, server_config)
 
-    class AnnouncedServer(Server):
-        """Says where it listens once it does; port 0 is a port that the system picks."""
+    class DrainingServer(Server):
+        """Says where it listens once it does (port 0 is one that the system picks), and lets rows finish at the end."""
 
         async def startup(self, sockets: list[socket] | None = None) -> None:
             await super().startup(sockets)
@@ -64,17 +70,29 @@ def run(arguments: argparse.Namespace) -> int:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 console.print(ready_line(host, port, runtime.service.model_id))
 
-    server = AnnouncedServer(
+        async def shutdown(self, sockets: list[socket] | None = None) -> None:
+            # Before uvicorn's own: it cancels what still runs after its time-out, and a cancelled answer is cut off,
+            # where the worker ends each row with a proper one.
+            await asyncio.to_thread(stop_worker, app, server_config.drain_seconds)
+            await super().shutdown(sockets)
+
+    server = DrainingServer(
         Config(
             app,
             host=server_config.host,
             port=server_config.port,
             log_level="warning",
-            timeout_graceful_shutdown=math.ceil(server_config.drain_seconds),
+            timeout_graceful_shutdown=ANSWER_SECONDS,
         )
     )
     server.run()
     return 0 if server.started else DID_NOT_START
+
+
+def stop_worker(app: "FastAPI", drain_seconds: float) -> None:
+    """Refuse new work, let running rows finish for a while, then end the rest with an answer."""
+    app.state.worker.drain(drain_seconds)
+    app.state.worker.close()
 
 
 def ready_line(host: str, port: int, model: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from tokenizers import Tokenizer
 
-from schedulers import build_order, build_transfer
+from schedulers import Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.interventions import Catalogue, readout, resolve
 from steerserve.engine.params import GenerationParams
@@ -24,7 +24,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     params = replace(
         params, **{name: value for name, value in asdict(defaults).items() if getattr(params, name) is None}
     )
-    order_choice, transfer_choice = params.order or defaults.order, params.transfer or defaults.transfer
+    order_choice = defaults.order if params.order is None else params.order
+    transfer_choice = defaults.transfer if params.transfer is None else params.transfer
     prompt = tuple(
         ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
     )
@@ -67,9 +68,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         transfer = build_transfer(transfer_choice)
     except ValueError as error:
         raise RequestError(str(error), "transfer") from error
+    progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
     interventions = tuple(
-        resolve(catalogue, one, response, steps, f"interventions[{i}]") for i, one in enumerate(params.interventions)
+        resolve(catalogue, one, response, progress, f"interventions[{i}]") for i, one in enumerate(params.interventions)
     )
     readouts: tuple[Readout, ...] = ()
     if params.trace is not None:
@@ -100,6 +102,14 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
         plan=plan,
     )
+
+
+def _progress(transfer: Transfer, block: int, blocks: int, steps: int) -> list[float] | None:
+    """Progress before each step that will be made, where it does not depend on what the model says."""
+    masked = transfer.masked(block, steps)
+    if masked is None:
+        return None
+    return [(i * block + block - left) / (block * blocks) for i in range(blocks) for left in masked]
 
 
 def _stability(name: str | None, catalogue: Catalogue) -> SparseAutoencoder:

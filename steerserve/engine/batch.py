@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.request import Request
+from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.plan import SteeringPlan
 
 TILE = 16
-"""Canvases are padded to a multiple of this, alone or in a batch, so that kernels split every row alike."""
+"""Canvases are padded to a multiple of this, as far as the model goes, so that kernels split every row alike."""
 TOP_FEATURES = 32
 """How many of a position's features are kept to be compared with the next step's."""
 
@@ -18,11 +19,13 @@ TOP_FEATURES = 32
 class Batch:
     """R rows on a canvas of width W (the longest row, rounded up to TILE)."""
 
-    def __init__(self, requests: Sequence[Request], pad_id: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, requests: Sequence[Request], facts: ModelFacts, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.requests = list(requests)
         longest = max(len(request.canvas) for request in requests)
-        width = -(-longest // TILE) * TILE
-        canvas = torch.tensor([request.canvas + [pad_id] * (width - len(request.canvas)) for request in requests])
+        width = min(-(-longest // TILE) * TILE, facts.max_length)
+        canvas = torch.tensor([request.canvas + [facts.eos_id] * (width - len(request.canvas)) for request in requests])
         self.canvas = canvas.to(device)
         """[R, W] int64."""
         position = torch.arange(width)
@@ -31,6 +34,7 @@ class Batch:
         inside = position < length[:, None]
         response = (position >= start[:, None]) & (position < stop[:, None])
         self.inside, self.response = inside.to(device), response.to(device)
+        self.prompt = (position < start[:, None]).to(device)
         self.position = position.to(device)
         self.seed, self.sample = self._column([(r.params.seed, r.params.row) for r in requests]).to(device).unbind(1)
         self.temperature = torch.tensor([r.params.temperature for r in requests], device=device)
@@ -59,9 +63,7 @@ class Batch:
     def begin(self, mask_id: int) -> tuple[Tensor, Tensor]:
         """Set the plan to this step; the positions that may commit now, as (row [N], canvas position [N])."""
         masked = (self.canvas == mask_id) & self.response
-        scopes = torch.stack(
-            [self.inside, self.inside & ~self.response, self.response, masked, self.response & ~masked], 1
-        )
+        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
         self.plan.set_step(torch.tensor([r.progress for r in self.requests], dtype=torch.float64), scopes)
         block_stop = torch.tensor([r.block_span[1] for r in self.requests]).to(self.canvas.device)
         row, position = (masked & (self.position < block_stop[:, None])).nonzero().unbind(1)

@@ -1,7 +1,7 @@
 """Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from steerserve.errors import NotFoundError, RequestError
 from steerserve.models import ModelFacts, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS
+from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
 from steerserve.steering.plan import SCOPES, Push
 
 SLICES = 64
@@ -47,8 +47,13 @@ class Catalogue:
         return self.saes[name]
 
 
-def resolve(catalogue: Catalogue, one: Intervention, response: tuple[int, int], steps: int, param: str) -> Resolved:
-    """One intervention against the catalogue; response is the canvas span of the response; raises RequestError."""
+def resolve(
+    catalogue: Catalogue, one: Intervention, response: tuple[int, int], progress: Sequence[float] | None, param: str
+) -> Resolved:
+    """One intervention against the catalogue; raises RequestError.
+
+    response is the canvas span of the response; progress is that of each step, None where it depends on the model.
+    """
     named = [name for name in ("attribute", "feature", "vector") if getattr(one, name) is not None]
     if len(named) != 1:
         got = " and ".join(named) or "none of them"
@@ -58,35 +63,45 @@ def resolve(catalogue: Catalogue, one: Intervention, response: tuple[int, int], 
     default_scope, profile = "masked", None
     if attribute is not None:
         pushes = _attribute_sites(attribute, one, param)
-        unit = one.unit or (attribute.unit if one.op == "add" else "residual")
-        default_scope, default_schedule = attribute.scope, attribute.schedule
+        default_unit = attribute.unit if one.op == "add" else "residual"
+        default_scope = attribute.scope
+        # A schedule says when to push; an operator that sets or removes a projection holds it throughout.
+        default_schedule = "uniform" if one.op in SETS_PROJECTION else attribute.schedule
         profile = CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
     elif one.feature is not None:
         pushes = [_feature_site(catalogue, one, param)]
-        unit = one.unit or "max_act"
+        default_unit = "max_act"
     else:
         pushes = [_vector_site(catalogue, one, param)]
-        unit = one.unit or "residual"
+        default_unit = "residual"
+    # Against None and not by truth: an empty name is a wrong name, not a missing one.
+    unit = default_unit if one.unit is None else one.unit
     strength = _strength(one, attribute, unit, param)
-    scope = _scope(one.scope or default_scope, response, param)
-    table = _gains(one.schedule or default_schedule, profile, f"{param}.schedule")
+    asked_scope = default_scope if one.scope is None else one.scope
+    scope = _scope(asked_scope, response, param)
+    schedule = default_schedule if one.schedule is None else one.schedule
+    table = _gains(schedule, profile, one.op, f"{param}.schedule")
     sites, built = [], []
     neutral = strength == NEUTRAL.get(one.op, 0.0) and one.op not in ("clamp", "cap")
     for push in pushes:
-        scale = 1.0 if one.op in PURE_NUMBERS else _scale(catalogue, push, unit, one, f"{param}.unit")
-        sites.append({"layer": push.layer, "strength_hidden": strength * scale})
+        scale = 1.0 if one.op in PURE_NUMBERS else _scale(catalogue, attribute, push, unit, one, f"{param}.unit")
+        sites.append(
+            {"layer": push.layer, "strength_hidden": strength * scale, "sae_sha256": _sae_hash(attribute, push)}
+        )
         push.strength, push.op, push.scope, push.gains = strength * scale, one.op, scope, table.gains
         built.append(push)
+    gains = table.gains.tolist()
+    predicted = None if progress is None else [round(strength * gains[_slice(p)], 6) for p in progress]
+    never = predicted is not None and not any(predicted) and not neutral and one.op not in SETS_PROJECTION
     summary = {
         "name": one.attribute or (f"{one.feature.sae}:{one.feature.index}" if one.feature else "vector"),
         "operator": one.op,
         "direction": one.direction if attribute else "sae" if one.feature else "vector",
         "strength": strength,
         "unit": "factor" if one.op in PURE_NUMBERS else unit,
-        "scope": list(one.scope) if isinstance(one.scope, tuple) else one.scope or default_scope,
-        "schedule": _shown(one.schedule or default_schedule)
-        | {"norm": table.norm, "gains": [round(gain, 6) for gain in table.gains.tolist()]},
-        "strength_per_step": [round(strength * float(table.gains[i * SLICES // steps]), 6) for i in range(steps)],
+        "scope": list(asked_scope) if isinstance(asked_scope, tuple) else asked_scope,
+        "schedule": _shown(schedule) | {"norm": table.norm, "gains": [round(gain, 6) for gain in gains]},
+        "strength_per_step": predicted,
         "rho": table.rho,
         "sites": sites,
         "attribute_sha256": attribute.sha256 if attribute else None,
@@ -98,6 +113,7 @@ def resolve(catalogue: Catalogue, one: Intervention, response: tuple[int, int], 
                 else []
             ),
             *([f"strength {strength:g} changes nothing: not applied"] if neutral else []),
+            *(["no step falls where the schedule pushes: not applied"] if never else []),
         ],
     }
     return Resolved(summary, () if neutral else tuple(built))
@@ -177,16 +193,20 @@ def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: 
         strength = attribute.strength
     if not math.isfinite(strength) or abs(strength) > LARGEST.get(unit, 100.0):
         raise RequestError(
-            f"strength must be finite and within +-{LARGEST.get(unit, 100.0):g} in unit {unit}, got {strength}",
+            f"strength must be finite and within +-{LARGEST.get(unit, 100.0):g} here, got {strength}",
             f"{param}.strength",
         )
     return float(strength)
 
 
-def _scale(catalogue: Catalogue, push: Push, unit: str, one: Intervention, param: str) -> float:
+def _scale(
+    catalogue: Catalogue, attribute: Attribute | None, push: Push, unit: str, one: Intervention, param: str
+) -> float:
     """Hidden units of strength 1 at a push's site."""
     if unit == "raw":
         return 1.0
+    if unit == "residual" and attribute is not None:
+        return attribute.sites[push.layer].residual_norm
     if unit == "residual":
         if push.layer not in catalogue.residual_norms:
             raise RequestError(f"no residual norm is known for layer {push.layer}; use unit 'raw'", param)
@@ -222,12 +242,31 @@ def _scope(scope: str | tuple[int, int], response: tuple[int, int], param: str) 
     return response[0] + first, response[0] + last
 
 
-def _gains(choice: Choice, profile: CommitmentProfile | None, param: str) -> GainTable:
+def _gains(choice: Choice, profile: CommitmentProfile | None, op: str, param: str) -> GainTable:
     try:
         schedule, norm = build_strength(choice)
-        return compile_gains(schedule, norm, profile, SLICES)
+        # The gain of such an operator is the share of the way to its target: more would overshoot it.
+        if op in SETS_PROJECTION:
+            norm = norm or "peak"
+        table = compile_gains(schedule, norm, profile, SLICES)
     except ValueError as error:
         raise RequestError(str(error), param) from error
+    if op in SETS_PROJECTION and float(table.gains.max()) > 1 + 1e-6:
+        raise RequestError(
+            f"op {op!r} takes gains of at most 1, norm {norm!r} makes {float(table.gains.max()):.3g}; use 'peak'",
+            param,
+        )
+    return table
+
+
+def _slice(progress: float) -> int:
+    return min(int(progress * SLICES), SLICES - 1)
+
+
+def _sae_hash(attribute: Attribute | None, push: Push) -> str | None:
+    if attribute is not None:
+        return attribute.sites[push.layer].sae_sha256
+    return push.sae.facts.sha256 if isinstance(push.sae, SparseAutoencoder) else None
 
 
 def _shown(choice: Choice) -> dict[str, Any]:

@@ -2,28 +2,34 @@
 
 from typing import Any
 
-from steerserve.engine.request import Request
+from steerserve.engine.request import Request, Resolved
+from steerserve.steering.plan import Push
 
 
 def receipt(request: Request) -> dict[str, Any] | None:
     """JSON of a finished row (the plan must have been flushed); None where no steering was asked for."""
     if not request.interventions:
         return None
+    return {"interventions": [_intervention(one) for one in request.interventions], "steps": request.step}
+
+
+def _intervention(one: Resolved) -> dict[str, Any]:
+    """The plan's summary with what came of it: the strengths of the steps made instead of those predicted."""
+    applied = any(push.applied.positions for push in one.pushes)
+    notes = list(one.summary["notes"])
+    if not applied and not notes:
+        notes.append("nothing was touched: no position of the scope was there while the schedule pushed")
+    gains = one.pushes[0].applied.gains if one.pushes else []
     return {
-        "interventions": [
-            {
-                **one.summary,
-                "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=True)],
-            }
-            if one.pushes
-            else {**one.summary, "applied": False}
-            for one in request.interventions
-        ],
-        "steps": request.step,
+        **one.summary,
+        "applied": applied,
+        "strength_per_step": [round(one.summary["strength"] * gain, 6) for gain in gains],
+        "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
+        "notes": notes,
     }
 
 
-def _site(push: Any, site: dict[str, Any]) -> dict[str, Any]:
+def _site(push: Push, site: dict[str, Any]) -> dict[str, Any]:
     done = push.applied
     return {
         **site,

@@ -51,7 +51,8 @@ def draw(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozense
     """
     size = max(_TILE, _CHUNK_BYTES // (4 * model.facts.vocab_size) // _TILE * _TILE)
     parts = [
-        _draw_block(model, hidden[i : i + size], settings[i : i + size], needs) for i in range(0, max(1, len(hidden)), size)
+        _draw_block(model, hidden[i : i + size], settings[i : i + size], needs)
+        for i in range(0, max(1, len(hidden)), size)
     ]
     if len(parts) == 1:
         return parts[0]

@@ -1,5 +1,6 @@
 """The torch engine: step-level batching of denoising rows in this process."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,8 +21,12 @@ from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.sampler import Draw, Settings, draw, pad_rows
 from steerserve.engine.text import continuation, cut_at_stop
-from steerserve.errors import QueueFullError
+from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
+
+logger = logging.getLogger(__name__)
+MAX_FAILURES = 3
+"""Failing steps in a row after which the engine gives up: by then it is not one batch's fault."""
 
 
 class TorchEngine:
@@ -34,13 +39,15 @@ class TorchEngine:
         self.waiting: deque[Request] = deque()
         self.batch: Batch | None = None
         self.aborted: set[str] = set()
+        self.failures = 0
+        """Steps in a row that failed."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""
 
     @property
     def running(self) -> list[Request]:
         """The rows of the next forward, as far as they are chosen."""
-        return self.batch.requests if self.batch else []
+        return [request for request in self.batch.requests if not request.finished] if self.batch else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -53,6 +60,8 @@ class TorchEngine:
 
     def add(self, requests: list[Request]) -> None:
         """See `Engine.add`."""
+        if len(requests) > self.config.max_queue:
+            raise RequestError(f"{len(requests)} rows, but the queue holds {self.config.max_queue} at most", "n")
         free = self.config.max_queue - len(self.waiting)
         if len(requests) > free:
             raise QueueFullError(
@@ -77,12 +86,26 @@ class TorchEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """See `Engine.step`: choose rows, forward with steering, sample, commit, emit."""
+        """See `Engine.step`. A step that fails ends the rows it ran, not the engine, unless the next ones fail too."""
         events = self._choose_rows()
         if self.batch is None:
             return events
+        try:
+            events += self._denoise(self.batch)
+            self.failures = 0
+        except Exception:
+            self.failures += 1
+            if self.failures >= MAX_FAILURES:
+                raise
+            logger.exception("a step failed; its %d rows end here", len(self.running))
+            events += [Failed(request.id, "the step failed") for request in self.running]
+            self.batch = None
+        return events
+
+    def _denoise(self, batch: Batch) -> list[Event]:
+        """Forward with steering, sample, order, commit, emit."""
         began = time.perf_counter()
-        batch = self.batch
+        events: list[Event] = []
         row, position = batch.begin(self.model.facts.mask_id)
         hidden = self.model(batch.canvas, batch.lengths, batch.plan)
         drawn = self._sample(batch, hidden, row, position)
@@ -104,13 +127,13 @@ class TorchEngine:
         ]
         if events:
             self.waiting = deque(request for request in self.waiting if request.id not in aborted)
-        staying = [request for request in self.running if not request.finished and request.id not in aborted]
+        staying = [request for request in self.running if request.id not in aborted]
         joining = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.config.max_rows - len(staying)))]
-        if joining or len(staying) < len(self.running):
+        if joining or self.batch is not None and len(staying) < len(self.batch.requests):
             if self.batch is not None:
                 self.batch.close()
             rows = staying + joining
-            self.batch = Batch(rows, self.model.facts.eos_id, self.device, self.dtype) if rows else None
+            self.batch = Batch(rows, self.model.facts, self.device, self.dtype) if rows else None
         return events
 
     def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
@@ -223,9 +246,13 @@ class TorchEngine:
         done = [request for request in batch.requests if self._settled(request)]
         if done:
             batch.plan.flush()
+        events: list[Event] = [Done(request.id, self._result(request)) for request in done]
+        # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
-        return [Done(request.id, self._result(request)) for request in done]
+        if not self.running:
+            self.batch = None
+        return events
 
     def _settled(self, request: Request) -> bool:
         prefix = request.response[: request.prefix]

@@ -52,7 +52,14 @@ def read_sampler_defaults(folder: Path) -> SamplerDefaults:
         number = isinstance(field.default, float) and isinstance(value, int) and not isinstance(value, bool)
         if not number and type(value) is not type(field.default):
             raise ArtifactError(f"{path}: {field.name} must be a {type(field.default).__name__}, got {value!r}")
-    return SamplerDefaults(**given)
+    defaults = SamplerDefaults(**given)
+    # As a request's own settings are bounded: a default out of bounds would refuse every request that names none.
+    if not 0 <= defaults.temperature <= 10 or not 0 < defaults.top_p <= 1:
+        raise ArtifactError(
+            f"{path}: temperature must be 0 to 10 and top_p above 0 and at most 1, "
+            f"got {defaults.temperature} and {defaults.top_p}"
+        )
+    return defaults
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -121,7 +128,9 @@ def _check_ids(folder: Path, facts: ModelFacts) -> None:
     ids += [("bos", facts.bos_id)] if facts.bos_id is not None else []
     for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
-            raise ArtifactError(f"{folder}/config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")
+            raise ArtifactError(
+                f"{folder}/config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}"
+            )
 
 
 def _compare(folder: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:

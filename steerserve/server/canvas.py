@@ -63,10 +63,11 @@ class Canvas:
         return text + self._piece(before, run)
 
     def _piece(self, before: list[int], run: list[int]) -> str:
-        # Decoded as a continuation of the earlier tokens, since a token's text may depend on not being the first.
+        # Decoded as a continuation, since a token's text may depend on not being the first; the one token before is
+        # enough for that, and keeps a frame linear in the length of the response.
         if not run:
             return ""
-        known, both = self._decode(before), self._decode(before + run)
+        known, both = self._decode(before[-1:]), self._decode(before[-1:] + run)
         return both[len(known) :] if both.startswith(known) else self._decode(run)
 
     def _settled(self) -> str:

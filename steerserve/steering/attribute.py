@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.steering.plan import SCOPES
 
 FORMAT = 1
+UNITS = ("residual", "raw")
+"""Units of an attribute's default strength."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,12 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
             for layer, site in raw["sites"].items()
         }
         if (digest := _sha256(folder / "directions.safetensors")) != raw["directions_sha256"]:
-            raise ArtifactError(f"{folder}: directions.safetensors is {digest[:12]}, not the file the attribute was saved with")
+            raise ArtifactError(
+                f"{folder}: directions.safetensors is {digest[:12]}, not the file the attribute was saved with"
+            )
         stored = {_place(name): tensor for name, tensor in tensors.items()}
-        card = AttributeCard(**{name: raw[name] for name in AttributeCard.__dataclass_fields__})
+        fields = {name: raw[name] for name in AttributeCard.__dataclass_fields__}
+        card = AttributeCard(**fields | {"layers": tuple(raw["layers"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
     if card.format != FORMAT:
@@ -148,6 +153,12 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
     if not card.layers:
         raise ArtifactError(f"{folder}: layers is empty: it would steer nothing")
     digest = hashlib.sha256(text.encode() + (folder / "directions.safetensors").read_bytes()).hexdigest()
+    if card.unit not in UNITS or not isinstance(card.scope, str) or card.scope not in SCOPES:
+        raise ArtifactError(
+            f"{folder}: unit {card.unit!r} and scope {card.scope!r}, allowed are {list(UNITS)} and {list(SCOPES)}"
+        )
+    if unplaced := sorted({layer for layer, _ in directions} - set(sites)):
+        raise ArtifactError(f"{folder}: directions at layers {unplaced}, for which there is no site")
     for steered in card.layers:
         if steered not in sites or (steered, "sae") not in directions:
             raise ArtifactError(f"{folder}: steers layer {steered}, for which it has no site or no direction")

@@ -36,6 +36,8 @@ class Applied:
     ratio_sum: float = 0.0
     """Sum of |delta| / |h| over those positions."""
     ratio_max: float = 0.0
+    gains: list[float] = field(default_factory=list)
+    """Gain at each step made."""
 
 
 @dataclass(eq=False)
@@ -101,11 +103,14 @@ class Site:
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
         self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
         self.active = False
+        self.gains: list[Tensor] = []
+        """Gains of the steps since the last flush, on the host."""
 
     def set_step(self, progress: Tensor, scopes: Tensor) -> None:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool on the device."""
         index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
         gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
+        self.gains.append(gain)
         self.active = self.reads or bool((gain != 0).any())
         if not self.active:
             return
@@ -120,10 +125,7 @@ class Site:
         """hidden [batch, length, hidden_size] -> the same, steered; rows without a push are left bit for bit."""
         state = hidden if len(self.rows) == len(hidden) else hidden[self.rows]
         shape = (*self.code.shape, state.shape[1])
-        if self.projects:
-            projection = self._project(state.float())
-        else:
-            projection = torch.zeros(shape, device=hidden.device)
+        projection = self._project(state.float()) if self.projects else torch.zeros(shape, device=hidden.device)
         if self.reads:
             self.reading = (projection * self.mask).sum(2) / self.mask.sum(2).clamp(min=1)
         largest = activation = None
@@ -166,6 +168,11 @@ class Site:
                 push.applied.steps += int(steps)
                 push.applied.ratio_sum += ratio_sum
                 push.applied.ratio_max = max(push.applied.ratio_max, ratio_max)
+        if self.gains:
+            for row, table_row in zip(self.pushes, torch.stack(self.gains, dim=2).tolist(), strict=True):
+                for push, gains in zip(row, table_row, strict=False):
+                    push.applied.gains += gains
+        self.gains = []
         for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max):
             sums.zero_()
 

@@ -153,7 +153,9 @@ def test_draws_follow_the_softmax_cut_to_its_nucleus(temperature: float, top_p: 
 
 def same(one: Draw, other: Draw) -> bool:
     pairs = [(one.token, other.token), (one.probability, other.probability)]
-    pairs += [(a, b) for a, b in ((one.margin, other.margin), (one.entropy, other.entropy)) if a is not None and b is not None]
+    pairs += [
+        (a, b) for a, b in ((one.margin, other.margin), (one.entropy, other.entropy)) if a is not None and b is not None
+    ]
     return all(torch.equal(a, b) for a, b in pairs)
 
 

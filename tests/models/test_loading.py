@@ -1,6 +1,7 @@
 """Loading is strict: whatever does not fit is an ArtifactError that names it."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models import DiffusionLM, load_model, load_tokenizer, read_config, weights_sha256
+from steerserve.models import (
+    DiffusionLM,
+    SamplerDefaults,
+    load_model,
+    load_tokenizer,
+    read_config,
+    read_sampler_defaults,
+    weights_sha256,
+)
 from tests import tiny
 
 MODELS: dict[str, Callable[[], Any]] = {"bert": tiny.bert, "llada": tiny.llada}
@@ -118,7 +127,9 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, place: str) -> No
         load_model(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": 3}', '{"weight_map": {"a": 3}}']
+)
 def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path, "bert")
     (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
@@ -177,7 +188,7 @@ def test_a_config_that_is_not_implemented_is_refused(tmp_path: Path, family: str
 
 @FAMILIES
 def test_the_published_values_are_taken(tmp_path: Path, family: str) -> None:
-    said = {
+    said: dict[str, dict[str, Any]] = {
         "llada": {"block_type": "llama", "rope": True, "multi_query_attention": None, "precision": "amp_bf16"},
         "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "architectures": ["BertForMaskedLM"]},
     }
@@ -222,3 +233,30 @@ def test_a_tokenizer_is_read_or_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArtifactError, match="is not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_sampler_defaults_are_read_beside_keys_of_others(tmp_path: Path) -> None:
+    assert read_sampler_defaults(tmp_path) == SamplerDefaults()
+    said = {"temperature": 1, "top_p": 0.9, "order": "entropy", "ignore_eos": True, "eos_token_id": 3, "transfer": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said), encoding="utf-8")
+    assert read_sampler_defaults(tmp_path) == SamplerDefaults(1, 0.9, "entropy", "linear", True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "[]",
+        '{"temperature": "hot"}',
+        '{"temperature": -1}',
+        '{"temperature": NaN}',
+        '{"top_p": 0}',
+        '{"top_p": 1.5}',
+        '{"ignore_eos": 1}',
+        '{"order": 3}',
+    ],
+)
+def test_sampler_defaults_that_no_request_could_ask_for_are_refused(tmp_path: Path, said: str) -> None:
+    (tmp_path / "generation_config.json").write_text(said, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path))):
+        read_sampler_defaults(tmp_path)
