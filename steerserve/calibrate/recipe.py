@@ -31,11 +31,11 @@ class CalibrationRecipe:
     """Weight of each of them: all the same, Cohen's d, or the difference of mean activations."""
     judge_texts: int = 12_000
     """Texts of each class that a classifier is trained on, at most."""
-    samples: int = 192
+    samples: int = 128
     """Unsteered texts for the commitment curves."""
-    sample_tokens: int = 64
-    """Their length."""
-    sample_steps: int = 64
+    sample_tokens: int = 63
+    """Their length; with the BOS token a multiple of 16 wastes no padding."""
+    sample_steps: int = 63
     """Denoising steps of each of them."""
     slices: int = 64
     """Slices of progress in a curve."""
@@ -43,13 +43,13 @@ class CalibrationRecipe:
     """Probability from which a sample counts as showing an attribute."""
     min_confident: int = 8
     """Where fewer samples are that sure, this many of the likeliest are taken."""
-    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.6, 0.9, 1.3)
+    strengths: tuple[float, ...] = (0.15, 0.3, 0.45, 0.65, 0.9, 1.3, 1.9)
     """Strengths that are tried, weakest first, as fractions of the mean residual norm."""
     search_texts: int = 24
     """Texts of each trial while layers and strength are searched."""
     confirm_texts: int = 48
     """Fresh texts of each of the trials that are run again to choose between them."""
-    trial_tokens: int = 48
+    trial_tokens: int = 47
     """Length of a trial's texts."""
     trial_steps: int = 24
     """Denoising steps of a trial's texts."""
@@ -61,10 +61,10 @@ class CalibrationRecipe:
     """Smallest share of distinct word pairs in steered texts, as a ratio to that of unsteered texts."""
     schedule: str | Mapping[str, Any] = "commitment"
     """Strength schedule of the attributes."""
-    order: str | Mapping[str, Any] = "confidence"
-    """Order in which positions commit in samples and trials."""
-    temperature: float = 1.0
-    """Temperature of samples and trials."""
+    order: str | Mapping[str, Any] | None = None
+    """Order in which positions commit in samples and trials; none: the model's own."""
+    temperature: float | None = None
+    """Temperature of samples and trials; none: the model's own."""
     rows: int = 64
     """Rows of one forward while generating."""
     batch_tokens: int = 4608

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
 from steerserve.calibrate.texts import held_out_texts, labelled_texts
 from steerserve.calibrate.trials import Laboratory
 from steerserve.errors import ArtifactError
-from steerserve.models import DiffusionLM, load_model, load_tokenizer, weights_sha256
+from steerserve.models import DiffusionLM, load_model, load_tokenizer, read_sampler_defaults, weights_sha256
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge, train_judge
@@ -30,7 +32,7 @@ __all__ = ["CalibrationRecipe", "calibrate"]
 
 CACHE = ".cache"
 """Folder of unsteered samples inside the output folder; removed when the last attribute is written."""
-HELD_OUT_TEXTS = 64
+HELD_OUT_TEXTS = 32
 """Texts of each file that the residual norms are measured on."""
 
 
@@ -46,20 +48,28 @@ def calibrate(
     digest = weights_sha256(model_folder)
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     saes = masked_saes(sae_folder, model, digest)
+    defaults = read_sampler_defaults(model_folder)
+    common = {
+        "model_sha256": digest,
+        "sampler": asdict(defaults),
+        "saes": {str(layer): saes[layer].facts.sha256 for layer in sorted(saes)},
+        "recipe": recipe.to_json(),
+    }
     hashes = file_hashes(data, tasks)
-    origins = {task.name: origin(task, digest, saes, hashes, recipe) for task in tasks}
+    origins = {task.name: origin(task, hashes, common) for task in tasks}
     due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]
     if not due:
         return {}
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out_texts(data, HELD_OUT_TEXTS), recipe)
-    laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, recipe)
+    laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
     judges, found = _contrast(model, tokenizer, saes, data, due, recipe)
-    samples = unsteered_samples(laboratory.engine({}), recipe, digest, out / CACHE / "samples.json")
+    samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
     planned = forwards(len(layer_sets(layers)), len(recipe.strengths), recipe.to_json())
-    tqdm.write(f"{len(due)} attributes: about {len(due) * planned / 1e6:.1f} M token-forwards of steering trials")
+    trials = len(due) * planned / 1e6
+    tqdm.write(f"{len(due)} attributes: about {trials:.1f} M token-forwards of steering trials", file=sys.stderr)
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
         selections, counts = found[task.name]
@@ -107,25 +117,10 @@ def masked_saes(folder: Path, model: DiffusionLM, model_sha256: str) -> dict[int
     return found
 
 
-def origin(
-    task: Task,
-    model_sha256: str,
-    saes: Mapping[int, SparseAutoencoder],
-    hashes: Mapping[str, str],
-    recipe: CalibrationRecipe,
-) -> dict[str, Any]:
-    """Everything that decides what an attribute becomes, as JSON."""
-    raw: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "task": task.to_json(),
-                "model_sha256": model_sha256,
-                "saes": {str(layer): saes[layer].facts.sha256 for layer in sorted(saes)},
-                "files": {stem: hashes[stem] for stem in task.files},
-                "recipe": recipe.to_json(),
-            }
-        )
-    )
+def origin(task: Task, hashes: Mapping[str, str], common: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides what an attribute becomes, as JSON; `common` is what the tasks share."""
+    own = {"task": task.to_json(), "files": {stem: hashes[stem] for stem in task.files}}
+    raw: dict[str, Any] = json.loads(json.dumps({**own, **common}))
     return raw
 
 

@@ -1,6 +1,7 @@
 """Unsteered samples for the commitment curves, kept on disk so that a run that was stopped can go on."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from steerserve.engine.base import Engine
 from steerserve.engine.params import GenerationParams
 
 
-def unsteered_samples(engine: Engine, recipe: CalibrationRecipe, model_sha256: str, cache: Path) -> list[Written]:
-    """`recipe.samples` unconditional texts of full length; read from `cache` where it holds those of this recipe."""
+def unsteered_samples(
+    engine: Engine, recipe: CalibrationRecipe, origin: Mapping[str, Any], cache: Path
+) -> list[Written]:
+    """`recipe.samples` unconditional texts of full length; read from `cache` where it holds those of this origin."""
     params = [
         GenerationParams(
             max_tokens=recipe.sample_tokens,
             steps=recipe.sample_steps,
             order=recipe.order,
+            transfer="linear",
             temperature=recipe.temperature,
             seed=recipe.seed,
             row=row,
@@ -26,7 +30,7 @@ def unsteered_samples(engine: Engine, recipe: CalibrationRecipe, model_sha256: s
         for row in range(recipe.samples)
     ]
     key: dict[str, Any] = json.loads(
-        json.dumps({"model_sha256": model_sha256, "params": asdict(params[0]), "samples": len(params)})
+        json.dumps({"origin": dict(origin), "params": asdict(params[0]), "samples": len(params)})
     )
     if cache.exists():
         stored = json.loads(cache.read_text(encoding="utf-8"))

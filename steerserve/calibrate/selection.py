@@ -60,7 +60,7 @@ def select(
     p_of = dict(zip(ids.tolist(), p_values.tolist(), strict=True))
     weight_of = dict(zip(steering.tolist(), weights.tolist(), strict=True))
     features = tuple(
-        FeatureWeight(j, round(float(d[j]), 6), p_of[j], weight_of.get(j, 0.0))
+        FeatureWeight(j, round(float(d[j]), 6), float(f"{p_of[j]:.6g}"), round(weight_of.get(j, 0.0), 8))
         for j in [*positive.tolist(), *negative.tolist()]
     )
     direction = weights.float() @ sae.W_dec[steering]

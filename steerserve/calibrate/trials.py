@@ -1,7 +1,7 @@
 """Steering trials: texts written with an attribute at some layers and strength, judged against unsteered ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,7 +14,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.interventions import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.models import DiffusionLM
+from steerserve.models import DiffusionLM, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge
@@ -41,14 +41,16 @@ class Laboratory:
         tokenizer: Tokenizer,
         saes: Mapping[str, SparseAutoencoder],
         norms: Mapping[int, float],
+        defaults: SamplerDefaults,
         recipe: CalibrationRecipe,
     ) -> None:
-        self.model, self.tokenizer, self.saes, self.norms, self.recipe = model, tokenizer, saes, norms, recipe
+        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        self._catalogue = Catalogue(model.facts, {}, saes, norms, defaults)
         self._baselines: dict[tuple[int, int], Baseline] = {}
 
     def engine(self, attributes: Mapping[str, Attribute]) -> TorchEngine:
         """An engine that knows these attributes."""
-        catalogue = Catalogue(self.model.facts, dict(attributes), self.saes, self.norms)
+        catalogue = replace(self._catalogue, attributes=dict(attributes))
         config = EngineConfig(max_rows=self.recipe.rows, max_queue=1 << 20, max_steps=1 << 20)
         return TorchEngine(self.model, self.tokenizer, catalogue, config)
 

@@ -40,7 +40,9 @@ def held_out(model: DiffusionLM, tokenizer: Tokenizer, data: Path, context: int)
             lengths = torch.tensor([len(one) + len(bos) for one in part])
             for level in range(TIMES):
                 shift = (torch.arange(len(part)) + start + 0.5) / len(ids)
-                losses[start : start + 16] += nelbo(model, torch.tensor(rows), lengths, (level + shift) / TIMES, generator)
+                losses[start : start + 16] += nelbo(
+                    model, torch.tensor(rows), lengths, (level + shift) / TIMES, generator
+                )
         per_text = losses / TIMES
         tokens = torch.tensor([float(len(one)) for one in ids])
         size = sum(len(tokenizer.decode(one).encode()) for one in ids)

@@ -1,0 +1,154 @@
+"""A whole calibration of a tiny model, from texts to attributes that load and steer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from schedulers import CommitmentProfile
+from steerserve.calibrate.run import calibrate, masked_saes
+from steerserve.calibrate.tasks import Task
+from steerserve.config import EngineConfig
+from steerserve.engine.interventions import Catalogue
+from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.errors import ArtifactError
+from steerserve.models import load_model, load_tokenizer, weights_sha256
+from steerserve.steering.attribute import Attribute, load_attributes
+from tests import tiny
+from tests.calibrate.made import SMALL, TASKS, make_data, make_recipe, make_saes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    make_data(folder / "data")
+    make_saes(folder / "saes", tiny_model)
+    calibrate(tiny_model, folder / "saes", folder / "data", folder / "out", make_recipe(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attributes(folder: Path, tiny_model: Path) -> dict[str, Attribute]:
+    return load_attributes(folder / "out", weights_sha256(tiny_model), 2, 32)
+
+
+def test_every_task_becomes_an_attribute_that_loads(attributes: dict[str, Attribute], folder: Path) -> None:
+    assert sorted(attributes) == sorted(task["name"] for task in TASKS)
+    assert not (folder / "out" / ".cache").exists()
+    for one in attributes.values():
+        assert (one.unit, one.scope, one.schedule) == ("residual", "masked", {"type": "commitment"})
+        assert sorted(one.sites) == [0, 1] and set(one.layers) <= {0, 1}
+        assert sorted(one.directions) == [(0, "diff_means"), (0, "sae"), (1, "diff_means"), (1, "sae")]
+        assert one.profile is not None and CommitmentProfile.from_json(one.profile).slices == 64
+        for site in one.sites.values():
+            steering = [feature for feature in site.features if feature.weight > 0]
+            assert 0 < len(steering) <= 4 and all(feature.d > 0 for feature in steering)
+
+
+def test_provenance_says_where_everything_came_from(attributes: dict[str, Attribute], folder: Path) -> None:
+    one = attributes["deed/won"].provenance
+    assert Task.from_json(one["task"], "task").confidence == 0.6
+    assert set(one["files"]) == {"who"} and len(one["files"]["who"]) == 64
+    assert one["recipe"]["texts"] == SMALL["texts"] and "tasks" not in one["recipe"]
+    assert one["classifier"]["accuracy"] > 0.5 and one["samples"]["written"] == 5
+    assert set(one["saes"]) == {"0", "1"}
+    ablation = one["ablation"]
+    # Two rounds settle three strengths, for each layer and for both.
+    assert len(ablation["searched"]) == 6 and len(ablation["confirmed"]) == 3
+    assert {tuple(trial["layers"]) for trial in ablation["searched"]} == {(0,), (1,), (0, 1)}
+    chosen = [attributes["deed/won"].strength, list(attributes["deed/won"].layers)]
+    assert chosen in [[trial["strength"], trial["layers"]] for trial in ablation["confirmed"]]
+    assert str(folder) not in json.dumps(one)
+
+
+def test_the_attributes_steer(attributes: dict[str, Attribute], tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    norms = {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
+    catalogue = Catalogue(model.facts, attributes, {}, norms)
+    engine = TorchEngine(model, load_tokenizer(tiny_model), catalogue, EngineConfig())
+    push = Intervention(attribute="who/king", strength=3.0)
+    plain, steered = (
+        tiny.run(engine, GenerationParams(max_tokens=12, interventions=pushes))[0][1] for pushes in ((), (push,))
+    )
+    assert plain.tokens != steered.tokens
+    assert steered.receipt is not None
+
+
+def test_what_is_there_is_kept_and_what_is_missing_made_again(
+    folder: Path, attributes: dict[str, Attribute], tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    kept = (out / "deed" / "won" / "attribute.json").stat().st_mtime_ns
+    shutil.rmtree(out / "who" / "crew")
+    (out / "who" / "king" / "attribute.json").write_text('{"cut sho')
+    recipe = make_recipe(folder)
+    assert sorted(calibrate(tiny_model, folder / "saes", folder / "data", out, recipe)) == ["who/crew", "who/king"]
+    assert (out / "deed" / "won" / "attribute.json").stat().st_mtime_ns == kept
+    again = load_attributes(out, weights_sha256(tiny_model), 2, 32)
+    for name, one in attributes.items():
+        assert (again[name].layers, again[name].strength) == (one.layers, one.strength)
+        for layer, site in one.sites.items():
+            assert [f.index for f in again[name].sites[layer].features] == [f.index for f in site.features]
+        for key, direction in one.directions.items():
+            torch.testing.assert_close(again[name].directions[key], direction, rtol=1e-4, atol=1e-5)
+    assert calibrate(tiny_model, folder / "saes", folder / "data", out, recipe) == {}
+
+
+def test_an_attribute_of_another_recipe_is_not_overwritten(folder: Path, tiny_model: Path) -> None:
+    with pytest.raises(ArtifactError, match="was made with another recipe: remove it"):
+        calibrate(tiny_model, folder / "saes", folder / "data", folder / "out", make_recipe(folder, seed=5))
+
+
+def test_only_saes_for_masked_positions_are_used(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model, digest = load_model(tiny_model), weights_sha256(tiny_model)
+    found = masked_saes(folder / "saes", model, digest)
+    assert {layer: sae.facts.policy for layer, sae in found.items()} == {0: "mask", 1: "mask"}
+    shutil.copytree(folder / "saes" / "layer-1-mask", tmp_path / "two" / "a")
+    shutil.copytree(folder / "saes" / "layer-1-mask", tmp_path / "two" / "b")
+    with pytest.raises(ArtifactError, match="b and a are both for masked positions"):
+        masked_saes(tmp_path / "two", model, digest)
+    shutil.copytree(folder / "saes" / "layer-1-visible", tmp_path / "none" / "a")
+    with pytest.raises(ArtifactError, match="no SAE for masked positions"):
+        masked_saes(tmp_path / "none", model, digest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strengths": (0.3, 0.1)}, r"strengths must be positive and rise, got \(0.3, 0.1\)"),
+        ({"mask_ratios": (0.0,)}, "mask_ratios must be shares"),
+        ({"steering": 60}, "steering must be at most kept"),
+        ({"texts": 0}, "texts must be 1 or more, got 0"),
+        ({"confidence": 1.0}, "confidence must be between 0 and 1"),
+        ({"weights": "all"}, "weights must be 'equal', 'd' or 'diff_means', got 'all'"),
+    ],
+)
+def test_a_bad_recipe_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_recipe(tmp_path, **({"kept": 50} | change))
+
+
+def test_another_models_attribute_is_named_before_anything_is_computed(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    path = tmp_path / "out" / "deed" / "won" / "attribute.json"
+    card = json.loads(path.read_text())
+    card["provenance"]["model_sha256"] = "aa"
+    path.write_text(json.dumps(card))
+    with pytest.raises(ArtifactError, match="won was made with another model_sha256"):
+        calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / "out", make_recipe(folder))
+
+
+def test_torch_state_is_left_alone(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    tasks = tmp_path / "one.json"
+    tasks.write_text(json.dumps(TASKS[2:]))
+    calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / "out", make_recipe(folder, tasks=tasks))
+    assert torch.equal(torch.rand(1), expected)
