@@ -9,13 +9,12 @@ direction, and the uniform schedule. Every attribute is written as it is finishe
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from steerserve.calibrate.generation import Written, write
 from steerserve.calibrate.intervals import bootstrap_ratio, wilson
@@ -46,15 +45,15 @@ class Settings:
     control_texts: int
     tokens: int
     steps: int
-    order: str
-    temperature: float
+    order: str | Mapping[str, Any] | None
+    temperature: float | None
     quality_masks: int
     judge_texts: int
     seed: int
 
 
-QUICK = Settings(128, 64, 48, 24, "confidence", 1.0, 8, 12_000, 7)
-FULL = Settings(512, 512, 64, 64, "confidence", 1.0, 8, 12_000, 7)
+QUICK = Settings(128, 64, 47, 24, None, None, 8, 12_000, 7)
+FULL = Settings(512, 512, 63, 63, None, None, 8, 12_000, 7)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def measure(
 
 def run(engine: TorchEngine, data: Path, out: Path, settings: Settings) -> dict[str, Any]:
     """Measure every attribute of the engine into `out`, keeping those measured before under the same settings."""
-    header = json.loads(json.dumps({"settings": asdict(settings)}))
+    header: dict[str, Any] = json.loads(json.dumps({"settings": asdict(settings)}))
     results: dict[str, Any] = {}
     if out.exists():
         before = json.loads(out.read_text(encoding="utf-8"))
@@ -157,16 +156,26 @@ def run(engine: TorchEngine, data: Path, out: Path, settings: Settings) -> dict[
     return header | {"attributes": {name: results[name] for name in attributes}}
 
 
+def as_calibrated(settings: Settings, attributes: Iterable[Attribute]) -> Settings:
+    """The settings with the order and temperature that the strengths were chosen under, where all attributes agree."""
+    recipes = [attribute.provenance.get("recipe", {}) for attribute in attributes]
+    for name in ("order", "temperature"):
+        values = [recipe[name] for recipe in recipes if name in recipe]
+        if values and all(value == values[0] for value in values):
+            settings = replace(settings, **{name: values[0]})
+    return settings
+
+
 def table(report: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
-    head = ("attribute", "strength", "unsteered", "steered", "loss ratio", "distinct-2")
-    head += ("diff. of means: share, loss", "uniform: share, loss", "judge")
-    lines = [head, ("---",) * len(head)]
+    head = ["attribute", "strength", "unsteered", "steered", "loss ratio", "distinct-2"]
+    head += ["diff. of means: share, loss", "uniform: share, loss", "judge"]
+    lines = [head, ["---"] * len(head)]
     for name, one in report["attributes"].items():
         steered = one["steered"]
         controls = (f"{percent(one[key]['share'])}, {one[key]['loss_ratio']:.2f}" for key in CONTROLS)
         lines.append(
-            (
+            [
                 name,
                 f"{one['strength']:g} at {','.join(map(str, one['layers']))}",
                 percent(one["unsteered"]["share"]),
@@ -175,7 +184,7 @@ def table(report: Mapping[str, Any]) -> str:
                 f"{steered['distinct_2']:.3f}",
                 *controls,
                 percent(one["judge"]["accuracy"]),
-            )
+            ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -206,19 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="128 short texts an attribute instead of 512")
     parser.add_argument("--out", type=Path, help="default: bench/results/steer[-quick].json")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--order", default=None, help="order in which positions commit")
     given = parser.parse_args(arguments)
     keep_freed_memory()
     settings = QUICK if given.quick else FULL
-    if given.order is not None:
-        settings = Settings(**(asdict(settings) | {"order": given.order}))
     out = given.out or Path(__file__).parent / "results" / f"steer{'-quick' if given.quick else ''}.json"
     config = EngineConfig(max_rows=64, max_queue=settings.texts, threads=given.threads)
     try:
-        with torch.inference_mode():
-            report = run(
-                load_runtime(given.model, given.sae, given.attributes, config).engine, given.data, out, settings
-            )
+        engine = load_runtime(given.model, given.sae, given.attributes, config).engine
+        report = run(engine, given.data, out, as_calibrated(settings, engine.catalogue.attributes.values()))
     except SteerserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
