@@ -2,26 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
 
-transformers = pytest.importorskip("transformers")
-
-from steerserve.train.encoder import read_vocabulary, start_from_encoder  # noqa: E402
-from steerserve.train.tokenizer import SPECIAL, Vocabulary  # noqa: E402
+from steerserve.train.encoder import read_vocabulary, start_from_encoder
+from steerserve.train.tokenizer import SPECIAL, Vocabulary
 
 PIECES = [*SPECIAL, "the", "team", "##s", ",", "won"]
 
 
-def write_encoder(folder: Path) -> "transformers.BertModel":
+def write_encoder(folder: Path) -> Any:
     torch.manual_seed(0)
-    config = transformers.BertConfig(
+    config = BertConfig(
         vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=20, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    encoder = transformers.BertModel(config).eval()
+    encoder: Any = BertModel(config)
+    encoder.eval()
     save_file(
         {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
     )
