@@ -29,7 +29,7 @@ class Quota:
     """[R] int64, positions masked now."""
     row: Tensor
     """[N] int64, 0 to R - 1, sorted."""
-    probability: Tensor
+    probability: Tensor | None = None
     """[N] float32, of each candidate token."""
     entropy: Tensor | None = None
     """[N] float32, nats."""
@@ -39,7 +39,7 @@ class Transfer(Protocol):
     """Says how many positions of each row commit. A frozen, hashable config."""
 
     needs: ClassVar[frozenset[str]]
-    """Names of the fields of Candidates that `counts` reads besides the probability."""
+    """Names of the fields of Candidates that `counts` reads."""
 
     def counts(self, quota: Quota) -> Tensor:
         """How many commit [R] int64, 0 to `masked`; by a block's last step as many in all as it has positions."""
@@ -111,7 +111,7 @@ class Threshold:
     value: float = 0.9
     """Above 0, up to 1."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"probability"})
 
     def __post_init__(self) -> None:
         if number("value", self.value, 0, 1) == 0:
@@ -119,6 +119,8 @@ class Threshold:
 
     def counts(self, quota: Quota) -> Tensor:
         """How many are sure enough [R]."""
+        if quota.probability is None:
+            raise ValueError("transfer 'threshold' needs the candidates' probability, which was not computed")
         sure = (quota.probability >= self.value).long()
         return _finish(per_row(sure, quota.row, quota.step.shape[0]).clamp(min=1), quota)
 

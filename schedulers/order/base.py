@@ -10,7 +10,7 @@ from torch import Tensor
 class Candidates:
     """The masked positions that may commit now, one entry each, in (row, position) order; every field [N] float32."""
 
-    probability: Tensor
+    probability: Tensor | None = None
     """Of the candidate token, under the model's distribution."""
     margin: Tensor | None = None
     """Probability of the likeliest token minus that of the second."""
@@ -33,7 +33,7 @@ class Order(Protocol):
     """Gives each candidate a score. A frozen, hashable config."""
 
     needs: ClassVar[frozenset[str]]
-    """Names of the fields of Candidates that `score` reads besides the probability."""
+    """Names of the fields of Candidates that `score` reads."""
 
     def score(self, candidates: Candidates) -> Tensor:
         """Scores [N]; the higher commits first."""

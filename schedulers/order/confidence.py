@@ -16,8 +16,8 @@ class Confidence:
     (arXiv 2202.04200).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"probability"})
 
     def score(self, candidates: Candidates) -> Tensor:
         """The probability [N]."""
-        return candidates.probability
+        return candidates.require("probability")

@@ -23,7 +23,7 @@ class SaeStability:
     sae: str | None = None
     """Name of the SAE that is read; None leaves it to the engine."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"stability"})
+    needs: ClassVar[frozenset[str]] = frozenset({"probability", "stability"})
 
     def __post_init__(self) -> None:
         number("weight", self.weight, 0, 1)
@@ -32,7 +32,7 @@ class SaeStability:
 
     def score(self, candidates: Candidates) -> Tensor:
         """The weighted mean of probability and stability [N]."""
-        return (1 - self.weight) * candidates.probability + self.weight * candidates.require("stability")
+        return (1 - self.weight) * candidates.require("probability") + self.weight * candidates.require("stability")
 
 
 def feature_stability(previous_ids: Tensor, ids: Tensor, seen: Tensor) -> Tensor:

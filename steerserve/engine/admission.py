@@ -38,13 +38,14 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
             f"of {total} tokens; this model takes {facts.max_length}",
             "max_tokens",
         )
-    steps = params.max_tokens if params.steps is None else params.steps
-    _whole("steps", steps, 1, config.max_steps)
     block = params.max_tokens if params.block_length is None else params.block_length
     _whole("block_length", block, 1, params.max_tokens)
     if params.max_tokens % block:
         raise RequestError(f"block_length must divide max_tokens ({params.max_tokens}), got {block}", "block_length")
     blocks = params.max_tokens // block
+    # One step a token, or as many as there may be where the response is longer than that.
+    steps = min(params.max_tokens, config.max_steps // blocks * blocks) if params.steps is None else params.steps
+    _whole("steps", steps, 1, config.max_steps)
     if steps % blocks:
         raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
     if params.temperature is None or not 0 <= params.temperature <= 10:
@@ -126,6 +127,8 @@ def _ids(given: str | Sequence[int], param: str, tokenizer: Tokenizer, catalogue
     """Token ids of a text, or ids as given; a mask is refused, since it would be denoised as part of the response."""
     facts = catalogue.facts
     if isinstance(given, str):
+        if not given.isprintable() and any("\ud800" <= character <= "\udfff" for character in given):
+            raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param)
         ids: list[int] = tokenizer.encode(given, add_special_tokens=False).ids
     else:
         ids = list(given)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from steerserve.engine import noise
 from steerserve.engine.request import Request
 from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder
@@ -41,6 +42,8 @@ class Batch:
         self.top_p = torch.tensor([r.params.top_p for r in requests], device=device)
         self.no_eos = torch.tensor([r.params.ignore_eos for r in requests], device=device)
         self.start = start.to(device)
+        self.blind = torch.tensor([r.chooses_blindly for r in requests], device=device)
+        """Rows [R] bool whose positions can be chosen before anything is drawn."""
         captures = frozenset(r.stability.facts.layer for r in requests if r.stability is not None)
         self.plan = SteeringPlan([r.pushes for r in requests], device, dtype, captures)
         self.saes: dict[SparseAutoencoder, Tensor] = {}
@@ -68,6 +71,11 @@ class Batch:
         block_stop = torch.tensor([r.block_span[1] for r in self.requests]).to(self.canvas.device)
         row, position = (masked & (self.position < block_stop[:, None])).nonzero().unbind(1)
         return row, position
+
+    def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
+        """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
+        step = torch.tensor([r.step for r in self.requests], device=row.device)
+        return noise.keys(self.seed[row], self.sample[row], step[row], position - self.start[row], stream)
 
     def close(self) -> None:
         """Hand what outlives the batch back to its requests."""

@@ -102,6 +102,11 @@ class Request:
         return self.steps * self.block_length // self.params.max_tokens
 
     @property
+    def chooses_blindly(self) -> bool:
+        """Whether which positions commit is known without their candidates, so that only those need be drawn."""
+        return self.order.needs | self.transfer.needs <= {"uniform"}
+
+    @property
     def steps_left(self) -> int:
         return self.steps - self.block * self.block_steps - self.block_step
 

@@ -9,17 +9,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from schedulers import Candidates, Quota, feature_stability, rank
 from steerserve.config import EngineConfig
 from steerserve.engine import noise
 from steerserve.engine.admission import admit
-from steerserve.engine.batch import TOP_FEATURES, Batch
+from steerserve.engine.batch import Batch
 from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
 from steerserve.engine.interventions import Catalogue
+from steerserve.engine.ordering import choose, choose_blindly
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
-from steerserve.engine.sampler import Draw, Settings, draw, pad_rows
+from steerserve.engine.sampler import Draw, Settings, draw
 from steerserve.engine.text import continuation, cut_at_stop
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -108,8 +108,10 @@ class TorchEngine:
         events: list[Event] = []
         row, position = batch.begin(self.model.facts.mask_id)
         hidden = self.model(batch.canvas, batch.lengths, batch.plan)
+        worth = choose_blindly(batch, row, position)
+        row, position = row[worth], position[worth]
         drawn = self._sample(batch, hidden, row, position)
-        chosen = self._order(batch, drawn, row, position)
+        chosen = choose(batch, row, position, drawn)
         events += self._readings(batch)
         events += self._commit(batch, drawn, row, position, chosen)
         events += self._collect(batch)
@@ -137,63 +139,11 @@ class TorchEngine:
         return events
 
     def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
-        """A candidate for every masked position of the current blocks."""
+        """A candidate for each position given."""
         needs = frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in batch.requests))
-        key = self._keys(batch, row, position, noise.TOKEN)
+        key = batch.keys(row, position, noise.TOKEN)
         settings = Settings(batch.temperature[row], batch.top_p[row], batch.no_eos[row], key)
         return draw(self.model, hidden[row, position], settings, needs)
-
-    def _keys(self, batch: Batch, row: Tensor, position: Tensor, stream: int) -> Tensor:
-        """Counter-based keys; positions count from the start of the response."""
-        step = torch.tensor([r.step for r in batch.requests], device=self.device)
-        return noise.keys(batch.seed[row], batch.sample[row], step[row], position - batch.start[row], stream)
-
-    def _order(self, batch: Batch, drawn: Draw, row: Tensor, position: Tensor) -> Tensor:
-        """Which candidates commit now [N] bool: scored by each row's order, counted by each row's transfer."""
-        candidates = Candidates(
-            probability=drawn.probability,
-            margin=drawn.margin,
-            entropy=drawn.entropy,
-            uniform=noise.uniform(self._keys(batch, row, position, noise.ORDER)),
-            stability=self._stability(batch, row, position) if batch.saes else None,
-        )
-        rows = batch.requests
-        scores = torch.zeros_like(drawn.probability)
-        for order in dict.fromkeys(r.order for r in rows):
-            mine = torch.tensor([r.order == order for r in rows], device=self.device)
-            scores = torch.where(mine[row], order.score(candidates).to(scores.dtype), scores)
-        ranked = rank(scores, row)
-        table = [(r.block_step, r.block_steps, r.block_total) for r in rows]
-        step, steps, total = torch.tensor(table, device=self.device).unbind(1)
-        quota = Quota(
-            step=step,
-            steps=steps,
-            total=total,
-            masked=torch.bincount(row, minlength=len(rows)),
-            row=row,
-            probability=drawn.probability[ranked],
-            entropy=drawn.entropy[ranked] if drawn.entropy is not None else None,
-        )
-        counts = torch.zeros_like(step)
-        for transfer in dict.fromkeys(r.transfer for r in rows):
-            mine = torch.tensor([r.transfer == transfer for r in rows], device=self.device)
-            counts = torch.where(mine, transfer.counts(quota), counts)
-        first = quota.masked.cumsum(0) - quota.masked
-        place = torch.arange(len(row), device=self.device) - first[row]
-        return torch.zeros_like(row, dtype=torch.bool).scatter(0, ranked, place < counts[row])
-
-    def _stability(self, batch: Batch, row: Tensor, position: Tensor) -> Tensor:
-        """How little the top features of each candidate changed since the last step [N]; 0 for other rows."""
-        stability = torch.zeros(len(row), dtype=torch.float64, device=self.device)
-        for sae, members in batch.saes.items():
-            index = members[row].nonzero()[:, 0]
-            r, p = row[index], position[index]
-            states = pad_rows(batch.plan.captured[sae.facts.layer][r, p].float())
-            ids = sae.top_ids(states, min(TOP_FEATURES, sae.facts.features))[: len(index)]
-            before = batch.features[r, p, : ids.shape[1]]
-            stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
-            batch.features[r, p, : ids.shape[1]] = ids
-        return stability
 
     def _readings(self, batch: Batch) -> list[Event]:
         """Traces that are due at this step, read before its push."""

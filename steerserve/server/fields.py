@@ -38,7 +38,7 @@ class Strict(BaseModel):
             return data
         for name in data:
             if name not in cls.model_fields:
-                raise blame(name, f"is not a known field; known: {', '.join(cls.model_fields)}")
+                raise blame(name or '""', f"is not a known field; known: {', '.join(cls.model_fields)}")
         return {name: value for name, value in data.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine import noise
+from steerserve.engine import noise, sampler
 from steerserve.engine.events import Done
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
@@ -167,3 +167,23 @@ def test_a_row_of_a_seed_is_its_own_sample_and_repeats(served: TorchEngine) -> N
     assert tiny.tokens_of(served, PLAIN) == first
     assert tiny.tokens_of(served, replace(PLAIN, row=1)) != first
     assert tiny.tokens_of(served, replace(PLAIN, seed=4)) != first
+
+
+def test_rows_that_need_no_candidates_draw_only_what_they_commit(
+    served: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    original = sampler.draw
+
+    def counted(model: Any, hidden: torch.Tensor, *rest: Any) -> sampler.Draw:
+        drawn.append(len(hidden))
+        return original(model, hidden, *rest)
+
+    monkeypatch.setattr("steerserve.engine.torch_engine.draw", counted)
+    blind = replace(PLAIN, order="random", ignore_eos=True)
+    seeing = replace(PLAIN, order="confidence", ignore_eos=True)
+    tiny.run(served, blind)
+    assert drawn == [2] * 6
+    drawn.clear()
+    tiny.run(served, blind, seeing)
+    assert drawn == [2 + 12 - 2 * step for step in range(6)]

@@ -139,6 +139,19 @@ def test_steering_that_touched_nothing_is_said_to_be_not_applied(tmp_path: Path)
     assert result.receipt["interventions"][0]["applied"] is True
 
 
+def test_a_response_longer_than_the_steps_allowed_takes_what_there_are(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_steps=10)
+    assert served.admit(replace(PLAIN, steps=None)).steps == 10
+    assert served.admit(replace(PLAIN, steps=None, block_length=3)).steps == 8
+    with pytest.raises(RequestError, match="steps must be a whole number from 1 to 10, got 11"):
+        served.admit(replace(PLAIN, steps=11))
+
+
+def test_a_prompt_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="prompt is not valid Unicode"):
+        tiny.engine(tiny.bert(), tmp_path).admit(replace(PLAIN, prompt="a\udcff"))
+
+
 def test_the_prompts_scope_ends_where_the_response_begins(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path)
     push = Intervention(attribute="topic/sports", strength=0.2, schedule="uniform", scope="prompt")

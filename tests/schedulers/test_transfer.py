@@ -151,10 +151,10 @@ def test_entropy_bound_says_what_it_lacks() -> None:
         EntropyBound().counts(Quota(empty, empty + 2, empty + 1, empty + 1, empty, torch.ones(1)))
 
 
-def test_needs_name_what_is_read_besides_the_probability() -> None:
+def test_needs_name_what_is_read() -> None:
     assert {name: set(build_transfer(name).needs) for name in TRANSFERS} == {
         "linear": set(),
         "cosine": set(),
-        "threshold": set(),
+        "threshold": {"probability"},
         "entropy_bound": {"entropy"},
     }

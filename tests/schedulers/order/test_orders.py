@@ -55,10 +55,11 @@ def test_scores_follow_the_rule(name: str, weights: list[list[int]], seed: int) 
 def test_an_order_reads_just_what_it_says_it_needs(name: str) -> None:
     order: Order = build_order(name)
     values = torch.tensor([0.1, 0.5])
-    assert order.score(Candidates(values, **{field: values for field in order.needs})).shape == (2,)
+    everything = dict.fromkeys(order.needs, values)
+    assert order.score(Candidates(**everything)).shape == (2,)
     for field in order.needs:
         with pytest.raises(ValueError, match=f"needs the candidates' {field}"):
-            order.score(Candidates(values))
+            order.score(Candidates(**everything | {field: None}))
 
 
 def test_sae_stability_without_weight_is_confidence() -> None:

@@ -1,0 +1,121 @@
+"""The bundled model, SAEs and attributes through the whole path, up to the official client."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import uvicorn
+from openai import NotFoundError, OpenAI
+
+from steerserve.config import EngineConfig, ServerConfig
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.runtime import BUNDLED, Runtime, load_runtime
+from steerserve.server.app import create_app
+from tests import tiny
+
+ATTRIBUTES = {
+    "topic/world", "topic/sports", "topic/business", "topic/sci-tech", "sentiment/positive", "sentiment/negative",
+    "register/archaic", "register/modern", "formality/formal", "formality/informal",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return load_runtime(None, None, None, EngineConfig())
+
+
+@pytest.fixture(scope="module")
+def client(runtime: Runtime) -> Iterator[OpenAI]:
+    server = uvicorn.Server(uvicorn.Config(create_app(runtime.service, ServerConfig()), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as made:
+        yield made
+    server.should_exit = True
+    thread.join()
+
+
+def test_everything_that_ships_belongs_together(runtime: Runtime) -> None:
+    service = runtime.service
+    assert set(service.attributes) == ATTRIBUTES
+    assert len({one["layer"] for one in service.saes.values()}) >= 3
+    assert {one["policy"] for one in service.saes.values()} == {"mask", "visible"}
+    for card in service.attributes.values():
+        assert len(card["profile"]["curve"]) == 65
+        assert card["provenance"]["classifier"]["accuracy"] > 0.6
+        for site in card["sites"].values():
+            assert len(site["features"]) == 20
+            assert service.saes[site["sae"]]["sha256"] == site["sae_sha256"]
+
+
+def test_its_size_is_what_a_wheel_can_carry() -> None:
+    weights = sum(path.stat().st_size for path in (BUNDLED / "model").glob("*.safetensors"))
+    assert weights < 64 << 20
+
+
+def test_mixed_rows_of_the_bundled_model_are_the_same_alone_and_together(runtime: Runtime) -> None:
+    names = sorted(ATTRIBUTES)
+    rows = [
+        GenerationParams(
+            prompt=("", "the movie was", "oil prices", "and the lord")[i % 4],
+            max_tokens=12 + 4 * (i % 5),
+            steps=4 * (1 + i % 3),
+            order=("random", "confidence", "margin", "entropy", "sae_stability")[i % 5],
+            temperature=(0.0, 0.8, 1.0)[i % 3],
+            seed=i,
+            interventions=(Intervention(attribute=names[i % len(names)]),) if i % 3 else (),
+        )
+        for i in range(16)
+    ]
+    together = [request.canvas for request, _ in tiny.run(runtime.engine, *rows)]
+    alone = [tiny.run(runtime.engine, row)[0][0].canvas for row in rows]
+    assert together == alone
+
+
+def test_a_push_is_read_back_along_its_own_direction(runtime: Runtime) -> None:
+    plain = GenerationParams(max_tokens=24, steps=12, seed=5, ignore_eos=True)
+    for name in ("topic/sports", "register/archaic"):
+        push = Intervention(attribute=name, schedule="uniform", scope="response")
+        [(_, steered)] = tiny.run(runtime.engine, replace(plain, interventions=(push,)))
+        [(_, baseline)] = tiny.run(runtime.engine, plain)
+        assert steered.receipt is not None
+        assert steered.receipt["interventions"][0]["applied"] is True
+        assert steered.text != baseline.text
+        [(_, zero)] = tiny.run(runtime.engine, replace(plain, interventions=(replace(push, strength=0.0),)))
+        assert zero.tokens == baseline.tokens
+
+
+def test_a_feature_of_a_bundled_sae_can_be_clamped(runtime: Runtime) -> None:
+    sae = next(name for name, one in runtime.service.saes.items() if one["policy"] == "mask")
+    stats = runtime.engine.catalogue.saes[sae].stats
+    assert stats is not None
+    index = int(stats.max_act.argmax())
+    push = Intervention(feature=FeatureRef(sae, index), op="clamp", strength=1.0, unit="max_act")
+    [(_, result)] = tiny.run(
+        runtime.engine, GenerationParams(max_tokens=8, steps=4, ignore_eos=True, interventions=(push,))
+    )
+    assert result.receipt is not None
+    assert result.receipt["interventions"][0]["sites"][0]["positions_touched"] > 0
+
+
+def test_the_official_client_lists_completes_streams_and_steers(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["bundled"]
+    plain = client.completions.create(model="bundled", prompt="the", max_tokens=16, seed=1)
+    assert plain.choices[0].text
+    with client.completions.create(model="bundled", prompt="the", max_tokens=16, seed=1, stream=True) as stream:
+        assert "".join(chunk.choices[0].text for chunk in stream) == plain.choices[0].text
+    steering = {"interventions": [{"attribute": "topic/sports", "schedule": "commitment"}], "baseline": True}
+    steered = client.completions.create(
+        model="bundled", prompt="the", max_tokens=16, seed=1, extra_body={"steering": steering}
+    )
+    extra = json.loads(steered.choices[0].model_dump_json())
+    assert extra["baseline"]["text"] == plain.choices[0].text
+    assert extra["steering"]["interventions"][0]["applied"] is True
+    with pytest.raises(NotFoundError, match="topic/sport'"):
+        steering = {"interventions": [{"attribute": "topic/sport"}]}
+        client.completions.create(model="bundled", prompt="the", max_tokens=16, extra_body={"steering": steering})
