@@ -47,7 +47,7 @@ def finish(
     def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
         return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
 
-    choice = search(layer_sets(layers), laboratory.recipe.strengths, evaluate)
+    choice = search(layer_sets(layers), laboratory.recipe.strengths, evaluate, laboratory.recipe.enough)
     unsteered = laboratory.baseline(fresh=True)
     share = float(np.mean(findings.judge.assigned(task.target, unsteered.texts)))
     ablation = {

@@ -45,6 +45,8 @@ class CalibrationRecipe:
     """Where fewer samples are that sure, this many of the likeliest are taken."""
     strengths: tuple[float, ...] = (0.15, 0.3, 0.45, 0.65, 0.9, 1.3, 1.9)
     """Strengths that are tried, weakest first, as fractions of the mean residual norm."""
+    enough: float = 0.9
+    """Share of texts from which a weaker push is preferred to a larger share."""
     search_texts: int = 24
     """Texts of each trial while layers and strength are searched."""
     confirm_texts: int = 48

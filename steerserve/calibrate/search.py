@@ -62,15 +62,20 @@ Evaluate = Callable[[Sequence[Setting], bool], list[Trial]]
 
 
 def search(
-    layer_sets: Sequence[tuple[int, ...]], strengths: Sequence[float], evaluate: Evaluate, finalists: int = 3
+    layer_sets: Sequence[tuple[int, ...]],
+    strengths: Sequence[float],
+    evaluate: Evaluate,
+    enough: float,
+    finalists: int = 3,
 ) -> Choice:
-    """Bisect each layer set's strength for the strongest within bounds; of all tried, run the best again and choose.
+    """Bisect each layer set's strength for the weakest whose share is `enough`, or else the strongest within bounds;
+    of all tried, run the best again and choose.
 
-    Quality falls as strength rises, so a grid of 7 strengths takes 3 trials a layer set. Runs on fresh texts guard
-    against choosing what was lucky. The winner has the largest share within bounds; where nothing keeps the bounds,
-    the one with the lowest loss, and a note says so.
+    Share rises and quality falls with strength, so a grid of 7 strengths takes 3 trials a layer set. Runs on fresh
+    texts guard against choosing what was lucky. The winner has the largest share within bounds, and among those with
+    enough the lowest loss; where nothing keeps the bounds, it is the one with the lowest loss, and a note says so.
     """
-    # Borders of what is not known yet: `low` is within bounds, `high` is not.
+    # Borders of what is not known yet: `low` is too weak, `high` strong enough or too strong.
     borders = {layers: (-1, len(strengths)) for layers in layer_sets}
     searched: list[Trial] = []
     while open_sets := [layers for layers, (low, high) in borders.items() if high - low > 1]:
@@ -78,18 +83,21 @@ def search(
         trials = evaluate([Setting(layers, strengths[middle]) for layers, middle in middles.items()], False)
         for trial, (layers, middle) in zip(trials, middles.items(), strict=True):
             low, high = borders[layers]
-            borders[layers] = (middle, high) if trial.within else (low, middle)
+            borders[layers] = (middle, high) if trial.within and trial.share < enough else (low, middle)
         searched += trials
-    confirmed = evaluate([trial.setting for trial in sorted(searched, key=_merit, reverse=True)[:finalists]], True)
-    best = max(confirmed, key=_merit)
+    ranked = sorted(searched, key=lambda trial: _merit(trial, enough), reverse=True)
+    confirmed = evaluate([trial.setting for trial in ranked[:finalists]], True)
+    best = max(confirmed, key=lambda trial: _merit(trial, enough))
     note = None if best.within else "no trial kept within the bounds of quality: the one of lowest loss was taken"
     return Choice(best.setting, tuple(searched), tuple(confirmed), note)
 
 
-def _merit(trial: Trial) -> tuple[bool, float, float]:
-    if trial.within:
+def _merit(trial: Trial, enough: float) -> tuple[bool, float, float]:
+    if not trial.within:
+        return False, -trial.loss_ratio, 0.0
+    if trial.share < enough:
         return True, trial.share, trial.probability
-    return False, -trial.loss_ratio, 0.0
+    return True, enough, 1.0 - trial.loss_ratio
 
 
 def layer_sets(layers: Sequence[int]) -> list[tuple[int, ...]]:

@@ -31,7 +31,7 @@ class World:
 def test_the_strongest_within_bounds_is_found(limits: list[float], powers: list[float]) -> None:
     sets = layer_sets([2, 4])
     world = World(dict(zip(sets, powers, strict=True)), dict(zip(sets, limits, strict=True)))
-    choice = search(sets, GRID, world.evaluate)
+    choice = search(sets, GRID, world.evaluate, enough=2.0)
     within = [Setting(one, strength) for one in sets for strength in GRID if strength <= world.limit[one]]
     if within:
         best = max(within, key=lambda one: one.strength * world.power[one.layers])
@@ -45,7 +45,7 @@ def test_seven_strengths_take_three_rounds_and_a_confirmation() -> None:
     sets = layer_sets([1, 3, 5])
     assert sets == [(1,), (3,), (5,), (1, 3, 5)]
     world = World(dict.fromkeys(sets, 0.5), dict.fromkeys(sets, 0.5))
-    choice = search(sets, GRID, world.evaluate)
+    choice = search(sets, GRID, world.evaluate, enough=2.0)
     assert world.calls == [(4, False), (4, False), (4, False), (3, True)]
     assert len(choice.searched) == 12 and len(choice.confirmed) == 3
     assert choice.setting.strength == 0.45
@@ -61,4 +61,12 @@ def test_luck_in_the_search_is_corrected_by_the_confirmation() -> None:
         true = {(1,): 0.3, (2,): 0.5, (1, 2): 0.4}
         return [Trial(one, 24, (true if fresh else lucky)[one.layers], 0.0, 1.0, 1.0, True) for one in settings]
 
-    assert search(layer_sets([1, 2]), (0.3,), evaluate).setting.layers == (2,)
+    assert search(layer_sets([1, 2]), (0.3,), evaluate, enough=2.0).setting.layers == (2,)
+
+
+def test_the_weakest_push_that_is_enough_is_preferred_to_a_stronger_one() -> None:
+    sets = layer_sets([1, 3])
+    world = World({(1,): 1.0, (3,): 2.0, (1, 3): 4.0}, {(1,): 0.5, (3,): 0.3, (1, 3): 0.25})
+    choice = search(sets, GRID, world.evaluate, enough=0.8)
+    assert choice.setting == Setting((1, 3), 0.2)
+    assert choice.note is None
