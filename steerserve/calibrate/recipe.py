@@ -72,6 +72,7 @@ class CalibrationRecipe:
     batch_tokens: int = 4608
     """Tokens of one forward while reading texts."""
     seed: int = 0
+    """What everything random is drawn from."""
 
     def __post_init__(self) -> None:
         for name, default in type(self).__dataclass_fields__.items():

@@ -76,6 +76,14 @@ def resolve(
         default_unit = "residual"
     # Against None and not by truth: an empty name is a wrong name, not a missing one.
     unit = default_unit if one.unit is None else one.unit
+    if attribute is None and one.direction != "sae":
+        raise RequestError(
+            f"direction {one.direction!r} is a choice of an attribute; leave it out", f"{param}.direction"
+        )
+    if unit == "kl":
+        raise RequestError(
+            "unit 'kl' needs a calibrated cost, which nothing here has; use 'residual' or 'raw'", f"{param}.unit"
+        )
     strength = _strength(one, attribute, unit, param)
     asked_scope = default_scope if one.scope is None else one.scope
     scope = _scope(asked_scope, response, param)
@@ -180,8 +188,8 @@ def _vector_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
 
 
 def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: str) -> float:
-    if unit not in (*LARGEST, "kl"):
-        raise RequestError(f"unit must be one of {[*LARGEST, 'kl']}, got {unit!r}", f"{param}.unit")
+    if unit not in LARGEST:
+        raise RequestError(f"unit must be one of {list(LARGEST)}, got {unit!r}", f"{param}.unit")
     if one.op in PURE_NUMBERS and one.unit is not None:
         raise RequestError(f"op {one.op!r} takes a factor; leave unit out, got {one.unit!r}", f"{param}.unit")
     strength = one.strength
@@ -191,9 +199,9 @@ def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: 
                 "strength is required here; only add of an attribute in its own unit has a default", f"{param}.strength"
             )
         strength = attribute.strength
-    if not math.isfinite(strength) or abs(strength) > LARGEST.get(unit, 100.0):
+    if not math.isfinite(strength) or abs(strength) > LARGEST[unit]:
         raise RequestError(
-            f"strength must be finite and within +-{LARGEST.get(unit, 100.0):g} here, got {strength}",
+            f"strength must be finite and within +-{LARGEST[unit]:g} here, got {strength}",
             f"{param}.strength",
         )
     return float(strength)
@@ -211,21 +219,16 @@ def _scale(
         if push.layer not in catalogue.residual_norms:
             raise RequestError(f"no residual norm is known for layer {push.layer}; use unit 'raw'", param)
         return catalogue.residual_norms[push.layer]
-    if unit == "max_act":
-        if one.feature is None:
-            raise RequestError("unit 'max_act' is for a feature; use 'residual' or 'raw'", param)
-        stats = catalogue.saes[one.feature.sae].stats
-        largest = float(stats.max_act[one.feature.index]) if stats is not None else 0.0
-        if largest <= 0.0:
-            raise RequestError(
-                f"feature {one.feature.index} of sae {one.feature.sae!r} has no maximum activation; "
-                "use 'residual' or 'raw'",
-                param,
-            )
-        return largest
-    raise RequestError(
-        "unit 'kl' needs an attribute whose cost was calibrated; use 'residual', 'max_act' or 'raw'", param
-    )
+    if one.feature is None:
+        raise RequestError("unit 'max_act' is for a feature; use 'residual' or 'raw'", param)
+    stats = catalogue.saes[one.feature.sae].stats
+    largest = float(stats.max_act[one.feature.index]) if stats is not None else 0.0
+    if largest <= 0.0:
+        raise RequestError(
+            f"feature {one.feature.index} of sae {one.feature.sae!r} was never active; use 'residual' or 'raw'",
+            param,
+        )
+    return largest
 
 
 def _scope(scope: str | tuple[int, int], response: tuple[int, int], param: str) -> str | tuple[int, int]:

@@ -18,7 +18,9 @@ def _intervention(one: Resolved) -> dict[str, Any]:
     applied = any(push.applied.positions for push in one.pushes)
     notes = list(one.summary["notes"])
     if not applied and not notes:
-        notes.append("nothing was touched: no position of the scope was there while the schedule pushed")
+        notes.append(
+            "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
+        )
     gains = one.pushes[0].applied.gains if one.pushes else []
     return {
         **one.summary,

@@ -12,6 +12,9 @@ from steerserve.server.body import shown
 from steerserve.server.service import Service
 from steerserve.server.streaming import VIEWS
 
+LONG = frozenset({"sites", "profile", "provenance"})
+"""Facts of an attribute that a list leaves out."""
+
 
 class Catalogue:
     """What one service has."""
@@ -43,8 +46,10 @@ class Catalogue:
         return JSONResponse(self._model())
 
     async def attributes(self) -> Response:
-        """What can be steered by name."""
-        return _listed(_named(self._service.attributes))
+        """What can be steered by name, in short; each attribute's own route has all of it."""
+        found = self._service.attributes
+        short = {name: {key: facts[key] for key in facts if key not in LONG} for name, facts in found.items()}
+        return _listed(_named(short))
 
     async def attribute(self, name: str) -> Response:
         """One attribute."""

@@ -88,12 +88,14 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 def test_training_lowers_the_loss_and_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
-    write_texts(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_texts(data)
     tokenizer = build_tokenizer((*SPECIAL, *WORDS))
     recipe = DlmRecipe(tokens=30_000, batch_tokens=600, learning_rate=3e-3, context=24)
     whole, first = model(), model()
-    scores = train(whole, tmp_path, tokenizer, tmp_path / "whole", recipe)
-    assert scores["nelbo_nats_per_token"] < 5.0 < 9.0 < nelbo_of(model(), tmp_path, tokenizer)
+    scores = train(whole, data, tokenizer, tmp_path / "whole", recipe)
+    assert scores["nelbo_nats_per_token"] < 5.0 < 9.0 < nelbo_of(model(), data, tokenizer)
 
     class Stop(Exception):
         pass
@@ -113,8 +115,8 @@ def test_training_lowers_the_loss_and_a_resumed_run_equals_one_that_was_not_stop
         patch.setattr(Documents, "batches", stops_in_the_third_round)
         patch.setattr("steerserve.train.dlm.SAVE_SECONDS", 0.0)
         with pytest.raises(Stop):
-            train(first, tmp_path, tokenizer, tmp_path / "stopped", recipe)
-    train(model(seed=5), tmp_path, tokenizer, tmp_path / "stopped", recipe)
+            train(first, data, tokenizer, tmp_path / "stopped", recipe)
+    train(model(seed=5), data, tokenizer, tmp_path / "stopped", recipe)
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "stopped"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
