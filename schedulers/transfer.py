@@ -124,7 +124,7 @@ class Threshold:
         sure = (quota.probability >= self.value).long()
         return _finish(per_row(sure, quota.row, quota.step.shape[0]).clamp(min=1), quota)
 
-    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002
+    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002 (the contract's)
         """See `Transfer.masked`."""
         return None
 
@@ -160,7 +160,7 @@ class EntropyBound:
         counts = per_row(fits, quota.row, rows)
         return _finish(counts.clamp(min=1), quota)
 
-    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002
+    def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002 (the contract's)
         """See `Transfer.masked`."""
         return None
 

@@ -9,7 +9,7 @@ import torch
 
 import schedulers
 from steerserve.config import EngineConfig
-from steerserve.engine.interventions import Catalogue
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError

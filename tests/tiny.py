@@ -11,8 +11,8 @@ from torch import Tensor
 
 from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Committed, Done, Event, Failed, Result
-from steerserve.engine.interventions import Catalogue
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine

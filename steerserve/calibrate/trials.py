@@ -11,7 +11,7 @@ from steerserve.calibrate.quality import distinct_pairs, text_losses
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.search import Setting, Trial
 from steerserve.config import EngineConfig
-from steerserve.engine.interventions import Catalogue
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models import DiffusionLM, SamplerDefaults

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 
 from schedulers import Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
-from steerserve.engine.interventions import Catalogue, readout, resolve
+from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.interventions import readout, resolve
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Readout, Request
 from steerserve.errors import RequestError

@@ -1,17 +1,16 @@
 """Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import Choice, Intervention
 from steerserve.engine.request import Readout, Resolved
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.models import ModelFacts, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
@@ -21,30 +20,6 @@ SLICES = 64
 """Slices of progress on which schedules are compiled."""
 LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6}
 """Largest strength by unit: far beyond any text, well inside float32."""
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Everything that a request may name; immutable after start."""
-
-    facts: ModelFacts
-    attributes: Mapping[str, Attribute]
-    saes: Mapping[str, SparseAutoencoder]
-    residual_norms: Mapping[int, float]
-    """Mean norm of the hidden state at masked positions by layer, where it is known."""
-    defaults: SamplerDefaults = SamplerDefaults()
-
-    def attribute(self, name: str, param: str) -> Attribute:
-        """The attribute of that name; raises NotFoundError listing the known ones."""
-        if name not in self.attributes:
-            raise NotFoundError(f"unknown attribute {name!r}; known: {', '.join(self.attributes) or 'none'}", param)
-        return self.attributes[name]
-
-    def sae(self, name: str, param: str) -> SparseAutoencoder:
-        """The SAE of that id; raises NotFoundError listing the known ones."""
-        if name not in self.saes:
-            raise NotFoundError(f"unknown sae {name!r}; known: {', '.join(self.saes) or 'none'}", param)
-        return self.saes[name]
 
 
 def resolve(

@@ -13,8 +13,8 @@ from steerserve.config import EngineConfig
 from steerserve.engine import noise
 from steerserve.engine.admission import admit
 from steerserve.engine.batch import Batch
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
-from steerserve.engine.interventions import Catalogue
 from steerserve.engine.ordering import choose, choose_blindly
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from steerserve.config import EngineConfig
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Done, Result
-from steerserve.engine.interventions import Catalogue
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models.base import DiffusionLM

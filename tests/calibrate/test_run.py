@@ -11,7 +11,7 @@ from schedulers import CommitmentProfile
 from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.tasks import Task
 from steerserve.config import EngineConfig
-from steerserve.engine.interventions import Catalogue
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError
