@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steerserve.errors import ArtifactError
+from steerserve.models.sigma import Sigma
+
+Choice = str | Mapping[str, Any]
+"""A name, or `{"type": name, ...options}`."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,26 @@ class ModelFacts:
     """Token put before every prompt, or None where the family uses none."""
     forbidden_ids: tuple[int, ...] = ()
     """Special tokens that are never text: the sampler gives them probability zero."""
+    turn_end_id: int | None = None
+    """Token that ends a chat turn, where the family has one beside the end of text."""
+    shift: int = 0
+    """The state that decides token j stands at j - shift (at 0 where that is before the canvas)."""
+    sigma: Sigma | None = None
+    """The noise schedule, where the forward takes the noise level or the samplers need it."""
+    parameterisation: Literal["logits", "score"] = "logits"
+    """What `head` gives: logits of the token, or log ratios p(token) / p(mask) (SEDD)."""
+    scale_by_sigma: bool = False
+    """Whether log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """How a model is sampled where a request does not say; from the `generation_config.json` of its folder."""
+    """How a model is sampled where a request does not say: its family's defaults, then its `generation_config.json`."""
 
     temperature: float = 1.0
     top_p: float = 1.0
-    order: str = "confidence"
-    transfer: str = "linear"
+    order: Choice = "confidence"
+    transfer: Choice = "linear"
     ignore_eos: bool = False
 
 
@@ -51,12 +65,16 @@ class DiffusionLM(nn.Module):
     """A bidirectional model that predicts the tokens behind the masks of a canvas."""
 
     facts: ModelFacts
+    defaults: SamplerDefaults = SamplerDefaults()
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states.
 
         tokens [rows, length] int64; lengths [rows] int64, the real tokens of each row (None: all of them),
-        padding is on the right and is never attended to; sites is called after each layer.
+        padding is on the right and is never attended to; sites is called after each layer; sigma [rows] float32, the
+        noise level, needed where `facts.sigma` is set and not read elsewhere.
         Returns [rows, length, hidden_size], normalised and ready for `head`.
         """
         raise NotImplementedError
@@ -64,6 +82,22 @@ class DiffusionLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab_size] of hidden states [..., hidden_size]; call it on the masked positions only."""
         raise NotImplementedError
+
+
+def deciding(states: Tensor, shift: int) -> Tensor:
+    """The state that decides each token: states [rows, length, ...] moved `shift` places to the right, the first kept.
+
+    Row j of the result is row j - shift of the states, or row 0 (Dream's `cat([l[:, :1], l[:, :-1]])`).
+    """
+    return (
+        states if shift == 0 else torch.cat([states[:, :1].expand(-1, shift, *states.shape[2:]), states[:, :-shift]], 1)
+    )
+
+
+def noise_level(facts: ModelFacts, share: Tensor) -> Tensor | None:
+    """Noise level sigma [rows] float32 of rows of which the share [rows] of the response is masked; None where the
+    family takes none."""
+    return None if facts.sigma is None else facts.sigma.total(share).float()
 
 
 def check_fixed(raw: Mapping[str, Any], family: str, fixed: Mapping[str, Any]) -> None:

@@ -144,7 +144,13 @@ class BertDiffusionLM(DiffusionLM):
             )
         return cls(config)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+    ) -> Tensor:
         """See `DiffusionLM.forward`."""
         embeddings: Any = self.bert["embeddings"]
         positions = torch.arange(tokens.shape[1], device=tokens.device)

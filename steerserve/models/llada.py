@@ -169,7 +169,13 @@ class LladaDiffusionLM(DiffusionLM):
             )
         return cls(config)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+    ) -> Tensor:
         """See `DiffusionLM.forward`."""
         transformer: Any = self.model["transformer"]
         hidden = transformer["wte"](tokens)

@@ -24,11 +24,13 @@ class Faulty(BertDiffusionLM):
     faults: frozenset[int] = frozenset()
     forwards: int = 0
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+    ) -> Tensor:
         self.forwards += 1
         if self.forwards in self.faults:
             raise RuntimeError("out of something")
-        return super().forward(tokens, lengths, sites)
+        return super().forward(tokens, lengths, sites, sigma)
 
 
 def faulty(*faults: int) -> Faulty:

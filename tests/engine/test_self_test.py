@@ -16,20 +16,24 @@ from tests import tiny
 class Deaf(BertDiffusionLM):
     """Ignores its sites at the last layer."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+    ) -> Tensor:
         last = self.facts.num_layers - 1
 
         def partly(layer: int, hidden: Tensor) -> Tensor:
             return hidden if sites is None or layer == last else sites(layer, hidden)
 
-        return super().forward(tokens, lengths, partly)
+        return super().forward(tokens, lengths, partly, sigma)
 
 
 class Leaky(BertDiffusionLM):
     """Lets a trace of each row into the row before it."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:
-        hidden = super().forward(tokens, lengths, sites)
+    def forward(
+        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+    ) -> Tensor:
+        hidden = super().forward(tokens, lengths, sites, sigma)
         return hidden + 1e-3 * hidden.roll(-1, dims=0)
 
 
@@ -74,8 +78,14 @@ def test_an_unsound_model_is_refused(tmp_path: Path, kind: type[BertDiffusionLM]
 class Silent(BertDiffusionLM):
     """Never calls a site."""
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None) -> Tensor:  # noqa: ARG002
-        return super().forward(tokens, lengths)
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,  # noqa: ARG002
+        sigma: Tensor | None = None,
+    ) -> Tensor:
+        return super().forward(tokens, lengths, None, sigma)
 
 
 def test_a_model_without_sites_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Noise schedules sigma(t) of the families whose forward takes a noise level; t runs from 1, all masked, to 0."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Sigma(Protocol):
+    """Total noise and its rate; a token is masked at time t with probability 1 - exp(-total(t))."""
+
+    def total(self, time: Tensor) -> Tensor:
+        """sigma(t), of the shape of time, float64."""
+        ...
+
+    def rate(self, time: Tensor) -> Tensor:
+        """d sigma / d t, of the shape of time, float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """sigma = -log(1 - (1 - eps) t): the masked share is (1 - eps) t. Source: SEDD and MDLM (arXiv 2406.07524)."""
+
+    eps: float = 1e-3
+
+    def total(self, time: Tensor) -> Tensor:
+        """See `Sigma.total`."""
+        return -torch.log1p(-(1 - self.eps) * time.double())
+
+    def rate(self, time: Tensor) -> Tensor:
+        """See `Sigma.rate`."""
+        return (1 - self.eps) / (1 - (1 - self.eps) * time.double())
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """sigma = low^(1 - t) high^t. Source: SEDD (arXiv 2310.16834)."""
+
+    low: float = 1e-4
+    high: float = 20.0
+
+    def total(self, time: Tensor) -> Tensor:
+        """See `Sigma.total`."""
+        return self.low ** (1 - time.double()) * self.high ** time.double()
+
+    def rate(self, time: Tensor) -> Tensor:
+        """See `Sigma.rate`."""
+        return self.total(time) * (math.log(self.high) - math.log(self.low))
