@@ -4,31 +4,67 @@ Imports torch and the standard library only, so that it serves a notebook or ano
 """
 
 from schedulers.choice import Choice
-from schedulers.order import ORDERS, Candidates, Order, build_order, feature_stability, rank, select
+from schedulers.joint_profile import JointProfile
+from schedulers.order import ORDERS, Candidates, Order, Random, build_order, feature_stability, rank, select, uptake
 from schedulers.profile import CommitmentProfile, rho
-from schedulers.strength import NORMS, STRENGTHS, GainTable, StrengthSchedule, build_strength, compile_gains, slice_of
+from schedulers.strength import (
+    CONTROLLERS,
+    NORMS,
+    STRENGTHS,
+    Controllers,
+    ControllerState,
+    Feedback,
+    GainTable,
+    JointTable,
+    StrengthSchedule,
+    build_controller,
+    build_strength,
+    check_target,
+    compile_gains,
+    compile_joint,
+    controllers,
+    joint_gains,
+    joint_rho,
+    joint_weights,
+    slice_of,
+)
 from schedulers.transfer import TRANSFERS, Quota, Transfer, build_transfer
 
 __all__ = [
-    "NORMS",
-    "ORDERS",
-    "STRENGTHS",
-    "TRANSFERS",
+    "CONTROLLERS",
     "Candidates",
     "Choice",
     "CommitmentProfile",
+    "ControllerState",
+    "Controllers",
+    "Feedback",
     "GainTable",
+    "JointProfile",
+    "JointTable",
+    "NORMS",
+    "ORDERS",
     "Order",
     "Quota",
+    "Random",
+    "STRENGTHS",
     "StrengthSchedule",
+    "TRANSFERS",
     "Transfer",
+    "build_controller",
     "build_order",
     "build_strength",
     "build_transfer",
+    "check_target",
     "compile_gains",
+    "compile_joint",
+    "controllers",
     "feature_stability",
+    "joint_gains",
+    "joint_rho",
+    "joint_weights",
     "rank",
     "rho",
     "select",
     "slice_of",
+    "uptake",
 ]

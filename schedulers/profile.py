@@ -29,6 +29,10 @@ class CommitmentProfile:
     """[K] s: change of the final log-odds by a unit push within each slice; None where it was not measured."""
     cost: tuple[float, ...] | None = None
     """[K] c > 0: KL in nats is c a^2 / 2 for a push of strength a within each slice; None where it was not measured."""
+    sensitivity_error: tuple[float, ...] | None = None
+    """[K] standard error of the sensitivity; None where it was not measured."""
+    cost_error: tuple[float, ...] | None = None
+    """[K] standard error of the cost; None where it was not measured."""
 
     def __post_init__(self) -> None:
         curve = _values("curve", self.curve)
@@ -41,6 +45,8 @@ class CommitmentProfile:
             ("standard_error", slices + 1, 0.0),
             ("sensitivity", slices, -math.inf),
             ("cost", slices, 0.0),
+            ("sensitivity_error", slices, 0.0),
+            ("cost_error", slices, 0.0),
         ):
             if getattr(self, name) is None:
                 continue

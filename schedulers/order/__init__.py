@@ -9,6 +9,7 @@ from schedulers.order.confidence import Confidence
 from schedulers.order.entropy import Entropy
 from schedulers.order.margin import Margin
 from schedulers.order.random import Random
+from schedulers.order.sae_attribute import SaeAttribute, uptake
 from schedulers.order.sae_stability import SaeStability, feature_stability
 from schedulers.order.selection import rank, select
 
@@ -18,6 +19,7 @@ ORDERS: Final[Mapping[str, type[Order]]] = {
     "margin": Margin,
     "entropy": Entropy,
     "sae_stability": SaeStability,
+    "sae_attribute": SaeAttribute,
 }
 
 
@@ -34,9 +36,11 @@ __all__ = [
     "Margin",
     "Order",
     "Random",
+    "SaeAttribute",
     "SaeStability",
     "build_order",
     "feature_stability",
     "rank",
     "select",
+    "uptake",
 ]

@@ -6,14 +6,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from schedulers.order.base import Candidates
+from schedulers.order.sureness import Sureness
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Sureness):
     """The score is minus the entropy of the position's distribution. Source: Dream's ENTROPY."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    measure: ClassVar[str] = "entropy"
 
     def score(self, candidates: Candidates) -> Tensor:
         """Minus the entropy [N], nats."""
-        return -candidates.require("entropy")
+        return self.ranked(-candidates.require(self.field), candidates)

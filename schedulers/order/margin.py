@@ -6,14 +6,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from schedulers.order.base import Candidates
+from schedulers.order.sureness import Sureness
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Sureness):
     """The score is p1 - p2, the probabilities of the two likeliest tokens. Source: Dream's TOPK_MARGIN."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"margin"})
+    measure: ClassVar[str] = "margin"
 
     def score(self, candidates: Candidates) -> Tensor:
         """The margin [N]."""
-        return candidates.require("margin")
+        return self.ranked(candidates.require(self.field), candidates)

@@ -7,6 +7,9 @@ from schedulers.choice import Choice, build, parse
 from schedulers.strength.base import StrengthSchedule
 from schedulers.strength.commitment import Commitment
 from schedulers.strength.compile import NORMS, GainTable, check_norm, compile_gains, slice_of
+from schedulers.strength.feedback import Controllers, ControllerState, Feedback, check_target, controllers
+from schedulers.strength.joint import JointTable, compile_joint, joint_gains, joint_rho, joint_weights
+from schedulers.strength.optimal import Optimal
 from schedulers.strength.piecewise import PRESETS, Piecewise
 from schedulers.strength.uniform import Uniform
 from schedulers.strength.window import Window
@@ -16,7 +19,12 @@ STRENGTHS: Final[Mapping[str, type[StrengthSchedule]]] = {
     "window": Window,
     "piecewise": Piecewise,
     "commitment": Commitment,
+    "optimal": Optimal,
 }
+"""Open loop: compiled to a table before the run."""
+
+CONTROLLERS: Final[Mapping[str, type[Feedback]]] = {"feedback": Feedback}
+"""Closed loop: the gain is worked out at each step, from what was read."""
 
 
 def build_strength(choice: Choice) -> tuple[StrengthSchedule, str | None]:
@@ -32,17 +40,35 @@ def build_strength(choice: Choice) -> tuple[StrengthSchedule, str | None]:
         raise ValueError(f"schedule '{name}': {error}") from error
 
 
+def build_controller(choice: Choice) -> Feedback:
+    """The closed-loop schedule that `choice` names; raises ValueError."""
+    return build("closed-loop schedule", CONTROLLERS, choice)
+
+
 __all__ = [
-    "NORMS",
-    "PRESETS",
-    "STRENGTHS",
+    "CONTROLLERS",
     "Commitment",
+    "ControllerState",
+    "Controllers",
+    "Feedback",
     "GainTable",
+    "JointTable",
+    "NORMS",
+    "Optimal",
+    "PRESETS",
     "Piecewise",
+    "STRENGTHS",
     "StrengthSchedule",
     "Uniform",
     "Window",
+    "build_controller",
     "build_strength",
+    "check_target",
     "compile_gains",
+    "compile_joint",
+    "controllers",
+    "joint_gains",
+    "joint_rho",
+    "joint_weights",
     "slice_of",
 ]

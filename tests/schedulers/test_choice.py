@@ -38,7 +38,7 @@ def test_choices_build_frozen_hashable_configs() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("best", "unknown order 'best'; known: confidence, entropy, margin, random, sae_stability"),
+        ("best", "unknown order 'best'; known: confidence, entropy, margin, random, sae_attribute, sae_stability"),
         ({"type": "random", "seed": 3}, "order 'random' has no option 'seed'; allowed: none"),
         (
             {"type": "sae_stability", "k": 3},
@@ -63,7 +63,10 @@ def test_messages_of_refused_orders(choice: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("fast", "unknown transfer 'fast'; known: cosine, entropy_bound, linear, threshold"),
+        (
+            "fast",
+            "unknown transfer 'fast'; known: analytic, cosine, ddpm, ddpm_cache, entropy_bound, euler, linear, origin, threshold, timesteps",
+        ),
         (
             {"type": "threshold", "value": 0},
             "transfer 'threshold': value must be above 0: 0 would commit everything at the first step",
@@ -87,7 +90,7 @@ def test_messages_of_refused_transfers(choice: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("optimal", "unknown schedule 'optimal'; known: commitment, piecewise, uniform, window"),
+        ("best", "unknown schedule 'best'; known: commitment, optimal, piecewise, uniform, window"),
         ("window", "schedule 'window' needs start and stop"),
         ({"type": "window", "start": 0.5}, "schedule 'window' needs stop"),
         (

@@ -177,6 +177,8 @@ def test_a_profile_survives_json_unchanged(curve: list[float], measured: bool, s
         samples=samples,
         sensitivity=(0.5,) * slices if measured else None,
         cost=(1.5,) * slices if measured else None,
+        sensitivity_error=(0.2,) * slices if measured else None,
+        cost_error=(0.3,) * slices if measured else None,
     )
     again = CommitmentProfile.from_json(json.loads(json.dumps(profile.to_json())))
     assert again == profile
@@ -201,7 +203,12 @@ def test_a_profile_survives_json_unchanged(curve: list[float], measured: bool, s
         ({"cost": [1.0]}, "cost must have 2 values"),
         ({"cost": [1.0, 0.0]}, "cost must be positive: it is 0 in slice 1"),
         ({"cost": [1.0, -1.0]}, r"cost\[1\] must be a finite number, 0 or more"),
-        ({"extra": 1}, "unknown keys 'extra'; allowed: curve, standard_error, samples, sensitivity, cost"),
+        ({"sensitivity_error": [0.1]}, "sensitivity_error must have 2 values for a curve of 2 slices, not 1"),
+        ({"cost_error": [0.1, -0.1]}, r"cost_error\[1\] must be a finite number, 0 or more"),
+        (
+            {"extra": 1},
+            "unknown keys 'extra'; allowed: curve, standard_error, samples, sensitivity, cost, sens",
+        ),
     ],
 )
 def test_from_json_refuses_what_is_no_profile(change: dict[str, Any], message: str) -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from schedulers import TRANSFERS, Quota, Transfer, build_transfer
-from schedulers.transfer import Cosine, EntropyBound, Linear, Threshold
+from schedulers.transfer import Analytic, Cosine, Ddpm, EntropyBound, Euler, Linear, Origin, Threshold, Timesteps
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def plain_linear(total: int, steps: int) -> list[int]:
     return table
 
 
+def plain_times(steps: int, eps: float) -> list[float]:
+    """Times from 1 to eps, `steps` equal ones apart."""
+    return [1 - (1 - eps) * i / steps for i in range(steps + 1)]
+
+
 def plain_count(transfer: Transfer, row: Row) -> int:
     if isinstance(transfer, Linear):
         return min(plain_linear(row.total, row.steps)[row.step], row.masked)
@@ -69,6 +75,9 @@ def plain_count(transfer: Transfer, row: Row) -> int:
         left = row.total * math.cos(math.pi / 2 * (row.step + 1) / row.steps)
         nearest = round(left)
         count = row.masked - (nearest if abs(left - nearest) < 1e-9 else math.ceil(left))
+    elif isinstance(transfer, Timesteps):
+        now, after = plain_times(row.steps, transfer.eps)[row.step : row.step + 2]
+        count = math.floor(row.masked * (1 - after / now))
     elif isinstance(transfer, Threshold):
         count = max(1, sum(1 for p in row.probability if p >= transfer.value))
     else:
@@ -82,7 +91,17 @@ def plain_count(transfer: Transfer, row: Row) -> int:
 
 
 EVERY = st.sampled_from(
-    [Linear(), Cosine(), Threshold(0.5), Threshold(1.0), EntropyBound(0.0), EntropyBound(0.5), EntropyBound(2.0)]
+    [
+        Linear(),
+        Cosine(),
+        Threshold(0.5),
+        Threshold(1.0),
+        EntropyBound(0.0),
+        EntropyBound(0.5),
+        EntropyBound(2.0),
+        Timesteps(),
+        Timesteps(0.3),
+    ]
 )
 
 
@@ -151,10 +170,124 @@ def test_entropy_bound_says_what_it_lacks() -> None:
         EntropyBound().counts(Quota(empty, empty + 2, empty + 1, empty + 1, empty, torch.ones(1)))
 
 
+@given(total=st.integers(0, 40), steps=st.integers(1, 60), eps=st.floats(1e-5, 0.9))
+def test_timesteps_leave_the_masks_that_they_foretell(total: int, steps: int, eps: float) -> None:
+    counts = run(Timesteps(eps), total, steps)
+    left = [total - sum(counts[:step]) for step in range(steps)]
+    assert Timesteps(eps).masked(total, steps) == left
+
+
+def test_timesteps_of_dreams_default() -> None:
+    """Worked out by hand: 8 masks in 8 steps are 0 at first, as 8 (1 - s) falls short of 1 by 8 eps."""
+    assert run(Timesteps(), 8, 8) == [0, 1, 1, 1, 1, 1, 1, 2]
+    assert run(Timesteps(), 12, 5) == [2, 2, 2, 2, 4]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A noise schedule whose total is t squared."""
+
+    def total(self, time: Tensor) -> Tensor:
+        return time.double() ** 2
+
+    def rate(self, time: Tensor) -> Tensor:
+        return 2 * time.double()
+
+
+STEPS = st.integers(1, 30).flatmap(lambda steps: st.tuples(st.integers(0, steps - 1), st.just(steps)))
+EPS = st.floats(1e-6, 0.9)
+
+
+@given(at=st.lists(STEPS, min_size=1, max_size=5), eps=EPS)
+def test_hazards_are_the_published_chances(at: list[tuple[int, int]], eps: float) -> None:
+    step, steps = torch.tensor(at).unbind(1)
+    plain: dict[Transfer, list[float]] = {Origin(eps): [], Ddpm(eps): [], Analytic(eps): [], Euler(eps): []}
+    for i, n in at:
+        now, after = plain_times(n, eps)[i : i + 2]
+        plain[Origin(eps)].append(1.0 if i == n - 1 else 1 - after / now)
+        plain[Ddpm(eps)].append((now - after) / now)
+        plain[Analytic(eps)].append(math.exp(now**2 - after**2) - 1)
+        plain[Euler(eps)].append((1 - eps) / n * 2 * now)
+    for transfer, expected in plain.items():
+        hazard = transfer.hazard(step, steps, Noise())
+        time = transfer.time(step, steps)
+        assert hazard is not None and time is not None
+        assert hazard.dtype == time.dtype == torch.float64
+        assert hazard.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert time.tolist() == pytest.approx([plain_times(n, eps)[i] for i, n in at])
+
+
+@given(eps=EPS, steps=st.integers(1, 30))
+def test_the_step_after_the_last_is_at_the_last_time(eps: float, steps: int) -> None:
+    after = torch.tensor([steps])
+    for transfer in (Ddpm(eps), Analytic(eps), Euler(eps)):
+        time = transfer.time(after, after)
+        assert time is not None
+        assert time.item() == pytest.approx(eps)
+
+
+def due_quota(step: int, steps: int, due: list[list[bool]]) -> Quota:
+    rows = len(due)
+    return Quota(
+        step=torch.full((rows,), step),
+        steps=torch.full((rows,), steps),
+        total=torch.full((rows,), 9),
+        masked=torch.tensor([len(row) for row in due]),
+        row=torch.tensor([r for r, row in enumerate(due) for _ in row], dtype=torch.int64),
+        due=torch.tensor([now for row in due for now in row], dtype=torch.bool),
+    )
+
+
+@given(due=st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5), steps=st.integers(1, 9))
+def test_as_many_commit_as_draws_say_so_and_all_after_the_last_step(due: list[list[bool]], steps: int) -> None:
+    for transfer in (Origin(), Ddpm(), Analytic(), Euler()):
+        for step in range(steps):
+            assert transfer.counts(due_quota(step, steps, due)).tolist() == [sum(row) for row in due]
+        assert transfer.counts(due_quota(steps, steps, due)).tolist() == [len(row) for row in due]
+
+
+@pytest.mark.parametrize("name", ["timesteps", "origin", "ddpm", "ddpm_cache", "analytic", "euler"])
+@pytest.mark.parametrize("eps", [0, 1, -0.1, 2.0, float("nan"), "small", True, None])
+def test_a_last_time_outside_0_and_1_is_refused(name: str, eps: object) -> None:
+    with pytest.raises(ValueError, match="eps"):
+        build_transfer({"type": name, "eps": eps})
+
+
+def test_independent_transfers_say_what_they_lack() -> None:
+    empty = torch.zeros(1, dtype=torch.int64)
+    for transfer in (Origin(), Ddpm(), Analytic(), Euler()):
+        with pytest.raises(ValueError, match="needs the candidates' draws"):
+            transfer.counts(Quota(empty, empty + 2, empty + 1, empty + 1, empty))
+    for transfer in (Analytic(), Euler()):
+        with pytest.raises(ValueError, match="needs the noise schedule"):
+            transfer.hazard(empty, empty + 2, None)
+
+
+def test_endings_and_idle_steps_are_those_of_the_published_loops() -> None:
+    assert {name: (build_transfer(name).ending, build_transfer(name).idles) for name in TRANSFERS} == {
+        "linear": ("none", False),
+        "cosine": ("none", True),
+        "threshold": ("none", False),
+        "entropy_bound": ("none", False),
+        "timesteps": ("none", True),
+        "origin": ("none", True),
+        "ddpm": ("likeliest", True),
+        "ddpm_cache": ("likeliest", True),
+        "analytic": ("draw", True),
+        "euler": ("draw", True),
+    }
+
+
 def test_needs_name_what_is_read() -> None:
     assert {name: set(build_transfer(name).needs) for name in TRANSFERS} == {
         "linear": set(),
         "cosine": set(),
         "threshold": {"probability"},
         "entropy_bound": {"entropy"},
+        "timesteps": set(),
+        "origin": {"uniform"},
+        "ddpm": {"uniform"},
+        "ddpm_cache": {"uniform"},
+        "analytic": {"uniform", "mass"},
+        "euler": {"uniform", "mass"},
     }

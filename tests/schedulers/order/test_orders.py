@@ -1,12 +1,17 @@
 """Every order's score against a plain reading of its rule."""
 
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from schedulers import ORDERS, Candidates, Order, build_order, feature_stability
+from schedulers import ORDERS, Candidates, Order, build_order, feature_stability, select
 from schedulers.order import SaeStability
 
 DISTRIBUTIONS = st.lists(st.lists(st.integers(1, 50), min_size=6, max_size=6), min_size=1, max_size=12)
@@ -20,6 +25,7 @@ def candidates_of(probabilities: Tensor, uniform: Tensor, stability: Tensor) -> 
         entropy=torch.special.entr(probabilities).sum(1),
         uniform=uniform,
         stability=stability,
+        uptake=stability,
     )
 
 
@@ -60,6 +66,72 @@ def test_an_order_reads_just_what_it_says_it_needs(name: str) -> None:
     for field in order.needs:
         with pytest.raises(ValueError, match=f"needs the candidates' {field}"):
             order.score(Candidates(**everything | {field: None}))
+
+
+SURE = {"confidence": "probability", "margin": "margin", "entropy": "entropy"}
+
+
+@pytest.mark.parametrize("name", sorted(SURE))
+def test_filtered_measures_are_those_of_the_distribution_drawn_from(name: str) -> None:
+    own, cut = torch.tensor([0.3, 0.2, 0.1]), torch.tensor([0.5, 0.9, 0.7])
+    everything = Candidates(**{SURE[name]: own, f"filtered_{SURE[name]}": cut})
+    sign = -1 if name == "entropy" else 1
+    plain, filtered = build_order(name), build_order({"type": name, "filtered": True})
+    assert plain.needs == {SURE[name]}
+    assert filtered.needs == {f"filtered_{SURE[name]}"}
+    assert plain.score(everything).tolist() == (sign * own).tolist()
+    assert filtered.score(everything).tolist() == (sign * cut).tolist()
+
+
+def drawn_in_order(weights: list[float], order: tuple[int, ...]) -> float:
+    """Chance of drawing these positions in this order without replacement, by their weights."""
+    left, chance = sum(weights), 1.0
+    for i in order:
+        chance *= weights[i] / left
+        left -= weights[i]
+    return chance
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("name", sorted(SURE))
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_temperature_draws_positions_without_replacement(name: str, filtered: bool, count: int) -> None:
+    draws, alg_temp = 6000, 0.4
+    field = f"filtered_{SURE[name]}" if filtered else SURE[name]
+    values = [0.9, 0.5, 0.3, 0.05]
+    order = build_order({"type": name, "filtered": filtered, "alg_temp": alg_temp})
+    assert order.needs == {field, "uniform"}
+    uniform = torch.rand(4 * draws, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    row = torch.arange(draws).repeat_interleave(4)
+    candidates = Candidates(uniform=uniform, **{field: torch.tensor(values * draws)})
+    chosen = select(order.score(candidates), row, torch.full((draws,), count)).reshape(draws, 4)
+    counts = Counter(tuple(kept.nonzero()[:, 0].tolist()) for kept in chosen)
+    sign = -1 if name == "entropy" else 1
+    weights = [math.exp(sign * value / alg_temp) for value in values]
+    chi, sets = 0.0, list(itertools.combinations(range(4), count))
+    for kept in sets:
+        expected = draws * sum(drawn_in_order(weights, order) for order in itertools.permutations(kept))
+        chi += (counts[kept] - expected) ** 2 / expected
+    freedom = len(sets) - 1
+    assert sum(counts.values()) == draws
+    assert chi <= freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_a_draw_of_0_still_tells_candidates_apart() -> None:
+    order = build_order({"type": "confidence", "alg_temp": 0.5})
+    zero = torch.zeros(3, dtype=torch.float64)
+    scores = order.score(Candidates(probability=torch.tensor([0.1, 0.9, 0.5]), uniform=zero))
+    assert torch.isfinite(scores).all()
+    assert scores.argsort().tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("name", sorted(SURE))
+@pytest.mark.parametrize(
+    "options", [{"alg_temp": -0.1}, {"alg_temp": float("inf")}, {"alg_temp": True}, {"filtered": "yes"}, {"eps": 1.0}]
+)
+def test_options_that_mean_nothing_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="|".join(options)):
+        build_order({"type": name, **options})
 
 
 def test_sae_stability_without_weight_is_confidence() -> None:
