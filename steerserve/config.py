@@ -1,12 +1,53 @@
 """The settings a server is started with: each default is written here once, and flags are generated from it."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 
 def _require(name: str, value: float, at_least: float, at_most: float | None = None) -> None:
     if not value >= at_least or (at_most is not None and not value <= at_most):
         allowed = f"at least {at_least:g}" if at_most is None else f"between {at_least:g} and {at_most:g}"
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a model's weights are placed, and which they have to be."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; auto: the checkpoint's own on CUDA, on the CPU float32 unless it has AMX tiles."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:N; auto: CUDA where there is any."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer and chat template, for a model that comes without: MDLM and SEDD take GPT-2's."""
+    revision: str | None = None
+    """Revision the folder was fetched at; recorded in /v1/models."""
+    sha256: str | None = None
+    """SHA-256 the weights must have, as /v1/models shows it; other weights are refused."""
+
+    def __post_init__(self) -> None:
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
+        if self.revision is not None and not self.revision:
+            raise ValueError("revision must not be empty")
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """Which SAEs of a folder are loaded, where it holds a sweep over layers and numbers of features."""
+
+    sae_layers: tuple[int, ...] | None = None
+    """Only the SAEs of these layers, counted from 0."""
+    sae_k: int | None = None
+    """Only the SAEs with so many active features per token."""
+
+    def __post_init__(self) -> None:
+        for layer in self.sae_layers or ():
+            _require("sae_layers", layer, 0)
+        if self.sae_k is not None:
+            _require("sae_k", self.sae_k, 1)
 
 
 @dataclass(frozen=True)
@@ -19,13 +60,15 @@ class EngineConfig:
     """Rows waiting for a place; a request that would not fit is answered 503."""
     max_steps: int = 1024
     """Denoising steps one row may ask for."""
+    max_canvas: int = 4096
+    """Longest canvas in tokens, prompt included, where the model would take a longer one."""
     max_interventions: int = 16
     """Interventions one request may carry."""
     threads: int | None = None
     """CPU threads of the engine; unset: the library's own choice."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_queue", "max_steps", "max_interventions"):
+        for name in ("max_rows", "max_queue", "max_steps", "max_canvas", "max_interventions"):
             _require(name, getattr(self, name), 1)
         if self.threads is not None:
             _require("threads", self.threads, 1)
@@ -47,6 +90,26 @@ class ServerConfig:
     """Silence after which a stream sends a comment, so that proxies and clients do not give up on it."""
     drain_seconds: float = 30.0
     """How long running requests may go on after the server was told to stop."""
+    request_timeout: float | None = 600.0
+    """Seconds a request may take, waiting included; then its rows are freed and the answer is a 504."""
+    body_timeout: float = 30.0
+    """Seconds a request's body may take to arrive; then the answer is a 408."""
+    stall_seconds: float = 300.0
+    """Length of one engine step beyond which /health says that the server hangs."""
+    max_queue_steps: int | None = 65536
+    """Denoising steps that may wait, of all waiting rows together; a request that would not fit is answered 503."""
+    keys: Path | None = None
+    """File of API keys with their limits (TOML or JSON), read again on SIGHUP; unset: whoever connects is served."""
+    cors_origin: tuple[str, ...] = ()
+    """Origin whose pages may call the server from a browser, * for any; may be repeated."""
+    metrics_port: int | None = None
+    """Port of its own for /metrics, 0 for a free one; unset: on the server's port, where a key is needed if any is."""
+    log_requests: bool = True
+    """Whether to write a line of JSON to standard output for every request."""
+    log_prompts: bool = False
+    """Whether these lines hold the prompts."""
+    otel_endpoint: str | None = None
+    """URL of an OpenTelemetry collector (OTLP over HTTP) that is sent a trace of every request."""
 
     def __post_init__(self) -> None:
         _require("port", self.port, 0, 65535)
@@ -54,3 +117,13 @@ class ServerConfig:
         _require("max_rows_per_request", self.max_rows_per_request, 1)
         _require("keep_alive_seconds", self.keep_alive_seconds, 0.01)
         _require("drain_seconds", self.drain_seconds, 0)
+        for name in ("body_timeout", "stall_seconds"):
+            _require(name, getattr(self, name), 0.01)
+        if self.request_timeout is not None:
+            _require("request_timeout", self.request_timeout, 0.01)
+        if self.max_queue_steps is not None:
+            _require("max_queue_steps", self.max_queue_steps, 1)
+        if self.metrics_port is not None:
+            _require("metrics_port", self.metrics_port, 0, 65535)
+        if self.otel_endpoint is not None and not self.otel_endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"otel_endpoint must be an http or https URL, got {self.otel_endpoint!r}")

@@ -41,6 +41,11 @@ class ModelFacts:
     scale_by_sigma: bool = False
     """Whether log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: end of text, and end of turn."""
+        return (self.eos_id,) if self.turn_end_id is None else (self.eos_id, self.turn_end_id)
+
 
 @dataclass(frozen=True)
 class SamplerDefaults:
@@ -67,6 +72,16 @@ class DiffusionLM(nn.Module):
     facts: ModelFacts
     defaults: SamplerDefaults = SamplerDefaults()
 
+    @classmethod
+    def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG003 (interface)
+        """A checkpoint's tensors under the model's own `state_dict` names: unchanged, unless the family's names differ.
+
+        raw is the parsed `config.json`; tensors are keyed by their names in the file, in the file's dtype. Called
+        before the strict comparison; where a family renames, it raises ArtifactError naming by the file's own names
+        what is missing, unexpected or misshapen.
+        """
+        return tensors
+
     def forward(
         self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
     ) -> Tensor:
@@ -92,12 +107,6 @@ def deciding(states: Tensor, shift: int) -> Tensor:
     return (
         states if shift == 0 else torch.cat([states[:, :1].expand(-1, shift, *states.shape[2:]), states[:, :-shift]], 1)
     )
-
-
-def noise_level(facts: ModelFacts, share: Tensor) -> Tensor | None:
-    """Noise level sigma [rows] float32 of rows of which the share [rows] of the response is masked; None where the
-    family takes none."""
-    return None if facts.sigma is None else facts.sigma.total(share).float()
 
 
 def check_fixed(raw: Mapping[str, Any], family: str, fixed: Mapping[str, Any]) -> None:

@@ -8,12 +8,20 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, padding_mask
+from steerserve.models.base import (
+    DiffusionLM,
+    ModelFacts,
+    SamplerDefaults,
+    Sites,
+    check_fixed,
+    check_sizes,
+    padding_mask,
+)
+from steerserve.models.llama import RmsNorm, attend, rotate, rotation
 
 # What the published checkpoints say, and all that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -32,6 +40,9 @@ _FIXED: dict[str, Any] = {
     "multi_query_attention": None,
     "block_group_size": 1,
 }
+
+# <|endoftext|> and <|eot_id|> of the published vocabulary; a config names only the former.
+_END_OF_TEXT, _TURN_END = 126081, 126348
 
 
 @dataclass(frozen=True)
@@ -68,20 +79,6 @@ class LladaConfig:
         return self.embedding_size or self.vocab_size
 
 
-class RmsNorm(nn.Module):
-    """x / rms(x) in float32, then the weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
 class Block(nn.Module):
     def __init__(self, config: LladaConfig) -> None:
         super().__init__()
@@ -97,28 +94,22 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, config.inner, bias=False)
         self.ff_out = nn.Linear(config.inner, width, bias=False)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         normed = self.attn_norm(hidden)
-        query = rotate(self.q_proj(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2), *rotation)
-        key = rotate(self.k_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), *rotation)
+        query = rotate(self.q_proj(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2), *turns)
+        key = rotate(self.k_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), *turns)
         value = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=self.kv_heads != self.heads
-        )
-        hidden = hidden + self.attn_out(mixed.transpose(1, 2).flatten(2))
+        hidden = hidden + self.attn_out(attend(query, key, value, mask))
         normed = self.ff_norm(hidden)
         out: Tensor = hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
         return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half rotary embedding of x [rows, heads, length, head size] in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
 class LladaDiffusionLM(DiffusionLM):
     """LLaDA; sites are the outputs of its blocks."""
+
+    # Those of the authors' `generate`: low-confidence remasking at temperature 0, as many tokens at every step.
+    defaults = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
 
     def __init__(self, config: LladaConfig) -> None:
         super().__init__()
@@ -139,6 +130,7 @@ class LladaDiffusionLM(DiffusionLM):
             max_length=config.max_sequence_length,
             mask_id=config.mask_token_id,
             eos_id=config.eos_token_id,
+            turn_end_id=_TURN_END if config.eos_token_id == _END_OF_TEXT and config.vocab_size > _TURN_END else None,
         )
 
     @classmethod
@@ -179,10 +171,11 @@ class LladaDiffusionLM(DiffusionLM):
         """See `DiffusionLM.forward`."""
         transformer: Any = self.model["transformer"]
         hidden = transformer["wte"](tokens)
-        rotation = self.rotation(tokens.shape[1], tokens.device)
+        size = self.config.d_model // self.config.n_heads
+        turns = rotation(tokens.shape[1], size, self.config.rope_theta, tokens.device)
         mask = padding_mask(lengths, tokens.shape[1])
         for index, block in enumerate(transformer["blocks"]):
-            hidden = block(hidden, rotation, mask)
+            hidden = block(hidden, turns, mask)
             if sites is not None:
                 hidden = sites(index, hidden)
         out: Tensor = transformer["ln_f"](hidden)
@@ -194,11 +187,3 @@ class LladaDiffusionLM(DiffusionLM):
         weight = transformer["wte"].weight if self.config.weight_tying else transformer["ff_out"].weight
         logits = F.linear(hidden, weight[: self.config.vocab_size])
         return logits * self.config.d_model**-0.5 if self.config.scale_logits else logits
-
-    def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [length, head size] of the positions 0 to length - 1, float32."""
-        size = self.config.d_model // self.config.n_heads
-        frequencies = self.config.rope_theta ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
-        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()

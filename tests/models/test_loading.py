@@ -1,7 +1,6 @@
 """Loading is strict: whatever does not fit is an ArtifactError that names it."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +13,14 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models import (
+    FAMILIES,
     DiffusionLM,
     SamplerDefaults,
     load_model,
-    load_tokenizer,
     read_config,
-    read_sampler_defaults,
-    weights_sha256,
 )
+from steerserve.models.folder import family_of
+from steerserve.models.llada import LladaDiffusionLM
 from tests import tiny
 
 MODELS: dict[str, Callable[[], Any]] = {"bert": tiny.bert, "llada": tiny.llada}
@@ -55,10 +54,10 @@ def shard(folder: Path, family: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
 
 
-FAMILIES = pytest.mark.parametrize("family", sorted(MODELS))
+EACH_FAMILY = pytest.mark.parametrize("family", sorted(MODELS))
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_a_folder_loads_as_it_was_saved(tmp_path: Path, family: str) -> None:
     saved, loaded = write(tmp_path, family), load_model(tmp_path)
     ids = torch.arange(12)[None] + 5
@@ -68,7 +67,7 @@ def test_a_folder_loads_as_it_was_saved(tmp_path: Path, family: str) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_a_sharded_folder_loads_alike(tmp_path: Path, family: str) -> None:
     saved = write(tmp_path / "whole", family)
     shard(tmp_path / "shards", family)
@@ -82,7 +81,7 @@ def test_weights_are_brought_to_one_type(tmp_path: Path) -> None:
     assert {p.dtype for p in load_model(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_missing_unexpected_and_misshapen_tensors_are_named_together(tmp_path: Path, family: str) -> None:
     names = sorted(MODELS[family]().state_dict())
 
@@ -186,7 +185,7 @@ def test_a_config_that_is_not_implemented_is_refused(tmp_path: Path, family: str
     assert str(value) in str(error.value)
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_the_published_values_are_taken(tmp_path: Path, family: str) -> None:
     said: dict[str, dict[str, Any]] = {
         "llada": {"block_type": "llama", "rope": True, "multi_query_attention": None, "precision": "amp_bf16"},
@@ -214,49 +213,34 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, text: str | None) 
         load_model(tmp_path)
 
 
-def test_the_hash_is_of_every_byte_of_the_weights(tmp_path: Path) -> None:
-    write(tmp_path, "bert")
-    before = weights_sha256(tmp_path)
-    assert before == weights_sha256(tmp_path)
-    path = tmp_path / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-    assert weights_sha256(tmp_path) != before
+@pytest.mark.parametrize("family", ["bert", "llada", "Dream", "mdlm", "sedd"])
+def test_a_config_names_its_family(tmp_path: Path, family: str) -> None:
+    assert family_of(tmp_path, {"model_type": family}) is FAMILIES[family]
 
 
-def test_a_tokenizer_is_read_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="has no tokenizer.json"):
-        load_tokenizer(tmp_path)
-    tiny.tokenizer().save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(tmp_path).get_vocab_size() == tiny.VOCAB
-    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="is not a tokenizer"):
-        load_tokenizer(tmp_path)
+def test_sedd_is_told_by_its_training_configuration(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"graph": {}, "noise": {}, "model": {}}
+    assert family_of(tmp_path, sections) is FAMILIES["sedd"]
+    for section in sections:
+        with pytest.raises(ArtifactError, match="known families are Dream, bert, llada, mdlm, sedd"):
+            family_of(tmp_path, {**sections, section: "x"})
 
 
-def test_sampler_defaults_are_read_beside_keys_of_others(tmp_path: Path) -> None:
-    assert read_sampler_defaults(tmp_path) == SamplerDefaults()
-    said = {"temperature": 1, "top_p": 0.9, "order": "entropy", "ignore_eos": True, "eos_token_id": 3, "transfer": None}
-    (tmp_path / "generation_config.json").write_text(json.dumps(said), encoding="utf-8")
-    assert read_sampler_defaults(tmp_path) == SamplerDefaults(1, 0.9, "entropy", "linear", True)
+def test_an_error_of_a_family_names_the_folder(tmp_path: Path) -> None:
+    write(tmp_path, "llada", {"alibi": True})
+    with pytest.raises(ArtifactError) as error:
+        load_model(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: config.json: alibi is True")
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "",
-        "[]",
-        '{"temperature": "hot"}',
-        '{"temperature": -1}',
-        '{"temperature": NaN}',
-        '{"top_p": 0}',
-        '{"top_p": 1.5}',
-        '{"ignore_eos": 1}',
-        '{"order": 3}',
-    ],
-)
-def test_sampler_defaults_that_no_request_could_ask_for_are_refused(tmp_path: Path, said: str) -> None:
-    (tmp_path / "generation_config.json").write_text(said, encoding="utf-8")
-    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path))):
-        read_sampler_defaults(tmp_path)
+def test_llada_is_sampled_as_published_and_ends_a_turn_with_its_own_token() -> None:
+    assert LladaDiffusionLM.defaults == SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
+    published = {"d_model": 8, "n_layers": 1, "n_heads": 1, "vocab_size": 126464, "max_sequence_length": 16}
+    ids = {"mask_token_id": 126336, "eos_token_id": 126081}
+    with torch.device("meta"):
+        facts = LladaDiffusionLM.from_config(published | ids).facts
+        # Another vocabulary, in which that id means something else or nothing.
+        others = [{"mask_token_id": 5, "eos_token_id": 2}, {"vocab_size": 126340}]
+        others_facts = [LladaDiffusionLM.from_config(published | ids | one).facts for one in others]
+    assert (facts.turn_end_id, facts.bos_id) == (126348, None)
+    assert [one.turn_end_id for one in others_facts] == [None, None]
