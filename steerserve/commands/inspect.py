@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steerserve.commands.command import CommandParser, add_command
+from steerserve.commands.inspect_sae import add_sae_flags, inspect_sae, show_saes
 from steerserve.errors import ArtifactError
 
 
@@ -22,6 +23,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "facts, hashes, and the shape and norm of every tensor are shown.",
         """
         steerserve inspect sae made/saes/layer-4-mask
+        steerserve inspect sae made/saes --model made/model --text texts.jsonl
         steerserve inspect attribute made/attributes/topic/sports --json
         """,
     )
@@ -33,49 +35,42 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=sorted(INSPECTORS), metavar="KIND", help="model, sae or attribute")
     parser.add_argument("path", type=Path, metavar="PATH", help="the folder")
     parser.add_argument("--json", action="store_true", help="write one JSON object, not tables")
+    add_sae_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, check and show one folder."""
     if not arguments.path.is_dir():
         raise ArtifactError(f"{arguments.path} is not a folder")
-    found = INSPECTORS[arguments.kind](arguments.path)
+    found = INSPECTORS[arguments.kind](arguments)
     if arguments.json:
         sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+    elif found["kind"] == "saes":
+        show_saes(found)
     else:
         show(found)
     return 0
 
 
 def inspect_model(folder: Path) -> dict[str, Any]:
-    """Facts of a model and its tensors; loaded in bfloat16, so norms hold to three digits."""
-    import torch
+    """Facts of a model and its tensors in the type they have on disk, which are read one at a time.
 
-    from steerserve.models import load_model, load_tokenizer, weights_sha256
+    A model without a tokenizer of its own is shown nevertheless.
+    """
+    from steerserve.models import load_tokenizer, open_checkpoint, weights_sha256
+    from steerserve.models.placement import type_name
+    from steerserve.models.tokenizer import has_tokenizer
 
-    model = load_model(folder, dtype=torch.bfloat16)
-    tensors = dict(model.state_dict())
-    facts = asdict(model.facts) | {
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "tokenizer_pieces": load_tokenizer(folder).get_vocab_size(),
+    checkpoint = open_checkpoint(folder)
+    tensors = dict(checkpoint.tensors)
+    tokenizer = load_tokenizer(folder, checkpoint.facts.family) if has_tokenizer(folder) else None
+    facts = asdict(checkpoint.facts) | {
+        "parameters": checkpoint.parameters,
+        "dtype": type_name(checkpoint.dtype),
+        "tokenizer_pieces": tokenizer.get_vocab_size() if tokenizer else None,
         "sha256": weights_sha256(folder),
     }
     return {"kind": "model", "path": str(folder), "facts": facts, "tensors": _tensors(tensors)}
-
-
-def inspect_sae(folder: Path) -> dict[str, Any]:
-    """Facts of an SAE, how alive its features are, and its tensors."""
-    from steerserve.saes.sae_lens import load_sae
-
-    sae = load_sae(folder)
-    facts = asdict(sae.facts)
-    if sae.stats is not None:
-        facts |= {
-            "dead_features": int((sae.stats.density == 0).sum()),
-            "active_features_per_token": round(float(sae.stats.density.sum()), 3),
-            "largest_activation": round(float(sae.stats.max_act.max()), 4),
-        }
-    return {"kind": "sae", "path": str(folder), "facts": facts, "tensors": _tensors(sae.state_dict())}
 
 
 def inspect_attribute(folder: Path) -> dict[str, Any]:
@@ -109,9 +104,9 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
     return {"kind": "attribute", "path": str(folder), "facts": facts, "tensors": _tensors(tensors)}
 
 
-INSPECTORS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
-    "attribute": inspect_attribute,
-    "model": inspect_model,
+INSPECTORS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "attribute": lambda arguments: inspect_attribute(arguments.path),
+    "model": lambda arguments: inspect_model(arguments.path),
     "sae": inspect_sae,
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steerserve.errors import ArtifactError, NotFoundError
+from steerserve.saes.activation import Activation
 
 Policy = Literal["mask", "visible"]
 """Which positions an SAE was trained on: the masked ones of noised canvases, or the visible ones."""
@@ -29,6 +30,7 @@ class SaeFacts:
     policy: Policy | None = None
     """None where the layout does not say."""
     k: int | None = None
+    """Active features per token (on average for BatchTopK); None where the SAE has no such number."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the layout says, unchecked: `residual_norm`, `model_sha256`, ..."""
 
@@ -75,7 +77,7 @@ class SparseAutoencoder(nn.Module):
         self,
         facts: SaeFacts,
         tensors: Mapping[str, Tensor],
-        activation: nn.Module,
+        activation: Activation,
         stats: FeatureStats | None = None,
     ) -> None:
         super().__init__()
@@ -95,7 +97,10 @@ class SparseAutoencoder(nn.Module):
         return out
 
     def relu(self, hidden: Tensor) -> Tensor:
-        """The full ReLU encoding [..., features], whatever the activation (arXiv 2605.10971, equation 15)."""
+        """The full ReLU encoding [..., features], whatever the activation (arXiv 2605.10971, equation 15).
+
+        Of a gated SAE, the rectified magnitudes without their gate; of a signed one, the positive side.
+        """
         return torch.relu(self.pre(hidden))
 
     def decode(self, activations: Tensor) -> Tensor:
@@ -116,11 +121,16 @@ class SparseAutoencoder(nn.Module):
             raise NotFoundError(f"SAE {self.facts.id}: feature {feature} has a decoder row of zeros", "feature")
         return self.W_dec[feature] / self.decoder_norm[feature]
 
+    def rank(self, hidden: Tensor) -> Tensor:
+        """Scores [..., features] of hidden states [..., hidden_size]: the order of the activations (by magnitude where
+        they have signs) among active features, and below them the order in which the others fall short."""
+        return self.activation.rank(self.pre(hidden))
+
     def top_ids(self, hidden: Tensor, k: int) -> Tensor:
         """Ids of the k most active features of each token [N, k], largest first, of hidden states [N, hidden_size].
 
-        Ranked by pre-activation: the order of the activations where those are above zero, and still defined below.
+        By `rank`, so that there are always k, whether or not as many are active.
         """
         if not 1 <= k <= self.facts.features:
             raise ValueError(f"k must be 1 to {self.facts.features}, got {k}")
-        return self.pre(hidden).topk(k, dim=-1).indices
+        return self.rank(hidden).topk(k, dim=-1).indices

@@ -4,16 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerserve.errors import ArtifactError, NotFoundError
-from steerserve.saes.activation import Relu, TopK
+from steerserve.saes.activation import Activation, Relu, TopK
 from steerserve.saes.sae import SaeFacts, SparseAutoencoder
 
 HIDDEN, FEATURES = 6, 15
 
 
-def make(activation: nn.Module, seed: int = 0) -> SparseAutoencoder:
+def make(activation: Activation, seed: int = 0) -> SparseAutoencoder:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (HIDDEN, FEATURES), "b_enc": (FEATURES,), "W_dec": (FEATURES, HIDDEN), "b_dec": (HIDDEN,)}
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.saes import SparseAutoencoder, load_sae, load_saes
 from steerserve.saes.activation import Relu
-from steerserve.saes.sae_lens import load_sae, load_saes
+from steerserve.saes.layouts.files import checked
 
 HIDDEN, FEATURES = 6, 15
 
@@ -95,6 +96,147 @@ def test_sae_lens_computes_the_same(tmp_path: Path, architecture: str, subtract:
     torch.testing.assert_close(ours(hidden), theirs(hidden).detach(), rtol=1e-4, atol=1e-5)
 
 
+def random_sae(made: Any, seed: int = 0) -> Any:
+    """One of SAELens' own, with weights so large that every one of them matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in made.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(drawn.abs() if name == "threshold" else 0.5 * drawn if name == "r_mag" else drawn)
+    return made
+
+
+def assert_alike(ours: SparseAutoencoder, theirs: Any, seed: int = 3) -> None:
+    hidden = 2 * torch.randn(4, 30, HIDDEN, generator=torch.Generator().manual_seed(seed))
+    wanted = theirs.encode(hidden).detach()
+    assert 0.02 < float((wanted != 0).float().mean()) < 0.95
+    torch.testing.assert_close(ours.encode(hidden), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.decode(wanted), theirs.decode(wanted).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("standard", {}),
+        ("topk", {"k": 4}),
+        ("topk", {"k": 4, "rescale_acts_by_decoder_norm": True}),
+        ("abstopk", {"k": 4}),
+        ("abstopk", {"k": 4, "rescale_acts_by_decoder_norm": True}),
+        ("jumprelu", {}),
+        ("gated", {}),
+        ("matching_pursuit", {}),
+        ("matching_pursuit", {"residual_threshold": 1.5, "max_iterations": 4}),
+        ("matching_pursuit", {"residual_threshold": 0.0, "stop_on_duplicate_support": False, "max_iterations": 5}),
+    ],
+)
+def test_every_architecture_that_sae_lens_writes_is_read(
+    tmp_path: Path, architecture: str, options: dict[str, Any], subtract: bool
+) -> None:
+    sae_lens = pytest.importorskip("sae_lens")
+    kind, options_of = sae_lens.registry.get_sae_class(architecture)
+    metadata = sae_lens.saes.sae.SAEMetadata(hook_name="blocks.3.hook_resid_post")
+    theirs = random_sae(
+        kind(options_of(d_in=HIDDEN, d_sae=FEATURES, apply_b_dec_to_input=subtract, metadata=metadata, **options))
+    )
+    if architecture == "matching_pursuit":
+        theirs.W_dec.data /= theirs.W_dec.data.norm(dim=1, keepdim=True)
+    theirs.save_model(tmp_path / "s")
+    ours = load_sae(tmp_path / "s")
+    assert (ours.facts.activation, ours.facts.layer, ours.facts.k) == (architecture, 3, options.get("k"))
+    assert_alike(ours, theirs)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("standard", {}),
+        ("topk", {"k": 4}),
+        ("abstopk", {"k": 4, "rescale_acts_by_decoder_norm": False}),
+        ("batchtopk", {"k": 4.0}),
+        ("batchtopk", {"k": 4.5, "rescale_acts_by_decoder_norm": False}),
+        ("matryoshka_batchtopk", {"k": 4, "matryoshka_widths": [5, FEATURES]}),
+        ("jumprelu", {}),
+        ("gated", {}),
+        ("matching_pursuit", {"decoder_init_norm": 1.0, "residual_threshold": 0.8}),
+    ],
+)
+def test_a_checkpoint_of_training_computes_what_is_saved_for_inference(
+    tmp_path: Path, architecture: str, options: dict[str, Any], factor: float
+) -> None:
+    sae_lens = pytest.importorskip("sae_lens")
+    kind, options_of = sae_lens.registry.get_sae_training_class(architecture)
+    metadata = sae_lens.saes.sae.SAEMetadata(hook_name="blocks.3.hook_resid_post")
+    options = options | ({} if factor == 1.0 else {"normalize_activations": "expected_average_only_in"})
+    trained = random_sae(kind(options_of(d_in=HIDDEN, d_sae=FEATURES, metadata=metadata, **options)))
+    if architecture == "matching_pursuit":
+        trained.W_dec.data /= trained.W_dec.data.norm(dim=1, keepdim=True)
+    if "batchtopk" in architecture:
+        trained.topk_threshold.fill_(1.5)
+    trained.save_model(tmp_path / "checkpoint")
+    if factor != 1.0:
+        (tmp_path / "checkpoint" / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
+        trained.fold_activation_norm_scaling_factor(factor)
+    trained.save_inference_model(tmp_path / "final")
+    if architecture == "matching_pursuit" and factor != 1.0:
+        # SAELens keeps the threshold of the residual in its config, which it writes from the folded one.
+        assert json.loads((tmp_path / "final" / "cfg.json").read_text())["residual_threshold"] == 0.8 / factor
+    theirs = sae_lens.SAE.load_from_disk(tmp_path / "final")
+    assert_alike(load_sae(tmp_path / "checkpoint"), theirs)
+    assert_alike(load_sae(tmp_path / "final"), theirs)
+
+
+def test_a_gated_sae_follows_its_definition(tmp_path: Path) -> None:
+    weights = {name: tensor for name, tensor in tensors(1).items() if name != "b_enc"}
+    generator = torch.Generator().manual_seed(5)
+    weights |= {name: 0.5 * torch.randn(FEATURES, generator=generator) for name in ("b_gate", "b_mag", "r_mag")}
+    sae = load_sae(write(tmp_path / "s", config(architecture="gated", k=...), weights))
+    for token in torch.randn(20, HIDDEN, generator=generator):
+        reached = (token - weights["b_dec"]) @ weights["W_enc"]
+        gate = reached + weights["b_gate"] > 0
+        magnitude = torch.relu(torch.exp(weights["r_mag"]) * reached + weights["b_mag"])
+        torch.testing.assert_close(sae.encode(token), gate * magnitude, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sae.relu(token), magnitude, rtol=1e-5, atol=1e-5)
+
+
+def test_a_jump_relu_sae_follows_its_definition(tmp_path: Path) -> None:
+    weights = tensors(1) | {"threshold": torch.rand(FEATURES, generator=torch.Generator().manual_seed(5))}
+    sae = load_sae(write(tmp_path / "s", config(architecture="jumprelu", apply_b_dec_to_input=False), weights))
+    for token in torch.randn(20, HIDDEN, generator=torch.Generator().manual_seed(6)):
+        pre = token @ weights["W_enc"] + weights["b_enc"]
+        wanted = [float(x) if x > t and x > 0 else 0.0 for x, t in zip(pre, weights["threshold"], strict=True)]
+        torch.testing.assert_close(sae.encode(token), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sae.relu(token), torch.relu(pre), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_in_float32_are_not_copied() -> None:
+    found = tensors()
+    held = checked("f", found, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    assert all(held[name] is found[name] for name in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_iterations": 0}, "max_iterations: 0, but a whole number of 1 or more"),
+        ({"residual_threshold": "small"}, "residual_threshold: 'small', but a number"),
+        ({"stop_on_duplicate_support": 1}, "stop_on_duplicate_support: 1, but a bool"),
+    ],
+)
+def test_a_pursuit_without_sense_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    weights = {name: tensor for name, tensor in tensors().items() if name in ("W_dec", "b_dec")}
+    with pytest.raises(ArtifactError, match=message):
+        load_sae(write(tmp_path / "s", config(architecture="matching_pursuit", k=..., **changes), weights))
+
+
+@pytest.mark.parametrize("factor", [None, 0, "1", float("inf")])
+def test_a_scaling_factor_must_be_a_number_above_zero(tmp_path: Path, factor: Any) -> None:
+    folder = write(tmp_path / "s", config(normalize_activations="expected_average_only_in"), tensors())
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
+    with pytest.raises(ArtifactError, match="scaling_factor is .*, but a number above 0 is needed"):
+        load_sae(folder)
+
+
 def test_flat_configs_of_old_versions_are_read(tmp_path: Path) -> None:
     old = {"d_in": HIDDEN, "d_sae": FEATURES, "hook_point": "blocks.1.hook_resid_post", "hook_point_layer": 1}
     old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}, "finetuning_scaling_factor": False}
@@ -107,7 +249,13 @@ def test_flat_configs_of_old_versions_are_read(tmp_path: Path) -> None:
     [
         ({"architecture": "temporal"}, "architecture: 'temporal' is not supported, allowed are .*topk"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is not supported, allowed are"),
-        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations: 'expected_average_only_in'"),
+        ({"architecture": "transcoder"}, "architecture: 'transcoder' is not supported"),
+        ({"architecture": ["topk"]}, r"architecture: \['topk'\] is not supported"),
+        ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations: 'constant_norm_rescale' is not"),
+        (
+            {"normalize_activations": "expected_average_only_in"},
+            "normalize_activations: 'expected_average_only_in' needs the factor .* activation_scaler.json",
+        ),
         ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor: True"),
         ({"k": 0}, "k: 0, but a topk SAE of 15 features needs a whole number from 1 to 15"),
