@@ -18,10 +18,14 @@ from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.dream import DreamConfig, DreamDiffusionLM
 from steerserve.models.llada import LladaConfig, LladaDiffusionLM
+from steerserve.models.mdlm import MdlmDiffusionLM
+from steerserve.models.sedd import SeddDiffusionLM
 from steerserve.saes import FeatureStats, SaeFacts, SparseAutoencoder
 from steerserve.saes.activation import TopK
 from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeight, load_attribute
+from steerserve.steering.vectors import NamedVector
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, EOS, MASK = range(5)
@@ -56,6 +60,18 @@ LLADA = LladaConfig(
     mlp_hidden_size=48,
     embedding_size=VOCAB + 3,
     rope_theta=500000.0,
+)
+DREAM = DreamConfig(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=CONTEXT,
+    rope_theta=1e6,
+    mask_token_id=MASK,
+    eos_token_id=EOS,
 )
 
 
@@ -92,6 +108,50 @@ def llada(seed: int = 0, **changes: Any) -> LladaDiffusionLM:
     """A LLaDA of random weights; `changes` to LLADA's config."""
     model = LladaDiffusionLM(replace(LLADA, **changes))
     randomise(model, seed)
+    return model
+
+
+def dream(seed: int = 0, **changes: Any) -> DreamDiffusionLM:
+    """A Dream of random weights; `changes` to DREAM's config."""
+    model = DreamDiffusionLM(replace(DREAM, **changes))
+    randomise(model, seed)
+    return model
+
+
+def mdlm(seed: int = 0, **changes: Any) -> MdlmDiffusionLM:
+    """An MDLM of random weights with the ids of `tokenizer`; `changes` to its `config.json`."""
+    raw = {
+        "vocab_size": VOCAB,
+        "model_length": CONTEXT,
+        "hidden_dim": HIDDEN,
+        "cond_dim": 32,
+        "n_blocks": 3,
+        "n_heads": 4,
+        "mask_token_id": MASK,
+        "eos_token_id": EOS,
+    }
+    model = MdlmDiffusionLM.from_config(raw | changes)
+    randomise(model, seed, 0.2)
+    return model
+
+
+def sedd(
+    seed: int = 0,
+    vocab_size: int = VOCAB,
+    noise: str = "loglinear",
+    sigmas: tuple[float, float] = (1e-4, 20.0),
+    scale_by_sigma: bool = True,
+) -> SeddDiffusionLM:
+    """A SEDD of random weights; its mask is the last of the vocab_size tokens and its end of text the one before."""
+    sizes = {"hidden_size": HIDDEN, "cond_dim": 32, "length": CONTEXT, "n_blocks": 3, "n_heads": 4}
+    raw = {
+        "tokens": vocab_size - 1,
+        "graph": {"type": "absorb"},
+        "noise": {"type": noise, "sigma_min": sigmas[0], "sigma_max": sigmas[1]},
+        "model": {"type": "ddit", "scale_by_sigma": scale_by_sigma} | sizes,
+    }
+    model = SeddDiffusionLM.from_config(raw)
+    randomise(model, seed, 0.2)
     return model
 
 
@@ -158,7 +218,15 @@ def catalogue(model: DiffusionLM, folder: Path) -> Catalogue:
         {one.name: one for one in attributes},
         {one.facts.id: one for one in saes},
         norms,
+        vectors={"warm": vector()},
     )
+
+
+def vector() -> NamedVector:
+    """A named vector at two layers, stored at norms 3 and 4."""
+    generator = torch.Generator().manual_seed(300)
+    layers = {layer: unit(torch.randn(HIDDEN, generator=generator)) for layer in (0, 2)}
+    return NamedVector("warm", layers, {0: 3.0, 2: 4.0}, "aa" * 32, "warm.safetensors")
 
 
 def engine(model: DiffusionLM, folder: Path, **config: Any) -> TorchEngine:

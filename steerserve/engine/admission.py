@@ -6,13 +6,15 @@ from dataclasses import asdict, replace
 
 from tokenizers import Tokenizer
 
-from schedulers import Transfer, build_order, build_transfer
+from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.interventions import readout, resolve
+from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Readout, Request
 from steerserve.errors import RequestError
+from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder
 
 MAX_STOPS = 16
@@ -31,12 +33,13 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
-    _whole("max_tokens", params.max_tokens, 1, facts.max_length)
+    longest = min(facts.max_length, config.max_canvas)
+    _whole("max_tokens", params.max_tokens, 1, longest)
     total = len(prompt) + params.max_tokens + len(suffix)
-    if total > facts.max_length:
+    if total > longest:
         raise RequestError(
             f"prompt ({len(prompt)} tokens), max_tokens ({params.max_tokens}) and suffix ({len(suffix)}) make a canvas "
-            f"of {total} tokens; this model takes {facts.max_length}",
+            f"of {total} tokens; at most {longest} are taken",
             "max_tokens",
         )
     block = params.max_tokens if params.block_length is None else params.block_length
@@ -53,6 +56,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         raise RequestError(f"temperature must be 0 to 10, got {params.temperature}", "temperature")
     if params.top_p is None or not 0 < params.top_p <= 1:
         raise RequestError(f"top_p must be above 0 and at most 1, got {params.top_p}", "top_p")
+    if params.top_k is not None:
+        _whole("top_k", params.top_k, 1, facts.vocab_size)
     _whole("seed", params.seed, -(2**63), 2**63 - 1)
     if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):
         raise RequestError(
@@ -70,6 +75,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         transfer = build_transfer(transfer_choice)
     except ValueError as error:
         raise RequestError(str(error), "transfer") from error
+    _check_method(facts, order, transfer, blocks)
+    if params.ends_last and "probability" not in order.needs:
+        raise RequestError("ends_last needs an order by the model's own confidence", "ends_last")
+    _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
     progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
     interventions = tuple(
@@ -87,7 +96,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
+        "temperature": params.temperature,
+        "cfg_scale": params.cfg_scale,
         "interventions": [one.summary for one in interventions],
+        "overlaps": overlaps(interventions),
     }
     return Request(
         id=uuid.uuid4().hex,
@@ -102,15 +114,57 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         interventions=interventions,
         readouts=readouts,
         stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
+        uptake=_read_by(order, params, catalogue) if "uptake" in order.needs else None,
         plan=plan,
     )
 
 
+def _check_method(facts: ModelFacts, order: Order, transfer: Transfer, blocks: int) -> None:
+    """Raise RequestError for an order or transfer that the family's way of predicting does not allow."""
+    of_ratios = "mass" in transfer.needs
+    if of_ratios and facts.parameterisation != "score":
+        raise RequestError(
+            f"this transfer needs a model that predicts ratios (SEDD); the {facts.family} family predicts tokens: "
+            f"use any but analytic and euler",
+            "transfer",
+        )
+    if facts.parameterisation == "score":
+        if not of_ratios:
+            raise RequestError(
+                f"the {facts.family} family predicts the rate at which each position unmasks, so only the transfers "
+                f"analytic and euler can tell how many do",
+                "transfer",
+            )
+        if not isinstance(order, Random):
+            raise RequestError(
+                f"the {facts.family} family predicts the rate at which each position unmasks, which leaves no choice "
+                f"of order: only 'random' is allowed",
+                "order",
+            )
+    if facts.sigma is not None and blocks > 1:
+        raise RequestError(
+            "this model is told the noise level of its whole canvas: block_length must be max_tokens or left out",
+            "block_length",
+        )
+
+
+def _check_guidance(params: GenerationParams, facts: ModelFacts, given: int) -> None:
+    """Raise RequestError for guidance that is out of bounds or has nothing to be guided by; given: tokens of text."""
+    scale = params.cfg_scale
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= 100:
+        raise RequestError(f"cfg_scale must be 0 to 100, got {scale!r}", "cfg_scale")
+    if scale > 0 and facts.parameterisation == "score":
+        raise RequestError(f"cfg_scale is for models that predict tokens; {facts.family} predicts ratios", "cfg_scale")
+    if scale > 0 and given == 0:
+        raise RequestError("cfg_scale guides by the prompt: give a prompt or a suffix", "cfg_scale")
+
+
 def _progress(transfer: Transfer, block: int, blocks: int, steps: int) -> list[float] | None:
-    """Progress before each step that will be made, where it does not depend on what the model says."""
+    """Progress before each step at which something commits, where it depends on neither draws nor the model."""
     masked = transfer.masked(block, steps)
     if masked is None:
         return None
+    masked = sorted(set(masked), reverse=True)
     return [(i * block + block - left) / (block * blocks) for i in range(blocks) for left in masked]
 
 
@@ -122,6 +176,17 @@ def _stability(name: str | None, catalogue: Catalogue) -> SparseAutoencoder:
     if not usable:
         raise RequestError("order 'sae_stability' needs an SAE for masked positions, and none is loaded", "order")
     return max(usable, key=lambda sae: sae.facts.layer)
+
+
+def _read_by(order: Order, params: GenerationParams, catalogue: Catalogue) -> Readout:
+    """The attribute an order reads: the one it names, else the first that is pushed."""
+    pushed = [one.attribute for one in params.interventions if one.attribute is not None]
+    name: str | None = getattr(order, "attribute", None) or next(iter(pushed), None)
+    if name is None:
+        raise RequestError(
+            "order 'sae_attribute' needs an attribute to read: name one in the order, or push one", "order"
+        )
+    return readout(catalogue, name, "order.attribute")
 
 
 def _ids(given: str | Sequence[int], param: str, tokenizer: Tokenizer, catalogue: Catalogue) -> list[int]:

@@ -1,15 +1,17 @@
 """The rows of one forward as tensors: rebuilt when a row joins or leaves, updated in place by each step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.request import Request
-from steerserve.models import ModelFacts
+from steerserve.engine.sampler import Settings
+from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import SteeringPlan
+from steerserve.steering.plan import Applied, SteeringPlan
 
 TILE = 16
 """Canvases are padded to a multiple of this, as far as the model goes, so that kernels split every row alike."""
@@ -23,7 +25,7 @@ class Batch:
     def __init__(
         self, requests: Sequence[Request], facts: ModelFacts, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.requests = list(requests)
+        self.requests, self.facts = list(requests), facts
         longest = max(len(request.canvas) for request in requests)
         width = min(-(-longest // TILE) * TILE, facts.max_length)
         canvas = torch.tensor([request.canvas + [facts.eos_id] * (width - len(request.canvas)) for request in requests])
@@ -40,12 +42,24 @@ class Batch:
         self.seed, self.sample = self._column([(r.params.seed, r.params.row) for r in requests]).to(device).unbind(1)
         self.temperature = torch.tensor([r.params.temperature for r in requests], device=device)
         self.top_p = torch.tensor([r.params.top_p for r in requests], device=device)
+        self.top_k = torch.tensor([r.params.top_k or 0 for r in requests], device=device)
         self.no_eos = torch.tensor([r.params.ignore_eos for r in requests], device=device)
+        self.ends_last = torch.tensor([r.params.ends_last for r in requests], device=device)
+        self.guidance = torch.tensor([r.params.cfg_scale for r in requests], device=device)
+        guided = [i for i, r in enumerate(requests) if r.guided]
+        self.guided = torch.tensor(guided, dtype=torch.int64, device=device)
+        """Rows [G] that are guided: each has a twin without the prompt, behind the R rows of the forward."""
+        self.twin = torch.zeros(len(requests), dtype=torch.int64, device=device)
+        """Row of the forward [R] of a guided row's twin."""
+        self.twin[self.guided] = len(requests) + torch.arange(len(guided), device=device)
         self.start = start.to(device)
         self.blind = torch.tensor([r.chooses_blindly for r in requests], device=device)
         """Rows [R] bool whose positions can be chosen before anything is drawn."""
         captures = frozenset(r.stability.facts.layer for r in requests if r.stability is not None)
-        self.plan = SteeringPlan([r.pushes for r in requests], device, dtype, captures)
+        captures |= frozenset(r.uptake.push.layer for r in requests if r.uptake is not None)
+        # A twin is pushed as its row is: guidance is towards the prompt alone, and no receipt counts it.
+        twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
+        self.plan = SteeringPlan([*(r.pushes for r in requests), *twins], device, dtype, captures)
         self.saes: dict[SparseAutoencoder, Tensor] = {}
         """Rows [R] bool that compare features of each SAE between steps."""
         for r in requests:
@@ -63,14 +77,82 @@ class Batch:
     def _column(rows: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64)
 
-    def begin(self, mask_id: int) -> tuple[Tensor, Tensor]:
-        """Set the plan to this step; the positions that may commit now, as (row [N], canvas position [N])."""
-        masked = (self.canvas == mask_id) & self.response
-        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
-        self.plan.set_step(torch.tensor([r.progress for r in self.requests], dtype=torch.float64), scopes)
-        block_stop = torch.tensor([r.block_span[1] for r in self.requests]).to(self.canvas.device)
+    def open(self) -> tuple[Tensor, Tensor]:
+        """The positions that may commit at this step, as (row [N], canvas position [N])."""
+        block_stop = torch.tensor([0 if r.over else r.block_span[1] for r in self.requests]).to(self.canvas.device)
+        masked = (self.canvas == self.facts.mask_id) & self.response
         row, position = (masked & (self.position < block_stop[:, None])).nonzero().unbind(1)
         return row, position
+
+    def forward(self, model: DiffusionLM) -> Tensor:
+        """Final states [R + G, W, hidden_size] of this step, steered."""
+        masked = (self.canvas == self.facts.mask_id) & self.response
+        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
+        scopes = self._of_states(scopes)
+        progress = torch.tensor([r.progress for r in self.requests], dtype=torch.float64)
+        canvas, lengths, sigma = self.canvas, self.lengths, self._sigma()
+        if len(self.guided):
+            given = self.inside[self.guided] & ~self.response[self.guided]
+            canvas = torch.cat([canvas, canvas[self.guided].masked_fill(given, self.facts.mask_id)])
+            lengths = torch.cat([lengths, lengths[self.guided]])
+            scopes = torch.cat([scopes, scopes[self.guided]])
+            progress = torch.cat([progress, progress[self.guided.cpu()]])
+            sigma = None if sigma is None else torch.cat([sigma, sigma[self.guided]])
+        self.plan.set_step(progress, scopes)
+        hidden: Tensor = model(canvas, lengths, self.plan, sigma)
+        for request in self.requests:
+            request.forwards += 1
+        return hidden
+
+    def state(self, position: Tensor) -> Tensor:
+        """Where the states [N] stand that decide canvas positions [N]."""
+        return (position - self.facts.shift).clamp(min=0)
+
+    def settings(self, row: Tensor, position: Tensor) -> Settings:
+        """How the candidates at (row [N], canvas position [N]) are drawn."""
+        likeliest = torch.tensor([r.takes_likeliest for r in self.requests], device=row.device)
+        return Settings(
+            self.temperature.masked_fill(likeliest, 0.0)[row],
+            self.top_p[row],
+            self.top_k[row],
+            self.no_eos[row],
+            self.ends_last[row],
+            self.guidance[row],
+            self.keys(row, position, noise.TOKEN),
+        )
+
+    def _of_states(self, scopes: Tensor) -> Tensor:
+        """From the tokens a scope names to the states that decide them, for every scope but `all` (the first)."""
+        shift = self.facts.shift
+        if shift == 0:
+            return scopes
+        moved = scopes.roll(-shift, dims=2)
+        moved[:, :, -shift:] = False
+        moved[:, :, 0] |= scopes[:, :, :shift].any(2)
+        moved[:, 0] = scopes[:, 0]
+        return moved
+
+    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Step, steps and masks at the beginning of each row's block [R] int64."""
+        rows = [(r.block_step, r.block_steps, r.block_total) for r in self.requests]
+        step, steps, total = torch.tensor(rows, device=self.canvas.device).unbind(1)
+        return step, steps, total
+
+    def times(self) -> Tensor:
+        """Time t [R] float64, 1 at the start and 0 at the end: the transfer's own, else the masked share."""
+        shares = [r.masked / r.params.max_tokens for r in self.requests]
+        found = torch.tensor(shares, dtype=torch.float64, device=self.canvas.device)
+        step, steps, _ = self.steps()
+        for transfer in dict.fromkeys(r.transfer for r in self.requests):
+            own = transfer.time(step, steps)
+            if own is not None:
+                mine = torch.tensor([r.transfer == transfer for r in self.requests], device=found.device)
+                found = torch.where(mine, own, found)
+        return found
+
+    def _sigma(self) -> Tensor | None:
+        """Noise level [R] of this step, of a model that is told it."""
+        return None if self.facts.sigma is None else self.facts.sigma.total(self.times()).float()
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""

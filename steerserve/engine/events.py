@@ -26,6 +26,15 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """From this step on other interventions hold than before; `interventions` is what the plan says of them."""
+
+    request_id: str
+    step: int
+    interventions: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished row."""
 
@@ -43,6 +52,9 @@ class Result:
     trace: tuple[Trace, ...] = ()
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each of `tokens` when it was committed."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
+    asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,6 @@ class Failed:
     aborted: bool = False
 
 
-Event = Committed | Trace | Done | Failed
+Event = Committed | Trace | Steered | Done | Failed
 
-__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Trace"]
+__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Steered", "Trace"]

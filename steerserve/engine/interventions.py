@@ -8,17 +8,18 @@ import torch
 
 from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
 from steerserve.engine.params import Choice, Intervention
 from steerserve.engine.request import Readout, Resolved
-from steerserve.errors import NotFoundError, RequestError
+from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import NEEDS_SAE, NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
+from steerserve.steering.operators import NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
 from steerserve.steering.plan import SCOPES, Push
 
 SLICES = 64
 """Slices of progress on which schedules are compiled."""
-LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6}
+LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6, "stored": 1e4}
 """Largest strength by unit: far beyond any text, well inside float32."""
 
 
@@ -37,17 +38,17 @@ def resolve(
     default_schedule: Choice = "uniform"
     default_scope, profile = "masked", None
     if attribute is not None:
-        pushes = _attribute_sites(attribute, one, param)
+        pushes = attribute_sites(attribute, one, param)
         default_unit = attribute.unit if one.op == "add" else "residual"
         default_scope = attribute.scope
         # A schedule says when to push; an operator that sets or removes a projection holds it throughout.
         default_schedule = "uniform" if one.op in SETS_PROJECTION else attribute.schedule
         profile = CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
     elif one.feature is not None:
-        pushes = [_feature_site(catalogue, one, param)]
+        pushes = [feature_site(catalogue, one, param)]
         default_unit = "max_act"
     else:
-        pushes = [_vector_site(catalogue, one, param)]
+        pushes = vector_sites(catalogue, one, param)
         default_unit = "residual"
     # Against None and not by truth: an empty name is a wrong name, not a missing one.
     unit = default_unit if one.unit is None else one.unit
@@ -61,7 +62,7 @@ def resolve(
         )
     strength = _strength(one, attribute, unit, param)
     asked_scope = default_scope if one.scope is None else one.scope
-    scope = _scope(asked_scope, response, param)
+    scope = _scope(asked_scope, response, catalogue.facts.shift, param)
     schedule = default_schedule if one.schedule is None else one.schedule
     table = _gains(schedule, profile, one.op, f"{param}.schedule")
     sites, built = [], []
@@ -77,7 +78,7 @@ def resolve(
     predicted = None if progress is None else [round(strength * gains[_slice(p)], 6) for p in progress]
     never = predicted is not None and not any(predicted) and not neutral and one.op not in SETS_PROJECTION
     summary = {
-        "name": one.attribute or (f"{one.feature.sae}:{one.feature.index}" if one.feature else "vector"),
+        "name": _name(one),
         "operator": one.op,
         "direction": one.direction if attribute else "sae" if one.feature else "vector",
         "strength": strength,
@@ -88,6 +89,7 @@ def resolve(
         "rho": table.rho,
         "sites": sites,
         "attribute_sha256": attribute.sha256 if attribute else None,
+        "vector_sha256": _vector_hash(catalogue, one),
         "notes": [
             *([table.note] if table.note else []),
             *(
@@ -108,58 +110,6 @@ def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
     layer = attribute.layers[0]
     push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
     return Readout(name, push, attribute.sites[layer].residual_norm)
-
-
-def _push(layer: int, direction: torch.Tensor) -> Push:
-    return Push(layer, direction, "add", 0.0, torch.zeros(SLICES))
-
-
-def _attribute_sites(attribute: Attribute, one: Intervention, param: str) -> list[Push]:
-    known = sorted(layer for layer, kind in attribute.directions if kind == one.direction)
-    layers = attribute.layers if one.layers is None else one.layers
-    if not layers:
-        raise RequestError(f"layers is empty; attribute {attribute.name!r} has {known}", f"{param}.layers")
-    for layer in layers:
-        if layer not in known:
-            raise RequestError(
-                f"layer {layer} is not among those of attribute {attribute.name!r}: {known}", f"{param}.layers"
-            )
-    if one.op in NEEDS_SAE:
-        raise RequestError(f"op {one.op!r} takes a feature, not an attribute", f"{param}.op")
-    return [_push(layer, attribute.directions[layer, one.direction]) for layer in dict.fromkeys(layers)]
-
-
-def _feature_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
-    assert one.feature is not None
-    sae = catalogue.sae(one.feature.sae, f"{param}.feature.sae")
-    if one.layers is not None:
-        raise RequestError("a feature belongs to the layer of its SAE; leave layers out", f"{param}.layers")
-    try:
-        push = _push(sae.facts.layer, sae.direction(one.feature.index))
-    except NotFoundError as error:
-        raise NotFoundError(str(error), f"{param}.feature.index") from error
-    push.sae, push.feature = sae, one.feature.index
-    return push
-
-
-def _vector_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
-    assert one.vector is not None
-    facts, vector = catalogue.facts, one.vector
-    if not 0 <= vector.layer < facts.num_layers:
-        raise RequestError(f"layer must be 0 to {facts.num_layers - 1}, got {vector.layer}", f"{param}.vector.layer")
-    if len(vector.values) != facts.hidden_size:
-        raise RequestError(
-            f"values must hold {facts.hidden_size} numbers, got {len(vector.values)}", f"{param}.vector.values"
-        )
-    if one.op in NEEDS_SAE:
-        raise RequestError(f"op {one.op!r} takes a feature, not a vector", f"{param}.op")
-    if one.layers is not None:
-        raise RequestError("a vector names its own layer; leave layers out", f"{param}.layers")
-    values = torch.tensor(vector.values, dtype=torch.float64)
-    norm = float(values.norm())
-    if not math.isfinite(norm) or norm == 0.0:
-        raise RequestError(f"values must be finite and not all zero, their norm is {norm}", f"{param}.vector.values")
-    return _push(vector.layer, (values / norm).float())
 
 
 def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: str) -> float:
@@ -188,6 +138,10 @@ def _scale(
     """Hidden units of strength 1 at a push's site."""
     if unit == "raw":
         return 1.0
+    if unit == "stored":
+        if one.vector is None or one.vector.name is None:
+            raise RequestError("unit 'stored' is for a vector given by name; use 'residual' or 'raw'", param)
+        return catalogue.vector(one.vector.name, param).norms[push.layer]
     if unit == "residual" and attribute is not None:
         return attribute.sites[push.layer].residual_norm
     if unit == "residual":
@@ -206,7 +160,8 @@ def _scale(
     return largest
 
 
-def _scope(scope: str | tuple[int, int], response: tuple[int, int], param: str) -> str | tuple[int, int]:
+def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, param: str) -> str | tuple[int, int]:
+    """A checked scope; a span becomes that of the states which decide its tokens."""
     if isinstance(scope, str):
         if scope not in SCOPES:
             raise RequestError(f"scope must be one of {list(SCOPES)} or a span, got {scope!r}", f"{param}.scope")
@@ -217,7 +172,7 @@ def _scope(scope: str | tuple[int, int], response: tuple[int, int], param: str) 
             f"a span is [first, last + 1) of the response, 0 to {response[1] - response[0]}, got [{first}, {last}]",
             f"{param}.scope",
         )
-    return response[0] + first, response[0] + last
+    return max(0, response[0] + first - shift), max(1, response[0] + last - shift)
 
 
 def _gains(choice: Choice, profile: CommitmentProfile | None, op: str, param: str) -> GainTable:
@@ -235,6 +190,17 @@ def _gains(choice: Choice, profile: CommitmentProfile | None, op: str, param: st
             param,
         )
     return table
+
+
+def _vector_hash(catalogue: Catalogue, one: Intervention) -> str | None:
+    name = one.vector.name if one.vector is not None else None
+    return None if name is None else catalogue.vectors[name].sha256
+
+
+def _name(one: Intervention) -> str:
+    if one.feature is not None:
+        return f"{one.feature.sae}:{one.feature.index}"
+    return one.attribute or (one.vector.name if one.vector else None) or "vector"
 
 
 def _slice(progress: float) -> int:

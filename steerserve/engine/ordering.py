@@ -1,12 +1,35 @@
 """Which candidates commit at a step: scored by each row's order, counted by each row's transfer."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from schedulers import Candidates, Quota, feature_stability, rank
+from schedulers import Candidates, Quota, Random, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import TOP_FEATURES, Batch
 from steerserve.engine.sampler import Draw, pad_rows
+
+
+def skip_idle(batch: Batch) -> None:
+    """Let rows pass the steps at which nothing of theirs commits, without a forward.
+
+    What commits then is drawn from the very forward it would have been drawn from: progress, steering and canvas have
+    not changed, and noise belongs to the step at which a position commits.
+    """
+    while True:
+        due = [request.may_skip and not request.over for request in batch.requests]
+        if not any(due):
+            return
+        row, position = batch.open()
+        uniform, commits = _own_draws(batch, row, position)
+        counts = _counts(batch, due, _quota(batch, row, due=commits)).tolist()
+        idle = [r for r, now, count in zip(batch.requests, due, counts, strict=True) if now and count == 0]
+        if not idle:
+            return
+        for request in idle:
+            request.advance()
 
 
 def choose_blindly(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
@@ -30,40 +53,81 @@ def choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
 def _choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw | None) -> Tensor:
     """The choice of the rows that can be made now: the blind ones before drawing, the others after; [N] bool."""
     requests, device = batch.requests, row.device
+    measures = dict(drawn.measures) if drawn else {}
     due = [request.chooses_blindly == (drawn is None) for request in requests]
-    candidates = Candidates(
-        probability=drawn.probability if drawn else None,
-        margin=drawn.margin if drawn else None,
-        entropy=drawn.entropy if drawn else None,
-        uniform=noise.uniform(batch.keys(row, position, noise.ORDER)),
-        stability=_stability(batch, row, position) if drawn and batch.saes else None,
-    )
+    uniform, commits = _own_draws(batch, row, position, measures.pop("mass", None))
+    stability = _stability(batch, row, position) if drawn and batch.saes else None
+    taken = _uptake(batch, row, position) if drawn and any(r.uptake for r in requests) else None
+    candidates = Candidates(uniform=uniform, stability=stability, uptake=taken, **measures)
     scores = torch.zeros(len(row), dtype=torch.float64, device=device)
     for order in dict.fromkeys(r.order for r, now in zip(requests, due, strict=True) if now):
         mine = torch.tensor([now and r.order == order for r, now in zip(requests, due, strict=True)], device=device)
         scores = torch.where(mine[row], order.score(candidates).double(), scores)
     ranked = rank(scores, row)
-    step, steps, total = torch.tensor(
-        [(r.block_step, r.block_steps, r.block_total) for r in requests], device=device
-    ).unbind(1)
-    quota = Quota(
-        step=step,
-        steps=steps,
-        total=total,
-        masked=torch.bincount(row, minlength=len(requests)),
-        row=row,
+    quota = _quota(
+        batch,
+        row,
         probability=drawn.probability[ranked] if drawn else None,
-        entropy=drawn.entropy[ranked] if drawn and drawn.entropy is not None else None,
+        entropy=measures["entropy"][ranked] if "entropy" in measures else None,
+        due=commits[ranked],
     )
-    counts = torch.zeros_like(step)
-    for transfer in dict.fromkeys(r.transfer for r, now in zip(requests, due, strict=True) if now):
-        mine = torch.tensor(
-            [now and r.transfer == transfer for r, now in zip(requests, due, strict=True)], device=device
-        )
-        counts = torch.where(mine, transfer.counts(quota), counts)
+    counts = _counts(batch, due, quota)
     first = quota.masked.cumsum(0) - quota.masked
     place = torch.arange(len(row), device=device) - first[row]
     return torch.zeros_like(row, dtype=torch.bool).scatter(0, ranked, place < counts[row])
+
+
+def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each position's own draw [N] as `Candidates.uniform` has it, and whether it says that the position commits [N].
+
+    log_mass [N]: log of the sum of exp(logits), where a score model was asked for it.
+    """
+    uniform = noise.uniform(batch.keys(row, position, noise.ORDER))
+    commits = torch.zeros_like(row, dtype=torch.bool)
+    step, steps, _ = batch.steps()
+    for transfer in dict.fromkeys(r.transfer for r in batch.requests):
+        hazard = transfer.hazard(step, steps, batch.facts.sigma)
+        if hazard is None:
+            continue
+        chance = hazard[row]
+        if "mass" in transfer.needs:
+            if log_mass is None:
+                continue
+            chance = chance * (log_mass - _log_scale(batch)[row]).exp()
+        mine, orderless = (
+            torch.tensor(found, device=row.device)[row]
+            for found in (
+                [r.transfer == transfer for r in batch.requests],
+                [isinstance(r.order, Random) for r in batch.requests],
+            )
+        )
+        excess = uniform - (1 - chance)
+        commits |= mine & (excess >= 0)
+        uniform = torch.where(mine & orderless, excess, uniform)
+    return uniform, commits
+
+
+def _log_scale(batch: Batch) -> Tensor:
+    """What a score model's head is above its log ratios [R] (SEDD, arXiv 2310.16834, appendix C.2)."""
+    facts, rows = batch.facts, len(batch.requests)
+    if facts.sigma is None or not facts.scale_by_sigma:
+        return torch.zeros(rows, dtype=torch.float64, device=batch.canvas.device)
+    return torch.expm1(facts.sigma.total(batch.times())).log() + math.log(facts.vocab_size - 1)
+
+
+def _quota(batch: Batch, row: Tensor, **known: Tensor | None) -> Quota:
+    step, steps, total = batch.steps()
+    masked = torch.bincount(row, minlength=len(batch.requests))
+    return Quota(step=step, steps=steps, total=total, masked=masked, row=row, **known)
+
+
+def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
+    """How many positions of each row commit [R], 0 for rows that are not due."""
+    counts = torch.zeros_like(quota.step)
+    for transfer in dict.fromkeys(r.transfer for r, now in zip(batch.requests, due, strict=True) if now):
+        mine = [now and r.transfer == transfer for r, now in zip(batch.requests, due, strict=True)]
+        counts = torch.where(torch.tensor(mine, device=counts.device), transfer.counts(quota), counts)
+    return counts
 
 
 def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
@@ -72,9 +136,31 @@ def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
     for sae, members in batch.saes.items():
         index = members[row].nonzero()[:, 0]
         r, p = row[index], position[index]
-        states = pad_rows(batch.plan.captured[sae.facts.layer][r, p].float())
+        states = pad_rows(batch.plan.captured[sae.facts.layer][r, batch.state(p)].float())
         ids = sae.top_ids(states, min(TOP_FEATURES, sae.facts.features))[: len(index)]
         before = batch.features[r, p, : ids.shape[1]]
         stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
         batch.features[r, p, : ids.shape[1]] = ids
     return stability
+
+
+def _uptake(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
+    """How far each candidate has taken up the attribute its row's order reads [N], before this step's push: from the
+    least of its row's candidates, 0, to the most, 1; 0 for other rows."""
+    taken = torch.zeros(len(row), dtype=torch.float32, device=row.device)
+    for layer in {r.uptake.push.layer for r in batch.requests if r.uptake}:
+        directions = torch.stack(
+            [
+                r.uptake.push.direction
+                if r.uptake and r.uptake.push.layer == layer
+                else torch.zeros(batch.facts.hidden_size)
+                for r in batch.requests
+            ]
+        ).to(row.device)
+        states = batch.plan.captured[layer][row, batch.state(position)].float()
+        # Multiplied and summed, not contracted: see `Site._project`.
+        projection = (states * directions[row]).sum(1)
+        low = projection.new_full((len(batch.requests),), torch.inf).scatter_reduce(0, row, projection, "amin")
+        high = projection.new_full((len(batch.requests),), -torch.inf).scatter_reduce(0, row, projection, "amax")
+        taken = taken + uptake(projection, low[row], high[row])
+    return taken

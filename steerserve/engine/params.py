@@ -8,7 +8,7 @@ Choice = str | Mapping[str, Any]
 """A name, or `{"type": name, ...options}`."""
 
 Operator = Literal["add", "boost", "multiply", "clamp", "project_out", "cap"]
-Unit = Literal["residual", "max_act", "raw", "kl"]
+Unit = Literal["residual", "max_act", "raw", "stored", "kl"]
 Scope = Literal["all", "prompt", "response", "masked", "committed"] | tuple[int, int]
 """A named set of positions, or a half-open span of response positions."""
 
@@ -23,10 +23,11 @@ class FeatureRef:
 
 @dataclass(frozen=True)
 class VectorRef:
-    """A raw direction at one layer's output; normalised when it is admitted."""
+    """A raw direction: at one layer's output and normalised when it is admitted, or a loaded one, by its name."""
 
-    layer: int
-    values: tuple[float, ...]
+    layer: int | None = None
+    values: tuple[float, ...] | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,23 @@ class GenerationParams:
     transfer: Choice | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only; None: from all."""
+    cfg_scale: float = 0.0
+    """Classifier-free guidance by the prompt: logits are u + (cfg_scale + 1)(l - u), u those of the canvas with prompt
+    and suffix masked (LLaDA, arXiv 2502.09992, appendix A.2). 0: none, at the cost of one row."""
     seed: int = 0
     row: int = 0
     """Which sample of the seed: two rows of one seed draw different noise, a row and its baseline the same."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
     """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
+    ends_last: bool = False
+    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's
+    `confidence_eos_eot_inf`)."""
     logprobs: bool = False
     """Whether to record each committed token's log-probability at its commitment."""
+    top_logprobs: int = 0
+    """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None

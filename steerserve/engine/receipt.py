@@ -7,14 +7,23 @@ from steerserve.steering.plan import Push
 
 
 def receipt(request: Request) -> dict[str, Any] | None:
-    """JSON of a finished row (the plan must have been flushed); None where no steering was asked for."""
-    if not request.interventions:
+    """JSON of a finished row (the plan must have been flushed); None where no steering was asked for.
+
+    What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
+    if not request.interventions and not request.earlier:
         return None
-    return {"interventions": [_intervention(one) for one in request.interventions], "steps": request.step}
+    told = [_intervention(one) | {"from_step": first, "until_step": end} for one, first, end in request.earlier]
+    begun = {"from_step": request.since} if request.since else {}
+    return {
+        "interventions": [*told, *(_intervention(one) | begun for one in request.interventions)],
+        "steps": request.step,
+        "forward_passes": request.forwards,
+    }
 
 
 def _intervention(one: Resolved) -> dict[str, Any]:
-    """The plan's summary with what came of it: the strengths of the steps made instead of those predicted."""
+    """The plan's summary with what came of it: the strengths of the forward passes made instead of those
+    predicted."""
     applied = any(push.applied.positions for push in one.pushes)
     notes = list(one.summary["notes"])
     if not applied and not notes:

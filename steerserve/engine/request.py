@@ -1,6 +1,6 @@
 """One admitted row: what it asked for, resolved, and all the state of its denoising."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -45,10 +45,15 @@ class Request:
     interventions: tuple[Resolved, ...]
     readouts: tuple[Readout, ...]
     stability: SparseAutoencoder | None
+    """The SAE that an order compares between steps."""
+    uptake: Readout | None
+    """The attribute that an order reads at each position."""
     plan: dict[str, Any]
     canvas: list[int] = field(init=False)
     step: int = 0
     """Denoising steps done."""
+    forwards: int = 0
+    """Forward passes made: as many as steps, less those at which nothing was to commit."""
     block: int = 0
     block_step: int = 0
     block_total: int = field(init=False)
@@ -56,6 +61,11 @@ class Request:
     prefix: int = 0
     """Response tokens committed without a gap from the left."""
     logprobs: dict[int, float] = field(default_factory=dict)
+    top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    since: int = 0
+    """Step from which its interventions hold."""
+    earlier: list[tuple[Resolved, int, int]] = field(default_factory=list)
+    """Interventions that others have replaced, with the steps [first, last + 1) at which they held."""
     trace: list[Trace] = field(default_factory=list)
     features: Tensor | None = None
     """Top feature ids of each position at the last step [canvas, k], for orders that compare steps."""
@@ -107,8 +117,44 @@ class Request:
         return self.order.needs | self.transfer.needs <= {"uniform"}
 
     @property
+    def may_skip(self) -> bool:
+        """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
+        read = self.params.trace is not None and self.step % self.params.trace.every == 0
+        idles = self.transfer.idles or self.block_steps > self.block_total
+        return idles and not read and self.transfer.needs <= {"uniform"} and self.stability is None
+
+    @property
+    def guided(self) -> bool:
+        return self.params.cfg_scale > 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the forward it takes."""
+        return 2 if self.guided else 1
+
+    @property
+    def ending(self) -> bool:
+        """Whether this is the step after a block's last, which some transfers have for what is still masked."""
+        return self.block_step == self.block_steps
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether this step takes the likeliest token whatever the temperature."""
+        return self.ending and self.transfer.ending == "likeliest"
+
+    @property
+    def blocks(self) -> int:
+        return self.params.max_tokens // self.block_length
+
+    @property
+    def over(self) -> bool:
+        """Whether every step has been made."""
+        return self.block >= self.blocks
+
+    @property
     def steps_left(self) -> int:
-        return self.steps - self.block * self.block_steps - self.block_step
+        """At most so many steps more."""
+        return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step)
 
     @property
     def pushes(self) -> list[Push]:
@@ -118,12 +164,21 @@ class Request:
             *(readout.push for readout in self.readouts),
         ]
 
+    def steer(self, other: "Request") -> None:
+        """Take over the interventions of an equal row that was admitted with other ones, from the next step on."""
+        if self.step > self.since:
+            self.earlier += [(one, self.since, self.step) for one in self.interventions]
+        self.since = self.step
+        self.params = replace(self.params, interventions=other.params.interventions)
+        self.interventions, self.plan = other.interventions, other.plan
+
     def advance(self) -> None:
         """Count the step just made, and go to the next block when this one is full or out of steps."""
         self.step += 1
         self.block_step += 1
         first, last = self.block_span
-        if self.block_step >= self.block_steps or self.mask_id not in self.canvas[first:last]:
+        steps = self.block_steps + (self.transfer.ending != "none")
+        if self.block_step >= steps or self.mask_id not in self.canvas[first:last]:
             self.block += 1
             self.block_step = 0
             self.block_total = self.block_length

@@ -1,6 +1,7 @@
 """From hidden states at masked positions to a candidate token each, and what the orders need to know of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -21,11 +22,10 @@ class Draw:
     token: Tensor
     """[N] int64."""
     probability: Tensor
-    """[N] float64: of the candidate under softmax(logits), temperature and top-p not applied (LLaDA's confidence)."""
-    margin: Tensor | None
-    """[N] float64: p1 - p2 of the two likeliest tokens."""
-    entropy: Tensor | None
-    """[N] float64, nats."""
+    """[N] float64: of the candidate under softmax(logits), temperature, top-p and top-k not applied."""
+    measures: Mapping[str, Tensor]
+    """[N] float64 each: what was asked for of `probability` (as the order shall see it), `margin`, `entropy` (nats),
+    `filtered_...` of these under the distribution that is drawn from, and `mass` (log of the sum of exp(logits))."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,38 @@ class Settings:
     temperature: Tensor
     """0 is the argmax."""
     top_p: Tensor
+    top_k: Tensor
+    """int64; 0 is all tokens."""
     no_eos: Tensor
     """Bool: the end-of-text token is not drawn."""
+    ends_last: Tensor
+    """Bool: candidates that end the text have probability 0 for the order."""
+    guidance: Tensor
+    """Scale of classifier-free guidance, 0 for none."""
     key: Tensor
     """Of the position's noise, `noise.keys`."""
 
     def __getitem__(self, index: slice | Tensor) -> "Settings":
-        return Settings(self.temperature[index], self.top_p[index], self.no_eos[index], self.key[index])
+        return Settings(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def draw(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozenset[str]) -> Draw:
-    """Sample a token for each of hidden [N, hidden_size]; `needs` names what to compute beside the probability.
+def draw(
+    model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozenset[str], unguided: Tensor | None = None
+) -> Draw:
+    """Sample a token for each of hidden [N, hidden_size]; `needs` names what to measure beside the probability.
 
-    The vocabulary-sized work is done in blocks of bounded memory, whose borders change no result.
+    unguided [N, hidden_size]: the states without the prompt, of which those with guidance are read; None where there
+    is none. The vocabulary-sized work is done in blocks of bounded memory, whose borders change no result.
     """
     size = max(_TILE, _CHUNK_BYTES // (4 * model.facts.vocab_size) // _TILE * _TILE)
     parts = [
-        _draw_block(model, hidden[i : i + size], settings[i : i + size], needs)
+        _draw_block(
+            model,
+            hidden[i : i + size],
+            settings[i : i + size],
+            needs,
+            None if unguided is None else unguided[i : i + size],
+        )
         for i in range(0, max(1, len(hidden)), size)
     ]
     if len(parts) == 1:
@@ -59,9 +74,21 @@ def draw(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozense
     return Draw(
         token=torch.cat([part.token for part in parts]),
         probability=torch.cat([part.probability for part in parts]),
-        margin=torch.cat([p.margin for p in parts if p.margin is not None]) if "margin" in needs else None,
-        entropy=torch.cat([p.entropy for p in parts if p.entropy is not None]) if "entropy" in needs else None,
+        measures={name: torch.cat([part.measures[name] for part in parts]) for name in parts[0].measures},
     )
+
+
+def alternatives(
+    model: DiffusionLM, hidden: Tensor, settings: Settings, count: int, unguided: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens at hidden [N, hidden_size] and their log-probabilities: [N, count], largest first.
+
+    Of the distribution that `Draw.probability` is of, which temperature, top-p and top-k do not change.
+    """
+    logits = _guided(model, hidden, settings, unguided)
+    logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(settings.no_eos, -torch.inf)
+    best = logits.topk(min(count, logits.shape[1]), dim=1)
+    return best.indices, best.values - logits.logsumexp(1, keepdim=True)
 
 
 def pad_rows(hidden: Tensor) -> Tensor:
@@ -70,36 +97,56 @@ def pad_rows(hidden: Tensor) -> Tensor:
     return torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])]) if missing > 0 else hidden
 
 
-def _draw_block(model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozenset[str]) -> Draw:
-    logits = model.head(pad_rows(hidden))[: len(hidden)].float()
-    if model.facts.forbidden_ids:
-        logits[:, list(model.facts.forbidden_ids)] = -torch.inf
-    eos = model.facts.eos_id
-    logits[:, eos] = logits[:, eos].masked_fill(settings.no_eos, -torch.inf)
+def _draw_block(
+    model: DiffusionLM, hidden: Tensor, settings: Settings, needs: frozenset[str], unguided: Tensor | None
+) -> Draw:
+    facts = model.facts
+    logits = _guided(model, hidden, settings, unguided)
+    measures = {}
+    if "mass" in needs:
+        measures["mass"] = logits.logsumexp(1).double()
+    logits[:, facts.eos_id] = logits[:, facts.eos_id].masked_fill(settings.no_eos, -torch.inf)
+    filtered = None
+    if any(name.startswith("filtered_") for name in needs):
+        filtered = _filtered(logits.clone(), settings)
     token = logits.argmax(dim=1)
     hot = (settings.temperature > 0).nonzero()[:, 0]
     if len(hot):
-        token[hot] = _sample(logits[hot], settings[hot])
-    chosen = logits.gather(1, token[:, None])
-    margin = entropy = None
-    if "margin" in needs:
-        best = (logits.topk(2, dim=1).values - logits.logsumexp(1, keepdim=True)).double().exp()
-        margin = best[:, 0] - best[:, 1]
-    if "entropy" in needs:
-        log_p = logits.log_softmax(dim=1)
-        entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
-    # Against the rest of the mass, not against all of it: 1 - p keeps its precision where p rounds to 1 in float32,
-    # so that near-certain positions are still ranked.
-    rest = logits.scatter_(1, token[:, None], -torch.inf).logsumexp(1)
-    # Not torch.sigmoid, whose last bit depends on where in the tensor an element stands: equal candidates must tie.
-    probability = ((rest.double() - chosen[:, 0].double()).exp() + 1).reciprocal()
-    return Draw(token, probability, margin, entropy)
+        cut = _filtered(logits[hot], settings[hot]) if filtered is None else filtered[hot]
+        token[hot] = (cut - noise.exponential(settings.key[hot], cut.shape[1]).log_()).argmax(dim=1)
+    measures |= _measures(logits, token, needs, "")
+    if filtered is not None:
+        measures |= _measures(filtered, token, needs, "filtered_")
+    probability = _probability(logits, token)
+    if "probability" in needs:
+        measures["probability"] = _shown(logits, token, probability, settings.ends_last, facts.end_ids)
+    return Draw(token, probability, measures)
 
 
-def _sample(logits: Tensor, settings: Settings) -> Tensor:
-    """Gumbel-max draws from softmax(logits / temperature), cut to the smallest set of mass top_p."""
-    # Shifted so that the largest is 0: it stays finite at any temperature, and the draw is the argmax near 0.
-    scaled = (logits - logits.amax(dim=1, keepdim=True)) / settings.temperature[:, None]
+def _guided(model: DiffusionLM, hidden: Tensor, settings: Settings, unguided: Tensor | None) -> Tensor:
+    """Logits [N, vocabulary] with guidance, of the tokens that may be text."""
+    facts = model.facts
+    logits = _logits(model, hidden)
+    if unguided is not None:
+        guided = (settings.guidance > 0).nonzero()[:, 0]
+        plain = _logits(model, unguided[guided])
+        logits[guided] = plain + (settings.guidance[guided, None] + 1) * (logits[guided] - plain)
+    if facts.forbidden_ids:
+        logits[:, list(facts.forbidden_ids)] = -torch.inf
+    return logits
+
+
+def _logits(model: DiffusionLM, hidden: Tensor) -> Tensor:
+    return model.head(pad_rows(hidden))[: len(hidden)].float()
+
+
+def _filtered(logits: Tensor, settings: Settings) -> Tensor:
+    """logits [N, vocabulary] over temperature, cut to the smallest set of mass top_p, then to the top_k likeliest.
+
+    The largest is shifted to 0: it stays finite at any temperature, and a draw is the argmax near 0.
+    """
+    heat = torch.where(settings.temperature > 0, settings.temperature, 1.0)
+    scaled = (logits - logits.amax(dim=1, keepdim=True)) / heat[:, None]
     nucleus = (settings.top_p < 1).nonzero()[:, 0]
     if len(nucleus):
         ordered, index = scaled[nucleus].sort(dim=1, descending=True, stable=True)
@@ -107,4 +154,47 @@ def _sample(logits: Tensor, settings: Settings) -> Tensor:
         beyond = share.cumsum(dim=1) - share >= settings.top_p[nucleus, None]
         beyond[:, 0] = False
         scaled[nucleus] = scaled[nucleus].masked_fill(beyond.scatter(1, index, beyond), -torch.inf)
-    return (scaled - noise.exponential(settings.key, logits.shape[1]).log_()).argmax(dim=1)
+    few = (settings.top_k > 0).nonzero()[:, 0]
+    if len(few):
+        count = settings.top_k[few].clamp(max=logits.shape[1])
+        best = scaled[few].topk(int(count.max()), dim=1).values
+        least = best.gather(1, count[:, None] - 1)
+        scaled[few] = scaled[few].masked_fill(scaled[few] < least, -torch.inf)
+    return scaled
+
+
+def _measures(logits: Tensor, token: Tensor, needs: frozenset[str], prefix: str) -> dict[str, Tensor]:
+    """What is needed of softmax(logits) [N, vocabulary], under names with the prefix."""
+    found = {}
+    if f"{prefix}margin" in needs:
+        best = (logits.topk(2, dim=1).values - logits.logsumexp(1, keepdim=True)).double().exp()
+        found[f"{prefix}margin"] = best[:, 0] - best[:, 1]
+    if f"{prefix}entropy" in needs:
+        log_p = logits.log_softmax(dim=1)
+        found[f"{prefix}entropy"] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
+    if prefix and f"{prefix}probability" in needs:
+        found[f"{prefix}probability"] = _probability(logits, token)
+    return found
+
+
+def _probability(logits: Tensor, token: Tensor) -> Tensor:
+    """softmax(logits) at token [N] float64."""
+    chosen = logits.gather(1, token[:, None])
+    # Against the rest of the mass, not against all of it: 1 - p keeps its precision where p rounds to 1 in float32,
+    # so that near-certain positions are still ranked.
+    rest = logits.scatter_(1, token[:, None], -torch.inf).logsumexp(1)
+    logits.scatter_(1, token[:, None], chosen)
+    # Not torch.sigmoid, whose last bit depends on where in the tensor an element stands: equal candidates must tie.
+    return ((rest.double() - chosen[:, 0].double()).exp() + 1).reciprocal()
+
+
+def _shown(logits: Tensor, token: Tensor, probability: Tensor, ends_last: Tensor, end_ids: tuple[int, ...]) -> Tensor:
+    """The probability [N] that an order sees: without the end tokens where those are to come last."""
+    late = ends_last.nonzero()[:, 0]
+    if not len(late):
+        return probability
+    without = logits[late]
+    without[:, list(end_ids)] = -torch.inf
+    shown = probability.clone()
+    shown[late] = _probability(without, token[late])
+    return shown

@@ -42,7 +42,7 @@ def check_steering(engine: TorchEngine) -> None:
 def _logits(engine: TorchEngine, rows: list[GenerationParams]) -> torch.Tensor:
     """Logits [rows, masked positions, vocabulary] of the first step of a batch."""
     batch = Batch([engine.admit(params) for params in rows], engine.model.facts, engine.device, engine.dtype)
-    row, position = batch.begin(engine.model.facts.mask_id)
-    hidden = engine.model(batch.canvas, batch.lengths, batch.plan)
-    logits: torch.Tensor = engine.model.head(hidden[row, position])
+    row, position = batch.open()
+    hidden = batch.forward(engine.model)
+    logits: torch.Tensor = engine.model.head(hidden[row, batch.state(position)])
     return logits.float().reshape(len(rows), -1, logits.shape[1])

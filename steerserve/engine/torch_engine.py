@@ -10,16 +10,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine import noise
 from steerserve.engine.admission import admit
+from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
-from steerserve.engine.ordering import choose, choose_blindly
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Steered, Trace
+from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
-from steerserve.engine.sampler import Draw, Settings, draw
+from steerserve.engine.sampler import Draw, draw
 from steerserve.engine.text import continuation, cut_at_stop
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -39,6 +39,8 @@ class TorchEngine:
         self.waiting: deque[Request] = deque()
         self.batch: Batch | None = None
         self.aborted: set[str] = set()
+        self.steered: list[Event] = []
+        """Changes of steering since the last step, which have yet to be told."""
         self.failures = 0
         """Steps in a row that failed."""
         self.step_seconds = 0.0
@@ -79,6 +81,18 @@ class TorchEngine:
         """See `Engine.abort`."""
         self.aborted.add(request_id)
 
+    @torch.inference_mode()
+    def steer(self, request_id: str, request: Request) -> int | None:
+        """See `Engine.steer`."""
+        for mine in [*self.running, *self.waiting]:
+            if mine.id == request_id and request_id not in self.aborted:
+                if self.batch is not None:
+                    self.batch.close()
+                mine.steer(request)
+                self.steered.append(Steered(mine.id, mine.step, tuple(mine.plan["interventions"])))
+                return mine.step
+        return None
+
     def close(self) -> None:
         """See `Engine.close`."""
         self.waiting.clear()
@@ -106,14 +120,20 @@ class TorchEngine:
         """Forward with steering, sample, order, commit, emit."""
         began = time.perf_counter()
         events: list[Event] = []
-        row, position = batch.begin(self.model.facts.mask_id)
-        hidden = self.model(batch.canvas, batch.lengths, batch.plan)
-        worth = choose_blindly(batch, row, position)
-        row, position = row[worth], position[worth]
-        drawn = self._sample(batch, hidden, row, position)
-        chosen = choose(batch, row, position, drawn)
-        events += self._readings(batch)
-        events += self._commit(batch, drawn, row, position, chosen)
+        skip_idle(batch)
+        if any(request.over for request in batch.requests):
+            # Their last steps went by without a forward; one that the other rows make would count as theirs.
+            return self._collect(batch)
+        row, position = batch.open()
+        if len(row):
+            hidden = batch.forward(self.model)
+            worth = choose_blindly(batch, row, position)
+            row, position = row[worth], position[worth]
+            drawn = self._sample(batch, hidden, row, position)
+            chosen = choose(batch, row, position, drawn)
+            note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
+            events += self._readings(batch)
+            events += self._commit(batch, drawn, row, position, chosen)
         events += self._collect(batch)
         cost = (time.perf_counter() - began) / len(batch.requests)
         self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
@@ -122,6 +142,7 @@ class TorchEngine:
     def _choose_rows(self) -> list[Event]:
         """Drop aborted rows, let waiting ones join while there is room, and rebuild the batch if anything changed."""
         aborted, self.aborted = self.aborted, set()
+        steered, self.steered = self.steered, []
         events: list[Event] = [
             Failed(request.id, "aborted", aborted=True)
             for request in [*self.running, *self.waiting]
@@ -130,20 +151,25 @@ class TorchEngine:
         if events:
             self.waiting = deque(request for request in self.waiting if request.id not in aborted)
         staying = [request for request in self.running if request.id not in aborted]
-        joining = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.config.max_rows - len(staying)))]
-        if joining or self.batch is not None and len(staying) < len(self.batch.requests):
+        joining: list[Request] = []
+        room = self.config.max_rows - sum(request.rows for request in staying)
+        # A guided row is two of the forward; one that never fits runs alone.
+        while self.waiting and (self.waiting[0].rows <= room or not staying and not joining):
+            room -= self.waiting[0].rows
+            joining.append(self.waiting.popleft())
+        if joining or steered or self.batch is not None and len(staying) < len(self.batch.requests):
             if self.batch is not None:
                 self.batch.close()
             rows = staying + joining
             self.batch = Batch(rows, self.model.facts, self.device, self.dtype) if rows else None
-        return events
+        return steered + events
 
     def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
         """A candidate for each position given."""
         needs = frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in batch.requests))
-        key = batch.keys(row, position, noise.TOKEN)
-        settings = Settings(batch.temperature[row], batch.top_p[row], batch.no_eos[row], key)
-        return draw(self.model, hidden[row, position], settings, needs)
+        state = batch.state(position)
+        unguided = hidden[batch.twin[row], state] if len(batch.guided) else None
+        return draw(self.model, hidden[row, state], batch.settings(row, position), needs, unguided)
 
     def _readings(self, batch: Batch) -> list[Event]:
         """Traces that are due at this step, read before its push."""
@@ -207,9 +233,9 @@ class TorchEngine:
     def _settled(self, request: Request) -> bool:
         prefix = request.response[: request.prefix]
         return (
-            request.steps_left <= 0
+            request.over
             or request.prefix == request.params.max_tokens
-            or self.model.facts.eos_id in prefix
+            or any(end in prefix for end in self.model.facts.end_ids)
             or bool(request.params.stop)
             and cut_at_stop(self._text(request, prefix), request.params.stop)[1]
         )
@@ -218,22 +244,22 @@ class TorchEngine:
         return continuation(self.decode, request.prompt_ids, response)
 
     def _result(self, request: Request) -> Result:
-        eos = self.model.facts.eos_id
         # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
-        tokens = request.response if request.steps_left <= 0 else request.response[: request.prefix]
-        ended = eos in tokens
-        tokens = tokens[: tokens.index(eos)] if ended else tokens
+        tokens = request.response if request.over else request.response[: request.prefix]
+        ends = [i for i, token in enumerate(tokens) if token in self.model.facts.end_ids]
+        tokens = tokens[: ends[0]] if ends else tokens
         written = [i for i, token in enumerate(tokens) if token != request.mask_id]
         tokens = [tokens[i] for i in written]
         text, stopped = cut_at_stop(self._text(request, tokens), request.params.stop)
         return Result(
             tokens=tuple(tokens),
             text=text,
-            finish_reason="stop" if ended or stopped else "length",
+            finish_reason="stop" if ends or stopped else "length",
             steps=request.step,
-            forward_passes=request.step,
+            forward_passes=request.forwards,
             prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
             receipt=receipt(request),
             trace=tuple(request.trace),
             logprobs=tuple(request.logprobs[i] for i in written) if request.params.logprobs else None,
+            top_logprobs=tuple(request.top_logprobs[i] for i in written) if request.top_logprobs else None,
         )

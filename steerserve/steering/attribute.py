@@ -148,10 +148,21 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
     for layer, site in sites.items():
         if not _finite(site.residual_norm) or site.residual_norm <= 0:
             raise ArtifactError(f"{folder}: residual_norm of layer {layer} must be above 0, got {site.residual_norm!r}")
+        if not 0 <= layer < num_layers:
+            raise ArtifactError(f"{folder}: a site at layer {layer}, but the model has layers 0 to {num_layers - 1}")
+        if not isinstance(site.sae, str) or not isinstance(site.sae_sha256, str) or not site.sae_sha256:
+            raise ArtifactError(
+                f"{folder}: the SAE of layer {layer} must have a name and a sha256, got {site.sae!r} and "
+                f"{site.sae_sha256!r}"
+            )
+        if wrong := [f.index for f in site.features if type(f.index) is not int or f.index < 0]:
+            raise ArtifactError(f"{folder}: features of layer {layer} must be whole numbers, 0 or more, got {wrong}")
     if not _finite(card.strength):
         raise ArtifactError(f"{folder}: strength must be a finite number, got {card.strength!r}")
     if not card.layers:
         raise ArtifactError(f"{folder}: layers is empty: it would steer nothing")
+    if wrong_layers := [layer for layer in card.layers if type(layer) is not int]:
+        raise ArtifactError(f"{folder}: layers must be whole numbers, got {wrong_layers}")
     digest = hashlib.sha256(text.encode() + (folder / "directions.safetensors").read_bytes()).hexdigest()
     if card.unit not in UNITS or not isinstance(card.scope, str) or card.scope not in SCOPES:
         raise ArtifactError(

@@ -25,6 +25,14 @@ class Encoder(Protocol):
         ...
 
 
+class StateEncoder(Protocol):
+    """An SAE that encodes masked and visible tokens each in its own way."""
+
+    def encode(self, hidden: Tensor, masked: Tensor) -> Tensor:
+        """Feature activations [..., features] of hidden states [..., hidden_size] that are masked [...] or not."""
+        ...
+
+
 @dataclass
 class Applied:
     """What a push did so far; the receipt is made from it."""
@@ -56,6 +64,9 @@ class Push:
     """A named scope, or a half-open span of canvas positions."""
     sae: Encoder | None = None
     feature: int | None = None
+    pair: StateEncoder | None = None
+    """The SAE's pair for the layer, where one is loaded: `boost` then takes each token's largest activation from the
+    SAE of its state."""
     applied: Applied = field(default_factory=Applied)
 
 
@@ -89,7 +100,7 @@ class Site:
         self.directions = directions.to(device, dtype)
         self.reads = any(push.op == "read" for row in pushes for push in row)
         self.encodes = [
-            (r, p, push.sae, push.feature)
+            (r, p, push.sae, push.feature, push.pair if push.op == "boost" else None)
             for r, row in enumerate(pushes)
             for p, push in enumerate(row)
             if push.sae is not None and push.feature is not None and push.op in NEEDS_SAE
@@ -98,6 +109,8 @@ class Site:
         self.projects = any(push.op != "add" for row in pushes for push in row)
         self.gain = torch.zeros(shape, device=device)
         self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
+        self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)
+        """States that decide a masked token [rows, length]."""
         self.reading = torch.zeros(shape, device=device)
         # Sums stay on the device until they are flushed, so that a step does not wait for them.
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
@@ -116,6 +129,7 @@ class Site:
             return
         self.gain = gain.to(self.code.device)
         named = scopes[self.rows]
+        self.masked = named[:, SCOPES["masked"]]
         position = torch.arange(named.shape[2], device=named.device)
         spans = (position >= self.span[:, :, :1]) & (position < self.span[:, :, 1:]) & named[:, :1]
         choice = self.scope.clamp(max=len(SCOPES) - 1)[:, :, None].expand(-1, -1, named.shape[2])
@@ -131,9 +145,10 @@ class Site:
         largest = activation = None
         if self.encodes:
             largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
-            for r, p, sae, feature in self.encodes:
+            for r, p, sae, feature, pair in self.encodes:
                 code = sae.encode(state[r].float())
-                largest[r, p], activation[r, p] = code.amax(dim=1), code[:, feature]
+                best = code if pair is None else pair.encode(state[r].float(), self.masked[r])
+                largest[r, p], activation[r, p] = best.amax(dim=1), code[:, feature]
         weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
         self._record(weight, state)
         delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)

@@ -112,7 +112,7 @@ def test_a_canvas_that_is_too_long_is_refused_with_its_parts(served: TorchEngine
     assert error.param == "max_tokens"
     # BOS stands before the prompt.
     assert "prompt (81 tokens), max_tokens (12) and suffix (4)" in str(error)
-    assert "97 tokens; this model takes 96" in str(error)
+    assert "97 tokens; at most 96" in str(error)
     request = served.admit(replace(PLAIN, prompt=prompt, suffix=(6,) * 3))
     assert len(request.canvas) == tiny.CONTEXT
 

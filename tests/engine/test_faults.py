@@ -112,7 +112,7 @@ def test_the_plan_predicts_the_strengths_that_are_applied(
     [one] = result.receipt["interventions"]
     predicted = request.plan["interventions"][0]["strength_per_step"]
     assert one["strength_per_step"] == pytest.approx(predicted)
-    assert len(predicted) == result.steps
+    assert len(predicted) == result.forward_passes
     assert one["sites"][0]["steps_touched"] == sum(strength != 0 for strength in predicted)
 
 

@@ -48,6 +48,14 @@ BAD_PUSHES: list[tuple[Intervention, str]] = [
     (replace(VECTOR, vector=VectorRef(1, (math.nan, *VALUES[1:]))), ".vector.values"),
     (replace(VECTOR, vector=VectorRef(1, (math.inf, *VALUES[1:]))), ".vector.values"),
     (replace(VECTOR, layers=(1,)), ".layers"),
+    (replace(VECTOR, vector=VectorRef()), ".vector"),
+    (replace(VECTOR, vector=VectorRef(layer=1)), ".vector"),
+    (replace(VECTOR, vector=VectorRef(1, VALUES, "warm")), ".vector.name"),
+    (replace(VECTOR, vector=VectorRef(name="cold")), ".vector.name"),
+    (replace(VECTOR, vector=VectorRef(name="warm"), layers=(1,)), ".layers"),
+    (replace(VECTOR, vector=VectorRef(name="warm"), op="boost"), ".op"),
+    (replace(VECTOR, unit="stored"), ".unit"),
+    (replace(ATTRIBUTE, strength=1.0, unit="stored"), ".unit"),
     (replace(FEATURE, layers=(1,)), ".layers"),
     (replace(ATTRIBUTE, layers=()), ".layers"),
     (replace(ATTRIBUTE, layers=(1, 2)), ".layers"),
@@ -153,3 +161,15 @@ def test_an_operator_with_a_target_never_overshoots_it(served: TorchEngine, op: 
     error = refused(served, replace(PLAIN, interventions=(replace(push, schedule=narrow),)))
     assert error.param == "interventions[0].schedule"
     assert "at most 1" in str(error)
+
+
+def test_a_named_vector_pushes_at_all_of_its_layers_or_at_those_asked_for(served: TorchEngine) -> None:
+    warm = served.catalogue.vectors["warm"]
+    named = Intervention(vector=VectorRef(name="warm"), strength=0.5, unit="stored")
+    request = served.admit(replace(PLAIN, interventions=(named, replace(named, layers=(2,), unit="raw"))))
+    both, one = request.interventions
+    assert [(push.layer, push.strength) for push in both.pushes] == [(0, 1.5), (2, 2.0)]
+    assert all(torch.equal(push.direction, warm.layers[push.layer]) for push in both.pushes)
+    assert [(push.layer, push.strength) for push in one.pushes] == [(2, 0.5)]
+    assert both.summary["name"] == "warm"
+    assert both.summary["unit"] == "stored"

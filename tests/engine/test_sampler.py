@@ -1,6 +1,7 @@
 """Candidates against plain softmax arithmetic in float64, and draws against the distribution they are to follow."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from steerserve.engine.sampler import Draw, Settings, draw
 from steerserve.models import DiffusionLM
 from tests import tiny
 
-EVERYTHING = frozenset({"margin", "entropy"})
+EVERYTHING = frozenset(
+    {
+        "probability", "margin", "entropy", "mass",
+        "filtered_probability", "filtered_margin", "filtered_entropy",
+    }
+)  # fmt: skip
 
 
 def hidden(count: int, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -24,7 +30,10 @@ def settings(count: int, temperature: float = 1.0, top_p: float = 1.0, no_eos: b
     return Settings(
         torch.full((count,), temperature),
         torch.full((count,), top_p),
+        torch.zeros_like(position),
         torch.full((count,), no_eos),
+        torch.zeros(count, dtype=torch.bool),
+        torch.zeros(count),
         noise.keys(zero + seed, zero, zero, position, noise.TOKEN),
     )
 
@@ -57,20 +66,17 @@ def test_a_temperature_close_to_zero_is_the_argmax(temperature: float, top_p: fl
 def test_probability_margin_and_entropy_are_those_of_the_softmax(model: DiffusionLM, temperature: float) -> None:
     states = hidden(80)
     drawn = draw(model, states, settings(80, temperature, 0.9), EVERYTHING)
-    assert drawn.margin is not None
-    assert drawn.entropy is not None
     for i, p in enumerate(distribution(model, states)):
         best = sorted(p.tolist(), reverse=True)
         entropy = -sum(q * math.log(q) for q in p.tolist() if q > 0)
         assert float(drawn.probability[i]) == pytest.approx(float(p[drawn.token[i]]), rel=1e-5)
-        assert float(drawn.margin[i]) == pytest.approx(best[0] - best[1], abs=2e-6)
-        assert float(drawn.entropy[i]) == pytest.approx(entropy, abs=2e-5)
+        assert float(drawn.measures["margin"][i]) == pytest.approx(best[0] - best[1], abs=2e-6)
+        assert float(drawn.measures["entropy"][i]) == pytest.approx(entropy, abs=2e-5)
 
 
 def test_what_is_not_needed_is_not_computed() -> None:
     drawn = draw(tiny.bert(), hidden(5), settings(5), frozenset())
-    assert drawn.margin is None
-    assert drawn.entropy is None
+    assert drawn.measures == {}
 
 
 def test_near_certain_positions_are_still_told_apart() -> None:
@@ -90,8 +96,7 @@ def test_a_token_without_a_rival_has_probability_one() -> None:
     drawn = draw(model, states, settings(30, 1.0), EVERYTHING)
     assert torch.isfinite(drawn.probability).all()
     assert float(drawn.probability.min()) == 1.0
-    assert drawn.entropy is not None
-    assert float(drawn.entropy.abs().max()) == 0.0
+    assert float(drawn.measures["entropy"].abs().max()) == 0.0
 
 
 def test_forbidden_tokens_are_never_drawn() -> None:
@@ -106,7 +111,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
 def test_ignore_eos_is_a_rule_of_its_own_row() -> None:
     model, states = tiny.bert(), hidden(1, seed=1).expand(6000, -1)
     mixed = settings(6000, 10.0)
-    mixed = Settings(mixed.temperature, mixed.top_p, torch.arange(6000) % 2 == 0, mixed.key)
+    mixed = replace(mixed, no_eos=torch.arange(6000) % 2 == 0)
     drawn = draw(model, states, mixed, frozenset())
     assert tiny.EOS not in drawn.token[::2]
     assert tiny.EOS in drawn.token[1::2]
@@ -152,10 +157,9 @@ def test_draws_follow_the_softmax_cut_to_its_nucleus(temperature: float, top_p: 
 
 
 def same(one: Draw, other: Draw) -> bool:
+    assert one.measures.keys() == other.measures.keys()
     pairs = [(one.token, other.token), (one.probability, other.probability)]
-    pairs += [
-        (a, b) for a, b in ((one.margin, other.margin), (one.entropy, other.entropy)) if a is not None and b is not None
-    ]
+    pairs += [(one.measures[name], other.measures[name]) for name in one.measures]
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -167,7 +171,6 @@ def test_borders_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, needs
         monkeypatch.setattr(sampler, "_CHUNK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
         parts = draw(model, states, chosen, needs)
         assert same(parts, whole)
-        assert (parts.margin is None) == (whole.margin is None)
 
 
 def test_a_candidate_is_the_same_alone_and_among_others() -> None:
@@ -175,13 +178,60 @@ def test_a_candidate_is_the_same_alone_and_among_others() -> None:
     together = draw(model, states, chosen, EVERYTHING)
     for i in range(0, 40, 7):
         alone = draw(model, states[i : i + 1], chosen[i : i + 1], EVERYTHING)
-        assert together.margin is not None
-        assert together.entropy is not None
         one = slice(i, i + 1)
-        mine = Draw(together.token[one], together.probability[one], together.margin[one], together.entropy[one])
+        measures = {name: values[one] for name, values in together.measures.items()}
+        mine = Draw(together.token[one], together.probability[one], measures)
         assert same(alone, mine)
 
 
 def test_no_candidates_are_no_trouble() -> None:
     drawn = draw(tiny.bert(), hidden(1)[:0], settings(1)[:0], EVERYTHING)
     assert drawn.token.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(0.0, 0.7, 0), (0.6, 0.8, 0), (2.0, 1.0, 5), (0.9, 0.9, 3)]
+)
+def test_filtered_measures_are_those_of_the_distribution_drawn_from(
+    temperature: float, top_p: float, top_k: int
+) -> None:
+    model, states = tiny.llada(), hidden(60)
+    chosen = replace(settings(60, temperature, top_p), top_k=torch.full((60,), top_k))
+    drawn = draw(model, states, chosen, EVERYTHING)
+    for i, logits in enumerate(model.head(states).double()):
+        p = (logits / (temperature or 1.0)).softmax(0).tolist()
+        kept = nucleus(p, top_p)
+        kept = set(sorted(kept, key=lambda token: -p[token])[: top_k or None])
+        mass = sum(p[token] for token in kept)
+        cut = {token: p[token] / mass for token in kept}
+        best = [*sorted(cut.values(), reverse=True), 0.0]
+        assert int(drawn.token[i]) in cut
+        measured = {name: float(values[i]) for name, values in drawn.measures.items()}
+        assert measured["filtered_probability"] == pytest.approx(cut[int(drawn.token[i])], rel=1e-4)
+        assert measured["filtered_margin"] == pytest.approx(best[0] - best[1], abs=1e-5)
+        assert measured["filtered_entropy"] == pytest.approx(-sum(q * math.log(q) for q in cut.values()), abs=1e-4)
+        assert measured["mass"] == pytest.approx(float(logits.logsumexp(0)), abs=1e-4)
+
+
+def test_guidance_moves_the_logits_away_from_those_without_the_prompt() -> None:
+    model, states, without = tiny.llada(), hidden(40), hidden(40, seed=1)
+    scale = torch.arange(40) % 3 * 0.7
+    drawn = draw(model, states, replace(settings(40, 0.0), guidance=scale), EVERYTHING, without)
+    given, plain = model.head(states).double(), model.head(without).double()
+    guided = torch.where(scale[:, None] > 0, plain + (scale[:, None].double() + 1) * (given - plain), given)
+    assert torch.equal(drawn.token, guided.argmax(1))
+    expected = guided.softmax(1).gather(1, drawn.token[:, None])[:, 0]
+    torch.testing.assert_close(drawn.probability, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ends_that_come_last_have_no_probability_for_the_order_and_leave_theirs_to_the_others() -> None:
+    model, states = tiny.llada(), hidden(400)
+    chosen = replace(settings(400, 3.0, seed=3), ends_last=torch.arange(400) < 300)
+    drawn = draw(model, states, chosen, frozenset({"probability"}))
+    logits = model.head(states).double()
+    plain = logits.softmax(1).gather(1, drawn.token[:, None])[:, 0]
+    torch.testing.assert_close(drawn.probability, plain, rtol=1e-4, atol=1e-9)
+    logits[:300, model.facts.eos_id] = -math.inf
+    seen = logits.softmax(1).gather(1, drawn.token[:, None])[:, 0]
+    assert tiny.EOS in drawn.token[:300]
+    torch.testing.assert_close(drawn.measures["probability"], seen, rtol=1e-4, atol=1e-9)

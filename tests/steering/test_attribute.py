@@ -103,7 +103,16 @@ def test_a_missing_file_is_refused(tmp_path: Path, file: str) -> None:
         load(tmp_path)
 
 
+def _feature(index: object) -> dict[str, object]:
+    return {"index": index, "d": 0.5, "p_value": 0.1, "weight": 1.0}
+
+
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a site beyond the model": lambda raw: raw | {"sites": raw["sites"] | {"3": raw["sites"]["1"]}},
+    "a site without an SAE's hash": lambda raw: raw | {"sites": {"1": raw["sites"]["1"] | {"sae_sha256": None}}},
+    "a feature of text": lambda raw: raw | {"sites": {"1": raw["sites"]["1"] | {"features": [_feature("3")]}}},
+    "a feature below 0": lambda raw: raw | {"sites": {"1": raw["sites"]["1"] | {"features": [_feature(-1)]}}},
+    "a layer that is no whole number": lambda raw: raw | {"layers": [1.0]},
     "another format": lambda raw: raw | {"format": 99},
     "no sites": lambda raw: {key: value for key, value in raw.items() if key != "sites"},
     "no hash of the directions": lambda raw: {key: value for key, value in raw.items() if key != "directions_sha256"},

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from steerserve.saes.pair import SaePair
 from steerserve.steering.operators import CODES, NEEDS_SAE
 from steerserve.steering.plan import SCOPES, Applied, Push, SteeringPlan
 from tests import tiny
@@ -255,3 +256,18 @@ def test_captured_layers_are_kept_as_they_arrive() -> None:
     plan(1, h)
     assert set(plan.captured) == {1}
     assert plan.captured[1] is h
+
+
+def test_boost_takes_its_size_from_the_sae_of_each_tokens_state() -> None:
+    pair = SaePair(SAE, tiny.sae(1, seed=9, policy="visible"))
+    h, areas, strength = hidden(2), scopes(2), 0.8
+    rows = [[push("boost", strength, seed=1, pair=pair)], [push("boost", strength, seed=1)]]
+    plan = SteeringPlan(rows)
+    plan.set_step(torch.zeros(2, dtype=torch.float64), areas)
+    moved = plan(1, h) - h
+    for position in range(12):
+        masked = bool(areas[0, SCOPES["masked"], position])
+        largest = (pair.mask if masked else pair.visible).encode(h[0, position]).max()
+        torch.testing.assert_close(moved[0, position], strength * largest * rows[0][0].direction, atol=1e-4, rtol=1e-4)
+        alone = strength * SAE.encode(h[1, position]).max() * rows[1][0].direction
+        torch.testing.assert_close(moved[1, position], alone, atol=1e-4, rtol=1e-4)
