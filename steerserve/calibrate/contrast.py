@@ -19,6 +19,9 @@ from steerserve.models.base import DiffusionLM
 from steerserve.saes.sae import SparseAutoencoder
 from steerserve.train.activations import states
 
+_BLOCK = 1 << 23
+"""Activations encoded at once: bounds memory whatever the number of features, and is counted twice over in float64."""
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -57,11 +60,13 @@ def class_statistics(
             counts.index_add_(0, owner, torch.ones(len(owner)))
             found = states(model, batch, layers)
             for layer in layers:
-                state = found[layer][chosen.to(found[layer].device)].float().cpu()
-                active = saes[layer].relu(state)
-                activations[layer].update(active)
+                state = found[layer][chosen.to(found[layer].device)].float().to(saes[layer].W_enc.device)
                 hidden[layer].update(state)
-                sums[layer].index_add_(0, owner, active)
+                size = max(1, _BLOCK // saes[layer].facts.features)
+                for part, owners in zip(torch.split(state, size), torch.split(owner, size), strict=True):
+                    active = saes[layer].relu(part)
+                    activations[layer].update(active)
+                    sums[layer].index_add_(0, owners, active.float().cpu())
             bar.update(len(index))
     used = counts > 0
     return {

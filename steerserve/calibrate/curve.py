@@ -30,25 +30,26 @@ def feature_curves(
 ) -> dict[int, Tensor]:
     """Mean activation over the response of the features named, by layer [samples, slices + 1, features of the layer].
 
-    Values are at progress i / slices, linear between the states that a sample went through. Samples must share a
-    length; a state is encoded once, however many features are read from it.
+    Values are at progress i / slices, linear between the states that a sample went through; steps at which nothing was
+    committed are no states of their own. The curve of a sample without tokens is zero. A state is encoded once, however
+    many features are read from it.
     """
     layers = sorted(features)
-    tokens = torch.tensor([sample.tokens for sample in samples])
-    committed_at = torch.tensor([sample.committed_at for sample in samples])
     curves = {layer: torch.zeros(len(samples), slices + 1, len(features[layer])) for layer in layers}
     grid = np.linspace(0.0, 1.0, slices + 1)
-    # The states of a sample are those before each step, and the finished text.
-    times = torch.arange(int(committed_at.max()) + 2)
-    rows = max(1, batch_tokens // (tokens.shape[1] + 1))
-    for i in tqdm(range(len(samples)), desc="commitment curves", unit="sample", leave=False):
-        masked = committed_at[i] >= times[:, None]
-        masked = masked[masked.sum(1).diff(prepend=torch.tensor([-1])) != 0]
+    for i, sample in enumerate(tqdm(samples, desc="commitment curves", unit="sample", leave=False)):
+        if not sample.tokens:
+            continue
+        tokens, committed_at = torch.tensor(sample.tokens), torch.tensor(sample.committed_at)
+        # The states of a sample are those before each step at which it changed, and the finished text.
+        times = sorted({*sample.committed_at, max(sample.committed_at) + 1})
+        masked = committed_at >= torch.tensor(times)[:, None]
+        rows = max(1, batch_tokens // (len(tokens) + 1))
         progress = 1.0 - masked.double().mean(1).numpy()
         found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         for first in range(0, len(masked), rows):
             part = masked[first : first + rows]
-            for layer, values in _readings(model, tokens[i], part, saes, features).items():
+            for layer, values in _readings(model, tokens, part, saes, features).items():
                 found[layer].append(values)
         for layer in layers:
             curves[layer][i] = _interpolate(grid, progress, torch.cat(found[layer]))
@@ -64,15 +65,17 @@ def _readings(
 ) -> dict[int, Tensor]:
     """Mean activations over the response by layer [states, features]; tokens [length], masked [states, length]."""
     facts = model.facts
-    canvas = torch.where(masked, facts.mask_id, tokens)
     start = 0
     if facts.bos_id is not None:
-        canvas, start = torch.cat([torch.full((len(canvas), 1), facts.bos_id), canvas], dim=1), 1
-    lengths = torch.full((len(canvas),), canvas.shape[1])
-    everything = torch.ones_like(canvas, dtype=torch.bool)
-    found = states(model, NoisedBatch(canvas, canvas, lengths, everything, everything), sorted(features))
+        tokens, start = torch.cat([torch.tensor([facts.bos_id]), tokens]), 1
+    whole = tokens.expand(len(masked), -1)
+    text = (torch.arange(len(tokens)) >= start).expand_as(whole)
+    masked = torch.cat([masked.new_zeros(len(masked), start), masked], dim=1)
+    lengths = torch.full((len(masked),), len(tokens))
+    batch = NoisedBatch(whole, whole.masked_fill(masked, facts.mask_id), lengths, masked, text)
+    found = states(model, batch, sorted(features))
     return {
-        layer: some_activations(saes[layer], hidden[:, start:].float().cpu(), features[layer]).mean(1)
+        layer: some_activations(saes[layer], hidden[:, start:], features[layer]).float().mean(1).cpu()
         for layer, hidden in found.items()
     }
 
@@ -80,7 +83,7 @@ def _readings(
 def some_activations(sae: SparseAutoencoder, hidden: Tensor, features: Sequence[int]) -> Tensor:
     """`sae.relu(hidden)[..., features]`, without encoding the other features."""
     ids = list(features)
-    return torch.relu((hidden.to(sae.W_enc.dtype) - sae.b_dec) @ sae.W_enc[:, ids] + sae.b_enc[ids])
+    return torch.relu((hidden.to(sae.W_enc) - sae.b_dec) @ sae.W_enc[:, ids] + sae.b_enc[ids])
 
 
 def _interpolate(grid: np.ndarray, progress: np.ndarray, values: Tensor) -> Tensor:

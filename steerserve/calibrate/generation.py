@@ -18,7 +18,7 @@ class Written:
 
     text: str
     tokens: tuple[int, ...]
-    """Response tokens, before the first end of text."""
+    """Response tokens that were committed, before the first end of text."""
     committed_at: tuple[int, ...]
     """Step at which each of them was committed, from 0."""
 
@@ -44,7 +44,9 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
                         bar.update(1)
                     case Done():
                         i, tokens = place[event.request_id], event.result.tokens
-                        committed_at = tuple(commits[i][position] for position in range(len(tokens)))
+                        # Positions at which the model drew its own mask are no tokens of the result.
+                        written = sorted(commits[i])[: len(tokens)]
+                        committed_at = tuple(commits[i][position] for position in written)
                         found[i] = Written(event.result.text, tokens, committed_at)
                         left -= 1
                     case Failed():

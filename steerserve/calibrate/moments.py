@@ -17,10 +17,10 @@ class Moments:
         """Sum of squared deviations from the mean [size]."""
 
     def update(self, values: Tensor) -> None:
-        """Take values [n, size] in."""
+        """Take values [n, size] in, from whatever device."""
         if len(values):
             variance, mean = torch.var_mean(values.double(), dim=0, correction=0)
-            self._merge(len(values), mean, variance * len(values))
+            self._merge(len(values), mean.cpu(), variance.cpu() * len(values))
 
     def merge(self, other: "Moments") -> None:
         """Take another stream in, as if its values had come one by one."""

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from steerserve.models.base import DiffusionLM
+from steerserve.train.activations import NoisedBatch, final_states
+from steerserve.train.losses import token_losses
 
 _BATCH_TOKENS = 2048
-"""Bounds the block of logits: half of these positions, on average, times the vocabulary."""
+"""Tokens of one forward."""
 
 
 @torch.inference_mode()
@@ -40,19 +41,23 @@ def text_losses(model: DiffusionLM, texts: Sequence[Sequence[int]], masks: int, 
 
 def _losses(model: DiffusionLM, texts: Sequence[Sequence[int]], draw: Tensor, ratio: float) -> Tensor:
     """Mean cross-entropy at the masked positions of each text [texts], one mask ratio."""
-    facts, device = model.facts, next(model.parameters()).device
+    facts = model.facts
     start = [] if facts.bos_id is None else [facts.bos_id]
     width = max(len(text) for text in texts)
     masked = torch.zeros(len(texts), len(start) + width, dtype=torch.bool)
     for row, text in enumerate(texts):
         positions = draw[: len(text)].argsort()[: math.ceil(ratio * len(text))]
         masked[row, len(start) + positions] = True
-    tokens = torch.tensor([start + list(text) + [facts.eos_id] * (width - len(text)) for text in texts]).to(device)
-    lengths = torch.tensor([len(start) + len(text) for text in texts], device=device)
-    masked = masked.to(device)
-    hidden = model(tokens.masked_fill(masked, facts.mask_id), lengths)
-    loss = F.cross_entropy(model.head(hidden[masked]).float(), tokens[masked], reduction="none").double().cpu()
-    owner = masked.nonzero()[:, 0].cpu()
+    tokens = torch.tensor([start + list(text) + [facts.eos_id] * (width - len(text)) for text in texts])
+    lengths = torch.tensor([len(start) + len(text) for text in texts])
+    place = torch.arange(tokens.shape[1])
+    inside = (place >= len(start)) & (place < lengths[:, None])
+    hidden = final_states(
+        model, NoisedBatch(tokens, tokens.masked_fill(masked, facts.mask_id), lengths, masked, inside)
+    )
+    asked = masked.to(hidden.device)
+    loss = token_losses(model, hidden[asked], tokens.to(hidden.device)[asked]).double().cpu()
+    owner = masked.nonzero()[:, 0]
     total = torch.zeros(len(texts), dtype=torch.float64).index_add(0, owner, loss)
     return total / torch.bincount(owner, minlength=len(texts))
 

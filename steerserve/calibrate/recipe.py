@@ -13,6 +13,10 @@ class CalibrationRecipe:
     tasks: Path | None = None
     """JSON file of attributes to calibrate: a list of {"name", "file", "field", "target", "contrast"};
     none: those of the bundled model."""
+    layers: tuple[int, ...] = ()
+    """Layers whose SAEs are used; none: every layer that has one for masked positions."""
+    sae_k: int | None = None
+    """Which SAEs of a sweep over k, the active features per token; none: there is one a layer."""
     texts: int = 400
     """Texts of each class that features are found on."""
     crop: int = 128
@@ -65,6 +69,8 @@ class CalibrationRecipe:
     """Strength schedule of the attributes."""
     order: str | Mapping[str, Any] | None = None
     """Order in which positions commit in samples and trials; none: the model's own."""
+    transfer: str | Mapping[str, Any] | None = None
+    """How many commit at a step of samples and trials; none: the model's own."""
     temperature: float | None = None
     """Temperature of samples and trials; none: the model's own."""
     rows: int = 64

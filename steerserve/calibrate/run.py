@@ -22,8 +22,9 @@ from steerserve.calibrate.selection import Selection, select
 from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
 from steerserve.calibrate.texts import held_out_texts, labelled_texts
 from steerserve.calibrate.trials import Laboratory
+from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
-from steerserve.models import DiffusionLM, load_model, load_tokenizer, read_sampler_defaults, weights_sha256
+from steerserve.models import DiffusionLM, ModelFacts, open_model
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge, train_judge
@@ -37,7 +38,12 @@ HELD_OUT_TEXTS = 32
 
 
 def calibrate(
-    model_folder: Path, sae_folder: Path, data: Path, out: Path, recipe: CalibrationRecipe
+    model_folder: Path,
+    sae_folder: Path,
+    data: Path,
+    out: Path,
+    recipe: CalibrationRecipe,
+    model_config: ModelConfig | None = None,
 ) -> dict[str, Attribute]:
     """Calibrate every task of the recipe into `out/<name>`; returns the attributes made by this call, by name.
 
@@ -45,10 +51,9 @@ def calibrate(
     made from another model, other SAEs or by another recipe, before anything is computed.
     """
     tasks = BUNDLED if recipe.tasks is None else read_tasks(recipe.tasks)
-    digest = weights_sha256(model_folder)
-    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
-    saes = masked_saes(sae_folder, model, digest)
-    defaults = read_sampler_defaults(model_folder)
+    opened = open_model(model_folder, model_config or ModelConfig())
+    digest, tokenizer, defaults = opened.sha256, opened.tokenizer, opened.defaults
+    saes = masked_saes(sae_folder, opened.facts, digest, recipe)
     common = {
         "model_sha256": digest,
         "sampler": asdict(defaults),
@@ -60,6 +65,10 @@ def calibrate(
     due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]
     if not due:
         return {}
+    # On the CPU the SAEs are in memory already, and what is available is without them.
+    beside = 0 if opened.device.type == "cpu" else sum(map(_bytes, saes.values()))
+    model = opened.load(model_folder.resolve().name, lambda line: tqdm.write(line, file=sys.stderr), beside)
+    saes = {layer: sae.to(opened.device) for layer, sae in saes.items()}
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out_texts(data, HELD_OUT_TEXTS), recipe)
     laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
@@ -102,11 +111,14 @@ def calibrate(
     return made
 
 
-def masked_saes(folder: Path, model: DiffusionLM, model_sha256: str) -> dict[int, SparseAutoencoder]:
-    """The SAE of each layer for masked positions, the scope of steering; raises ArtifactError for none or for two."""
+def masked_saes(
+    folder: Path, facts: ModelFacts, model_sha256: str, recipe: CalibrationRecipe
+) -> dict[int, SparseAutoencoder]:
+    """The SAE of each layer of the recipe for masked positions, the scope of steering; raises ArtifactError for none,
+    or for two of a layer."""
     found: dict[int, SparseAutoencoder] = {}
-    for name, sae in load_saes(folder).items():
-        sae.facts.check_model(model.facts.hidden_size, model.facts.num_layers, model_sha256)
+    for name, sae in load_saes(folder, recipe.layers or None, recipe.sae_k).items():
+        sae.facts.check_model(facts.hidden_size, facts.num_layers, model_sha256)
         if sae.facts.policy == "visible":
             continue
         if sae.facts.layer in found:
@@ -115,6 +127,10 @@ def masked_saes(folder: Path, model: DiffusionLM, model_sha256: str) -> dict[int
     if not found:
         raise ArtifactError(f"{folder} has no SAE for masked positions")
     return found
+
+
+def _bytes(sae: SparseAutoencoder) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in sae.buffers())
 
 
 def origin(task: Task, hashes: Mapping[str, str], common: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def unsteered_samples(
             max_tokens=recipe.sample_tokens,
             steps=recipe.sample_steps,
             order=recipe.order,
-            transfer="linear",
+            transfer=recipe.transfer,
             temperature=recipe.temperature,
             seed=recipe.seed,
             row=row,

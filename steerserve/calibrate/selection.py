@@ -63,7 +63,7 @@ def select(
         FeatureWeight(j, round(float(d[j]), 6), float(f"{p_of[j]:.6g}"), round(weight_of.get(j, 0.0), 8))
         for j in [*positive.tolist(), *negative.tolist()]
     )
-    direction = weights.float() @ sae.W_dec[steering]
+    direction = weights.float() @ sae.W_dec[steering].float().cpu()
     difference = (target.hidden.mean - pooled([one.hidden for one in contrast]).mean).float()
     return Selection(features, direction / direction.norm(), difference / difference.norm(), note)
 

@@ -1,9 +1,11 @@
 """Steering trials: texts written with an attribute at some layers and strength, judged against unsteered ones."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from steerserve.calibrate.generation import Written, write
@@ -109,6 +111,7 @@ class Laboratory:
                 max_tokens=recipe.trial_tokens,
                 steps=recipe.trial_steps,
                 order=recipe.order,
+                transfer=recipe.transfer,
                 temperature=recipe.temperature,
                 seed=seed,
                 row=row,
@@ -119,6 +122,10 @@ class Laboratory:
         ]
 
     def _figures(self, written: Sequence[Written]) -> tuple[float, float]:
-        """Mean loss and mean distinct-2."""
-        losses = text_losses(self.model, [one.tokens for one in written], self.recipe.quality_masks)
-        return float(losses.mean()), float(np.mean([distinct_pairs(one.tokens) for one in written]))
+        """Mean loss and mean distinct-2; a text without tokens counts as drawn from all of them alike, and as one token
+        over and over."""
+        losses = torch.full((len(written),), math.log(self.model.facts.vocab_size), dtype=torch.float64)
+        full = [i for i, one in enumerate(written) if one.tokens]
+        losses[full] = text_losses(self.model, [written[i].tokens for i in full], self.recipe.quality_masks)
+        distinct = [distinct_pairs(one.tokens) if one.tokens else 0.0 for one in written]
+        return float(losses.mean()), float(np.mean(distinct))

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM
+from steerserve.models.base import DiffusionLM, Sites, deciding
+from steerserve.models.sigma import Sigma
 from steerserve.saes.sae import Policy
 from steerserve.train.dlm import Documents, draw_masks
 
@@ -32,6 +33,10 @@ class NoisedBatch:
     def chosen(self, policy: Policy) -> Tensor:
         """The text positions of a policy, as a mask [rows, width]."""
         return self.text & (self.masked if policy == "mask" else ~self.masked)
+
+    def share(self) -> Tensor:
+        """Share of each row's text that is masked [rows], float32; 0 for a row without text."""
+        return (self.masked & self.text).sum(1) / self.text.sum(1).clamp(min=1)
 
 
 def noised_batches(
@@ -73,14 +78,32 @@ class Capture:
         return hidden
 
 
+def level_of_share(schedule: Sigma, share: Tensor) -> Tensor:
+    """Noise level [rows] float32 at which that share [rows] of a text is masked: `share = 1 - exp(-sigma)`, no further
+    than the schedule goes."""
+    low, high = schedule.total(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    return (-torch.log1p(-share.double())).clamp(low, high).float()
+
+
+def final_states(model: DiffusionLM, batch: NoisedBatch, sites: Sites | None = None) -> Tensor:
+    """The final state that decides each token, ready for the head [rows, width, hidden_size], on the model's device.
+
+    A family that takes a noise level gets that of each row's masked share.
+    """
+    device = next(model.parameters()).device
+    schedule = model.facts.sigma
+    sigma = None if schedule is None else level_of_share(schedule, batch.share()).to(device)
+    return deciding(model(batch.canvas.to(device), batch.lengths.to(device), sites, sigma), model.facts.shift)
+
+
 @torch.inference_mode()
 def states(model: DiffusionLM, batch: NoisedBatch, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Outputs [rows, width, hidden_size] of the layers, from a forward that ends at the deepest of them."""
-    device = next(model.parameters()).device
+    """For each token the output of the layers where it is decided [rows, width, hidden_size], on the model's device,
+    from a forward that ends at the deepest of them."""
     capture = Capture(layers)
     with suppress(_Deepest):
-        model(batch.canvas.to(device), batch.lengths.to(device), capture)
-    return capture.hidden
+        final_states(model, batch, capture)
+    return {layer: deciding(hidden, model.facts.shift) for layer, hidden in capture.hidden.items()}
 
 
 class Store:

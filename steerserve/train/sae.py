@@ -18,8 +18,8 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM
+from steerserve.saes.reading import STATS, load_sae
 from steerserve.saes.sae import Policy
-from steerserve.saes.sae_lens import STATS, load_sae
 from steerserve.train.activations import NoisedBatch, Store, gather, noised_batches
 from steerserve.train.dlm import Documents
 from steerserve.train.sae_fit import SaeRecipe, fit, halve
@@ -28,7 +28,7 @@ from steerserve.train.sae_quality import evaluate_sae, reconstruction
 __all__ = ["SaeRecipe", "evaluate_sae", "train_saes"]
 
 CARD = "card.json"
-SCRATCH = "activations"
+SCRATCH = ".activations"
 """Folder of gathered states inside the output folder; removed when the last SAE is saved."""
 
 

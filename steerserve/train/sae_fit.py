@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from steerserve.saes.layouts.sae_lens import CONFIG, WEIGHTS
 from steerserve.saes.sae import Policy
-from steerserve.saes.sae_lens import CONFIG, WEIGHTS
 from steerserve.train.activations import Store
 
 

@@ -4,21 +4,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from steerserve.models.base import DiffusionLM, Sites
 from steerserve.saes.sae import FeatureStats, Policy, SparseAutoencoder
-from steerserve.train.activations import NoisedBatch
+from steerserve.train.activations import NoisedBatch, final_states
+from steerserve.train.losses import token_losses
 
 Replacement = Callable[[Tensor], Tensor]
 """Hidden states [n, hidden_size] -> what stands in for them."""
 
 
 class Splice:
-    """A `Sites` that replaces one layer's output at chosen positions [rows, width]."""
+    """A `Sites` that replaces one layer's output where chosen tokens [rows, width] are decided."""
 
-    def __init__(self, layer: int, chosen: Tensor, replacement: Replacement) -> None:
-        self.layer, self.chosen, self.replacement = layer, chosen, replacement
+    def __init__(self, layer: int, chosen: Tensor, shift: int, replacement: Replacement) -> None:
+        self.layer, self.chosen, self.replacement = layer, decides(chosen, shift), replacement
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         if layer != self.layer:
@@ -29,18 +29,29 @@ class Splice:
         return out
 
 
+def decides(chosen: Tensor, shift: int) -> Tensor:
+    """The positions [rows, width] whose states decide a token chosen [rows, width]: those `shift` places before it."""
+    if shift == 0:
+        return chosen
+    before = torch.cat([chosen[:, shift:], torch.zeros_like(chosen[:, :shift])], 1)
+    before[:, 0] |= chosen[:, :shift].any(1)
+    return before
+
+
 @torch.inference_mode()
 def masked_loss(
     model: DiffusionLM, batches: Sequence[NoisedBatch], layer: int, policy: Policy, replacement: Replacement | None
 ) -> float:
-    """Mean cross-entropy in nats at masked text positions, one layer's output replaced at the policy's positions."""
-    device = next(model.parameters()).device
+    """Mean cross-entropy in nats at masked text positions, one layer's output replaced where the policy's tokens are
+    decided."""
     total, count = 0.0, 0
     for batch in batches:
-        sites: Sites | None = None if replacement is None else Splice(layer, batch.chosen(policy), replacement)
-        asked = (batch.masked & batch.text).to(device)
-        hidden = model(batch.canvas.to(device), batch.lengths.to(device), sites)
-        total += float(F.cross_entropy(model.head(hidden[asked]), batch.tokens.to(device)[asked], reduction="sum"))
+        sites: Sites | None = None
+        if replacement is not None:
+            sites = Splice(layer, batch.chosen(policy), model.facts.shift, replacement)
+        hidden = final_states(model, batch, sites)
+        asked = batch.chosen("mask").to(hidden.device)
+        total += float(token_losses(model, hidden[asked], batch.tokens.to(hidden.device)[asked]).double().sum())
         count += int(asked.sum())
     return total / count
 
@@ -57,7 +68,7 @@ def reconstruction(sae: SparseAutoencoder, hidden: Tensor) -> tuple[dict[str, fl
         part = hidden[start : start + 2048]
         activations = sae.encode(part)
         error += float((part - sae.decode(activations)).square().sum())
-        fired += (activations > 0).sum(0)
+        fired += (activations != 0).sum(0)
         summed += activations.sum(0)
         largest = torch.maximum(largest, activations.amax(0))
     spread = float((hidden - hidden.mean(0)).square().sum())
@@ -77,9 +88,9 @@ def evaluate_sae(
     """Scores on held-out states [N, hidden_size] of the SAE's layer and policy, and on held-out noised batches.
 
     `loss_delta` is the change of the masked-token loss (nats) when the reconstruction stands in for the layer's output
-    at the policy's positions; `loss_recovered_*` is that change put between no change (1) and ablation (0), where
-    ablation puts zeros, or the mean state, at the same positions. It is left out where ablation does no harm: visible
-    positions of the last layer, for one, no longer reach the masked ones.
+    where the policy's tokens are decided; `loss_recovered_*` is that change put between no change (1) and ablation (0),
+    where ablation puts zeros, or the mean state, at the same positions. It is left out where ablation does no harm:
+    visible positions of the last layer, for one, no longer reach the masked ones.
     """
     scores, stats = reconstruction(sae, hidden)
     mean = hidden.mean(0)

@@ -1,17 +1,34 @@
-"""Labelled texts and SAEs for the tiny model: everything a calibration reads."""
+"""Labelled texts, and models of every family with SAEs: everything a calibration reads."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.models import weights_sha256
+from steerserve.models import DiffusionLM, weights_sha256
+from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.dream import DreamDiffusionLM
+from steerserve.models.llada import LladaDiffusionLM
+from steerserve.models.mdlm import MdlmDiffusionLM
+from steerserve.models.sedd import SeddDiffusionLM
+from tests import tiny
 from tests.conftest import SENTENCES
 
 HIDDEN, FEATURES = 32, 48
+_CLASSES: dict[str, type[Any]] = {
+    "bert": BertDiffusionLM,
+    "llada": LladaDiffusionLM,
+    "dream": DreamDiffusionLM,
+    "mdlm": MdlmDiffusionLM,
+    "mdlm-timed": MdlmDiffusionLM,
+    "sedd": SeddDiffusionLM,
+}
+FAMILIES = tuple(_CLASSES)
 TASKS: list[dict[str, Any]] = [
     {"name": "who/king", "file": "who", "field": "who", "target": "king", "contrast": ["team", "crew"]},
     {"name": "who/crew", "file": "who", "field": "who", "target": "crew", "contrast": ["team", "king"]},
@@ -36,6 +53,78 @@ SMALL: dict[str, Any] = {
     "trial_steps": 4,
     "quality_masks": 2,
 }
+
+
+def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, start: int = 2) -> dict[str, Any]:
+    """A `config.json` of two layers of size HIDDEN, under the keys of the published ones."""
+    if name == "sedd":
+        # Its graph adds the mask to the vocabulary.
+        return {
+            "tokens": vocabulary,
+            "graph": {"type": "absorb"},
+            "noise": {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20},
+            "model": {
+                "name": "tiny",
+                "type": "ddit",
+                "hidden_size": HIDDEN,
+                "cond_dim": 16,
+                "length": 64,
+                "n_blocks": 2,
+                "n_heads": 2,
+                "scale_by_sigma": True,
+                "dropout": 0.1,
+            },
+        }
+    dit = {"model_length": 64, "hidden_dim": HIDDEN, "cond_dim": 16, "n_blocks": 2, "n_heads": 2}
+    encoder = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    own: dict[str, dict[str, Any]] = {
+        "bert": {"model_type": "bert", **encoder, "cls_token_id": start, "sep_token_id": end, "pad_token_id": 0},
+        "llada": {
+            "model_type": "llada",
+            "d_model": HIDDEN,
+            "n_layers": 2,
+            "n_heads": 2,
+            "max_sequence_length": 64,
+            "mlp_hidden_size": 48,
+            "embedding_size": vocabulary,
+            "rope_theta": 500000.0,
+        },
+        "dream": {
+            "model_type": "Dream",
+            **encoder,
+            "num_key_value_heads": 1,
+            "rope_theta": 1e6,
+            "pad_token_id": end,
+        },
+        "mdlm": {"model_type": "mdlm", **dit, "time_conditioning": False},
+        "mdlm-timed": {"model_type": "mdlm", **dit, "time_conditioning": True},
+    }
+    return {
+        **own[name],
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 64,
+        "mask_token_id": mask,
+        "eos_token_id": end,
+    }
+
+
+def family(name: str, **ids: int) -> DiffusionLM:
+    """A tiny model of random weights; `ids` as in `family_config`."""
+    model: DiffusionLM = _CLASSES[name].from_config(family_config(name, **ids))
+    tiny.randomise(model, 0)
+    return model
+
+
+def make_family(folder: Path, name: str, tokenizer: Path) -> Path:
+    """A model folder as its authors write it, with a copy of the tokenizer of the folder given."""
+    folder.mkdir(parents=True)
+    shutil.copy(tokenizer / "tokenizer.json", folder)
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    (folder / "config.json").write_text(json.dumps(family_config(name, vocabulary)))
+    # Published DiT files hold the layers that give the modulations, also where sigma is constant.
+    whole = family({"mdlm": "mdlm-timed"}.get(name, name), vocabulary=vocabulary)
+    save_file({key: tensor.contiguous() for key, tensor in whole.state_dict().items()}, folder / "model.safetensors")
+    return folder
 
 
 def make_data(folder: Path) -> Path:

@@ -131,3 +131,14 @@ def test_the_residual_norm_is_the_mean_norm_at_masked_positions() -> None:
             values += kept[layer][batch.masked].norm(dim=1).tolist()
     found = residual_norms(lm, tokenizer, [0, 2], some, RECIPE)
     assert found == pytest.approx({layer: float(np.mean(values)) for layer, values in norms.items()}, rel=1e-4)
+
+
+def test_statistics_do_not_depend_on_how_much_is_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, sae, some = tiny.bert(), tiny.sae(1), texts("sea", 6)
+    whole = class_statistics(lm, tiny.tokenizer(), {1: sae}, some, RECIPE, "sea")[1]
+    monkeypatch.setattr("steerserve.calibrate.contrast._BLOCK", 5 * tiny.FEATURES)
+    parts = class_statistics(lm, tiny.tokenizer(), {1: sae}, some, RECIPE, "sea")[1]
+    assert parts.activations.count == whole.activations.count
+    torch.testing.assert_close(parts.activations.mean, whole.activations.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.activations.variance, whole.activations.variance, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.text_means, whole.text_means, rtol=1e-4, atol=1e-5)

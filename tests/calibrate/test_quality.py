@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from steerserve.calibrate.quality import distinct_pairs, text_losses
+from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.train.losses import token_losses
+from tests.calibrate import made
 
 
 def model() -> BertDiffusionLM:
@@ -25,17 +29,60 @@ def texts(*lengths: int) -> list[list[int]]:
     return [torch.randint(5, 30, (length,), generator=generator).tolist() for length in lengths]
 
 
-def test_the_loss_is_the_mean_over_ratios_of_the_masked_cross_entropy() -> None:
-    lm, (text,) = model(), texts(11)
-    masks, expected = 4, 0.0
-    draws = torch.rand(11, masks, generator=torch.Generator().manual_seed(3))
-    for i in range(masks):
-        order = sorted(range(11), key=lambda position: float(draws[position, i]))
-        hidden = sorted(order[: math.ceil((i + 0.5) / masks * 11)])
-        canvas = [2, *(4 if position in hidden else token for position, token in enumerate(text))]
-        logits = lm.head(lm(torch.tensor([canvas])))[0].double().log_softmax(1)
-        expected -= sum(float(logits[1 + position, text[position]]) for position in hidden) / len(hidden) / masks
-    assert text_losses(lm, [text], masks, seed=3).tolist() == pytest.approx([expected], rel=1e-5)
+def written_out(lm: DiffusionLM, name: str, text: list[int], draws: Tensor) -> float:
+    """The mean over mask ratios of the mean of -log p of the hidden tokens; draws [positions, ratios]."""
+    start = [2] if name == "bert" else []
+    mask, never = {"bert": (4, {0, 2, 4}), "sedd": (60, {60})}.get(name, (4, {4} if "mdlm" in name else set()))
+    count, ratios = len(text), draws.shape[1]
+    total = 0.0
+    for i in range(ratios):
+        order = sorted(range(count), key=lambda position: float(draws[position, i]))
+        hidden = sorted(order[: math.ceil((i + 0.5) / ratios * count)])
+        canvas = start + [mask if position in hidden else token for position, token in enumerate(text)]
+        sigma = -math.log(max(0.001, 1 - len(hidden) / count))
+        values = lm.head(lm(torch.tensor([canvas]), sigma=torch.tensor([sigma])))[0].double().exp()
+        for position in hidden:
+            place = position + len(start)
+            # Dream's token j is decided one place before it, its first by the first state.
+            odds = values[max(place - 1, 0) if name == "dream" else place]
+            mass = sum(float(odds[token]) for token in range(len(odds)) if token not in never)
+            total -= math.log(float(odds[text[position]]) / mass) / len(hidden) / ratios
+    return total
+
+
+@pytest.mark.parametrize("name", made.FAMILIES)
+@pytest.mark.parametrize("length", [1, 11])
+def test_the_loss_is_the_mean_over_ratios_of_the_masked_cross_entropy(name: str, length: int) -> None:
+    lm, (text,) = made.family(name), texts(length)
+    draws = torch.rand(length, 4, generator=torch.Generator().manual_seed(3))
+    expected = written_out(lm, name, text, draws)
+    assert text_losses(lm, [text], 4, seed=3).tolist() == pytest.approx([expected], rel=1e-4)
+
+
+def test_a_constant_added_to_all_scores_changes_no_loss() -> None:
+    lm, several = made.family("sedd"), texts(7, 3)
+    expected, head = text_losses(lm, several, 3), lm.head
+    lm.head = lambda hidden: head(hidden) + 40.0  # type: ignore[method-assign]
+    torch.testing.assert_close(text_losses(lm, several, 3), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_never_text_has_no_probability_but_as_the_token_itself() -> None:
+    lm = model()
+    states, tokens = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 30
+    odds = lm.head(states).double().exp()
+    for row, loss in enumerate(token_losses(lm, states, tokens).tolist()):
+        token = row % 30
+        others = sum(float(odds[row, other]) for other in range(30) if other not in (0, 2, 4) and other != token)
+        own = float(odds[row, token])
+        assert loss == pytest.approx(-math.log(own / (own + others)), rel=1e-4, abs=1e-5)
+
+
+def test_losses_do_not_depend_on_how_many_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model()
+    states, tokens = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 30
+    whole = token_losses(lm, states, tokens)
+    monkeypatch.setattr("steerserve.train.losses._BLOCK_BYTES", 4 * 30 * 7)
+    torch.testing.assert_close(token_losses(lm, states, tokens), whole)
 
 
 def test_a_texts_loss_does_not_depend_on_its_neighbours() -> None:

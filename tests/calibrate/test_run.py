@@ -107,16 +107,23 @@ def test_an_attribute_of_another_recipe_is_not_overwritten(folder: Path, tiny_mo
 
 
 def test_only_saes_for_masked_positions_are_used(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    model, digest = load_model(tiny_model), weights_sha256(tiny_model)
-    found = masked_saes(folder / "saes", model, digest)
+    facts, digest, recipe = load_model(tiny_model).facts, weights_sha256(tiny_model), make_recipe(tmp_path)
+    found = masked_saes(folder / "saes", facts, digest, recipe)
     assert {layer: sae.facts.policy for layer, sae in found.items()} == {0: "mask", 1: "mask"}
+    assert list(masked_saes(folder / "saes", facts, digest, make_recipe(tmp_path, layers=(1,)))) == [1]
+    with pytest.raises(ArtifactError, match=r"no SAE of layers \[5\]"):
+        masked_saes(folder / "saes", facts, digest, make_recipe(tmp_path, layers=(5,)))
+    with pytest.raises(ArtifactError, match="no SAE of k 9"):
+        masked_saes(folder / "saes", facts, digest, make_recipe(tmp_path, sae_k=9))
+    with pytest.raises(ArtifactError, match="trained on the model .* but the model loaded is 00"):
+        masked_saes(folder / "saes", facts, "00", recipe)
     shutil.copytree(folder / "saes" / "layer-1-mask", tmp_path / "two" / "a")
     shutil.copytree(folder / "saes" / "layer-1-mask", tmp_path / "two" / "b")
     with pytest.raises(ArtifactError, match="b and a are both for masked positions"):
-        masked_saes(tmp_path / "two", model, digest)
+        masked_saes(tmp_path / "two", facts, digest, recipe)
     shutil.copytree(folder / "saes" / "layer-1-visible", tmp_path / "none" / "a")
     with pytest.raises(ArtifactError, match="no SAE for masked positions"):
-        masked_saes(tmp_path / "none", model, digest)
+        masked_saes(tmp_path / "none", facts, digest, recipe)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,35 @@
 """Gathering hidden states: the right positions, unchanged, shuffled without loss."""
 
 import json
+import math
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
-from steerserve.train.activations import NoisedBatch, Store, gather, noised_batches, states
+from steerserve.models.sigma import Geometric, LogLinear, Sigma
+from steerserve.train.activations import (
+    NoisedBatch,
+    Store,
+    final_states,
+    gather,
+    level_of_share,
+    noised_batches,
+    states,
+)
 from steerserve.train.dlm import Documents
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer
+from tests.calibrate import made
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -69,6 +84,69 @@ def test_states_are_those_of_a_whole_forward() -> None:
     found = states(lm, NoisedBatch(canvas, canvas, lengths, canvas > 0, canvas > 0), [0, 1])
     assert sorted(found) == [0, 1]
     assert torch.equal(found[0], whole[0]) and torch.equal(found[1], whole[1])
+
+
+def noised(lm: DiffusionLM) -> NoisedBatch:
+    """Three rows of different lengths; the last has no text at all."""
+    facts, generator = lm.facts, torch.Generator().manual_seed(2)
+    start = 0 if facts.bos_id is None else 1
+    tokens = torch.randint(5, 40, (3, 10), generator=generator)
+    tokens[:, :start] = facts.bos_id or 0
+    lengths = torch.tensor([10, 7, 4])
+    text = (torch.arange(10) >= start) & (torch.arange(10) < torch.tensor([10, 7, 0])[:, None])
+    masked = text & (torch.rand(3, 10, generator=generator) < 0.5)
+    return NoisedBatch(tokens, tokens.masked_fill(masked, facts.mask_id), lengths, masked, text)
+
+
+def by_hand(lm: DiffusionLM, batch: NoisedBatch, row: int) -> list[Tensor]:
+    """Every layer's output, then the final states, of one row alone at the noise level of its masked share."""
+    outputs: list[Tensor] = []
+
+    def keep(_: int, hidden: Tensor) -> Tensor:
+        outputs.append(hidden[0])
+        return hidden
+
+    sigma = None
+    if lm.facts.sigma is not None:
+        text = [position for position in range(10) if batch.text[row, position]]
+        share = sum(bool(batch.masked[row, position]) for position in text) / max(1, len(text))
+        sigma = torch.tensor([-math.log(max(0.001, 1 - share))])
+    final = lm(batch.canvas[row : row + 1, : int(batch.lengths[row])], None, keep, sigma)
+    return [*outputs, final[0]]
+
+
+@pytest.mark.parametrize("family", made.FAMILIES)
+def test_each_token_has_the_state_that_decides_it_at_the_noise_level_of_its_text(family: str) -> None:
+    lm = made.family(family)
+    batch = noised(lm)
+    layers = range(lm.facts.num_layers)
+    found, final = states(lm, batch, layers), final_states(lm, batch)
+    for row in range(3):
+        expected = by_hand(lm, batch, row)
+        for token in range(int(batch.lengths[row])):
+            place = max(token - 1, 0) if family == "dream" else token
+            for layer in layers:
+                torch.testing.assert_close(found[layer][row, token], expected[layer][place], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(final[row, token], expected[-1][place], rtol=1e-4, atol=1e-4)
+
+
+@given(st.floats(0, 1), st.sampled_from([LogLinear(), LogLinear(0.2), Geometric(1e-4, 20.0), Geometric(0.1, 0.7)]))
+def test_a_noise_level_masks_the_share_it_is_of_as_far_as_the_schedule_goes(share: float, schedule: Sigma) -> None:
+    level = float(level_of_share(schedule, torch.tensor([share])))
+    low, high = (float(schedule.total(torch.tensor(time))) for time in (0.0, 1.0))
+    masked = 1 - math.exp(-level)
+    assert low - 1e-6 <= level <= high + 1e-6
+    if 1 - math.exp(-low) <= share <= 1 - math.exp(-high):
+        assert masked == pytest.approx(share, abs=1e-6)
+    else:
+        assert level == pytest.approx(low if share < 0.5 else high, rel=1e-4, abs=1e-4)
+
+
+def test_a_shift_of_two_moves_states_by_two() -> None:
+    lm, batch = model(), noised(model())
+    plain = states(lm, batch, [1])[1]
+    lm.facts = replace(lm.facts, shift=2)
+    assert torch.equal(states(lm, batch, [1])[1], plain[:, [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]])
 
 
 def test_one_pass_fills_every_store_in_order(tmp_path: Path) -> None:

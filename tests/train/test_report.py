@@ -5,7 +5,7 @@ import math
 import random
 from pathlib import Path
 
-from steerserve.models.loading import load_model, load_tokenizer
+from steerserve.models import load_model, load_tokenizer
 from steerserve.train import corpus
 from steerserve.train.report import held_out, samples
 from tests.conftest import SENTENCES

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from steerserve.errors import ArtifactError
 from steerserve.models.bert import BertConfig, BertDiffusionLM
-from steerserve.saes.sae_lens import load_saes
+from steerserve.saes import load_saes
 from steerserve.train.sae import SaeRecipe, train_saes
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer
 
@@ -121,10 +121,10 @@ def test_an_interrupted_run_keeps_what_it_gathered_and_ends_the_same(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(lm, "head", stop)  # called first when the first SAE is evaluated
         train_saes(lm, tokenizer, data, tmp_path, [0, 2], RECIPE, "aa")
-    assert (tmp_path / "activations" / "layer-2-visible.f16").exists()
+    assert (tmp_path / ".activations" / "layer-2-visible.f16").exists()
     assert load_saes(tmp_path) == {}
     cards = train_saes(lm, tokenizer, data, tmp_path, [0, 2], RECIPE, "aa")
-    assert not (tmp_path / "activations").exists()
+    assert not (tmp_path / ".activations").exists()
     for name, card in cards.items():
         assert card["sha256"] == json.loads((trained / name / "card.json").read_text())["sha256"]
 

@@ -1,15 +1,20 @@
 """Scores of an SAE, where their values are known."""
 
+import math
 from dataclasses import replace
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.models.bert import BertConfig, BertDiffusionLM
 from steerserve.saes.activation import Relu
-from steerserve.saes.sae import SaeFacts, SparseAutoencoder
+from steerserve.saes.sae import Policy, SaeFacts, SparseAutoencoder
 from steerserve.train.activations import NoisedBatch, states
-from steerserve.train.sae_quality import evaluate_sae, masked_loss, reconstruction
+from steerserve.train.sae_quality import decides, evaluate_sae, masked_loss, reconstruction
+from tests.calibrate import made
 
 HIDDEN, LAYER = 8, 1
 
@@ -90,6 +95,52 @@ def test_a_splice_touches_only_its_policys_positions() -> None:
     assert masked_loss(lm, [noised], LAYER, "visible", look) == clean
     assert torch.equal(seen[0], states(lm, noised, [LAYER])[LAYER][noised.text & ~noised.masked])
     assert masked_loss(lm, [noised], LAYER, "visible", torch.zeros_like) != clean
+
+
+@given(st.integers(0, 3), st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=3))
+def test_a_position_decides_a_chosen_token_if_one_of_its_tokens_is_chosen(shift: int, rows: list[list[bool]]) -> None:
+    expected = [[False] * 6 for _ in rows]
+    for row, chosen in enumerate(rows):
+        for token in range(6):
+            if chosen[token]:
+                expected[row][max(0, token - shift)] = True
+    assert decides(torch.tensor(rows), shift).tolist() == expected
+
+
+@pytest.mark.parametrize("policy", ["mask", "visible"])
+@pytest.mark.parametrize("name", made.FAMILIES)
+def test_the_loss_under_a_replacement_is_that_of_states_replaced_where_tokens_are_decided(
+    name: str, policy: Policy
+) -> None:
+    lm, layer = made.family(name), 0
+    mask, never = (60, {60}) if name == "sedd" else (4, {0, 2, 4} if name == "bert" else set())
+    never = never | ({mask} if "mdlm" in name else set())
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(5, 60, (2, 9), generator=generator)
+    masked = torch.rand(2, 9, generator=generator) < 0.5
+    text = torch.ones(2, 9, dtype=torch.bool)
+    noised = NoisedBatch(tokens, tokens.masked_fill(masked, mask), torch.full((2,), 9), masked, text)
+    total, count = 0.0, 0
+    for row in range(2):
+        hidden = [token for token in range(9) if masked[row, token]]
+        chosen = [token for token in range(9) if (token in hidden) == (policy == "mask")]
+        places = {max(0, token - 1) if name == "dream" else token for token in chosen}
+
+        def push(at: int, state: Tensor, places: set[int] = places) -> Tensor:
+            out = state.clone()
+            for place in places if at == layer else ():
+                out[0, place] = -2 * state[0, place]
+            return out
+
+        sigma = torch.tensor([-math.log(max(0.001, 1 - len(hidden) / 9))])
+        odds = lm.head(lm(noised.canvas[row : row + 1], None, push, sigma))[0].double().exp()
+        for token in hidden:
+            line = odds[max(0, token - 1) if name == "dream" else token]
+            mass = sum(float(line[other]) for other in range(len(line)) if other not in never)
+            total -= math.log(float(line[tokens[row, token]]) / mass)
+            count += 1
+    loss = masked_loss(lm, [noised], layer, policy, lambda states: -2 * states)
+    assert loss == pytest.approx(total / count, rel=1e-4)
 
 
 def test_the_last_layers_visible_states_no_longer_reach_the_loss() -> None:
