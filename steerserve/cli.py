@@ -1,11 +1,11 @@
-"""The command line: `steerserve serve | generate | inspect | train | calibrate`."""
+"""The command line: `steerserve serve | generate | inspect | train | calibrate | keys`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 import steerserve
-from steerserve.commands import calibrate, generate, inspect, serve, train
+from steerserve.commands import calibrate, generate, inspect, keys, serve, train
 from steerserve.commands.command import CommandParser
 from steerserve.errors import SteerserveError
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"steerserve {steerserve.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
-    for command in (serve, generate, inspect, train, calibrate):
+    for command in (serve, generate, inspect, train, calibrate, keys):
         command.add_to(commands)
     return parser
 

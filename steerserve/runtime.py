@@ -1,6 +1,6 @@
 """Put a server's parts together from folders on disk: model, SAEs, attributes, engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,19 @@ from typing import Any
 import torch
 
 import schedulers
-from steerserve.config import EngineConfig
+from steerserve.config import EngineConfig, ModelConfig, SaeConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError
-from steerserve.models import load_model, load_tokenizer, read_sampler_defaults, weights_sha256
+from steerserve.models import OpenedModel, SamplerDefaults, open_model
+from steerserve.models.placement import type_name
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.steering.operators import CODES
 from steerserve.steering.plan import SCOPES
+from steerserve.steering.vectors import NamedVector, load_vectors
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -35,41 +37,57 @@ class Runtime:
         return self.engine.decode(ids)
 
 
-def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None, config: EngineConfig) -> Runtime:
+def load_runtime(
+    model: Path | None,
+    saes: Path | None,
+    attributes: Path | None,
+    config: EngineConfig,
+    model_config: ModelConfig | None = None,
+    say: Callable[[str], None] | None = None,
+    sae_config: SaeConfig | None = None,
+    vectors: Path | None = None,
+) -> Runtime:
     """Load, check that everything belongs together, and test that steering takes; raises ArtifactError.
 
     Without a model the bundled one is loaded with its SAEs and attributes; a model of one's own comes with the SAEs
-    and attributes named beside it, or with none.
+    and attributes named beside it, or with none; vectors is a file or folder of directions by name. Everything that can
+    be refused is, before the weights are loaded; `say` is told then what they take.
     """
+    model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if model is None:
         model = BUNDLED / "model"
         saes, attributes = saes or BUNDLED / "saes", attributes or BUNDLED / "attributes"
-    lm = load_model(model)
-    tokenizer = load_tokenizer(model)
-    if tokenizer.get_vocab_size() > lm.facts.vocab_size:
-        raise ArtifactError(
-            f"{model}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {lm.facts.vocab_size}"
-        )
-    digest = weights_sha256(model)
-    loaded_saes = load_saes(saes) if saes is not None else {}
+    opened = open_model(model, model_config)
+    facts, digest, defaults = opened.facts, opened.sha256, opened.defaults
+    check_defaults(model, defaults)
+    if saes is None and sae_config != SaeConfig():
+        raise ArtifactError("SAEs are chosen by layer or k, but no folder of SAEs is named")
+    loaded_saes = load_saes(saes, sae_config.sae_layers, sae_config.sae_k) if saes is not None else {}
     for sae in loaded_saes.values():
-        sae.facts.check_model(lm.facts.hidden_size, lm.facts.num_layers, digest)
-    facts = lm.facts
+        sae.facts.check_model(facts.hidden_size, facts.num_layers, digest)
     loaded = load_attributes(attributes, digest, facts.num_layers, facts.hidden_size) if attributes is not None else {}
-    defaults = read_sampler_defaults(model)
+    for folder, kind, found in ((saes, "SAE", loaded_saes), (attributes, "attribute", loaded)):
+        if folder is not None and not found:
+            raise ArtifactError(f"{folder} holds no {kind}")
+    named = {} if vectors is None else load_vectors(vectors, facts.num_layers, facts.hidden_size)
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
-    engine = TorchEngine(lm, tokenizer, Catalogue(facts, loaded, loaded_saes, norms, defaults), config)
-    check_steering(engine)
     name = "bundled" if model == BUNDLED / "model" else model.resolve().name
+    # On the CPU the SAEs are in memory already, and what is available is without them.
+    beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
+    lm = opened.load(name, say, beside)
+    loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
+    catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named)
+    engine = TorchEngine(lm, opened.tokenizer, catalogue, config)
+    check_steering(engine)
     service = Service(
         engine=engine,
         model_id=name,
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
-        end_ids=frozenset({facts.eos_id}),
+        end_ids=frozenset(facts.end_ids),
         max_length=facts.max_length,
         load=lambda: {
             "queue_length": len(engine.waiting),
@@ -80,18 +98,38 @@ def load_runtime(model: Path | None, saes: Path | None, attributes: Path | None,
         model_card={
             "family": facts.family,
             "sha256": digest,
+            "sha256_pinned": model_config.sha256 is not None,
+            "revision": model_config.revision,
+            "dtype": type_name(opened.dtype),
+            "device": str(opened.device),
             "max_model_len": facts.max_length,
             "num_layers": facts.num_layers,
             "hidden_size": facts.hidden_size,
             "vocab_size": facts.vocab_size,
             "sampler_defaults": asdict(defaults),
-            "parameters": sum(p.numel() for p in lm.parameters()),
+            "parameters": opened.checkpoint.parameters,
         },
         attributes={one.name: attribute_card(one) for one in loaded.values()},
         saes={sae_id: sae_card(sae) for sae_id, sae in loaded_saes.items()},
+        vectors={one.name: vector_card(one) for one in named.values()},
         capabilities=capabilities(engine),
+        chat=chat(opened),
     )
     return Runtime(engine, service)
+
+
+def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | None:
+    """The prompt of a conversation by the model's chat template, without the BOS that every prompt gets anyway."""
+    template, bos = opened.chat, opened.facts.bos_id
+    if template is None:
+        return None
+    start = "" if bos is None else opened.tokenizer.id_to_token(bos) or ""
+    return lambda messages: template.render(messages).removeprefix(start)
+
+
+def sae_bytes(sae: SparseAutoencoder) -> int:
+    """Memory that an SAE takes."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in sae.buffers())
 
 
 def attribute_card(attribute: Attribute) -> dict[str, Any]:
@@ -115,6 +153,26 @@ def sae_card(sae: SparseAutoencoder) -> dict[str, Any]:
         "sha256": facts.sha256,
         "units": ["residual", "raw"] + (["max_act"] if sae.stats is not None else []),
     }
+
+
+def vector_card(vector: NamedVector) -> dict[str, Any]:
+    """What `/v1/vectors` says of a vector; `norms` are its own strength, in hidden units by layer."""
+    return {
+        "layers": sorted(vector.layers),
+        "norms": {str(layer): norm for layer, norm in sorted(vector.norms.items())},
+        "source": vector.source,
+        "sha256": vector.sha256,
+        "units": ["residual", "raw", "stored"],
+    }
+
+
+def check_defaults(folder: Path, defaults: SamplerDefaults) -> None:
+    """Raise ArtifactError for an order or transfer in `generation_config.json` that is not known."""
+    try:
+        schedulers.build_order(defaults.order)
+        schedulers.build_transfer(defaults.transfer)
+    except ValueError as error:
+        raise ArtifactError(f"{folder}/generation_config.json: {error}") from error
 
 
 def check_attributes(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> None:
@@ -148,7 +206,7 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "engine": "torch",
         "device": str(engine.device),
         "operators": [op for op in CODES if op != "read"],
-        "units": ["residual", "max_act", "raw"],
+        "units": ["residual", "max_act", "raw", "stored"],
         "scopes": [*SCOPES, "positions"],
         "schedules": list(schedulers.STRENGTHS),
         "norms": list(schedulers.NORMS),

@@ -1,6 +1,9 @@
 """Settings of every test, and a model small enough to be made on the spot."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,10 @@ from hypothesis import settings
 
 # Before torch is imported anywhere: the models under test are so small that more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is remembered of files (their digests) is the tests' own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="steerserve-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 settings.register_profile("steerserve", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("steerserve")

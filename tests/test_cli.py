@@ -21,7 +21,8 @@ from tests.conftest import SENTENCES
 
 FOLDERS = ("--model", "--sae", "--data", "--out")
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("serve",): ("--model", "--sae", "--attributes", "--host", "--port", "--max-rows", "--max-queue"),
+    ("serve",): ("--model", "--sae", "--attributes", "--dtype", "--device", "--tokenizer", "--revision", "--sha256")
+    + ("--sae-layers", "--sae-k", "--host", "--port", "--max-rows", "--max-queue"),
     ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
     + ("--temperature", "--seed", "--baseline", "--json", "--scope"),
     ("inspect",): ("--json",),
@@ -32,6 +33,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("calibrate",): FOLDERS,
 }
 GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
+    "model": (serve.MODEL, ("serve",)),
+    "saes": (serve.SAES, ("serve",)),
     "server": (serve.SERVER, ("serve",)),
     "engine": (serve.ENGINE, ("serve",)),
     "engine of generate": (generate.ENGINE, ("generate",)),
@@ -207,6 +210,7 @@ def test_serve_says_where_it_listens_and_stops_on_a_signal(tiny_model: Path) -> 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"}) as server:
         assert server.stderr is not None
         try:
+            assert " parameters, " in server.stderr.readline()
             line = server.stderr.readline()
             found = re.match(r"ready at (http://127\.0\.0\.1:\d+)  try: curl -s \1/v1/completions ", line)
             assert found, line

@@ -1,6 +1,6 @@
 import pytest
 
-from steerserve.config import EngineConfig, ServerConfig
+from steerserve.config import EngineConfig, ModelConfig, SaeConfig, ServerConfig
 
 
 def test_defaults_are_valid() -> None:
@@ -27,3 +27,17 @@ def test_engine_bounds_are_positive(name: str) -> None:
 def test_server_bounds_are_held(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         ServerConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sha256", ["", "abc", "0" * 63, "g" * 64, "0" * 65, "0" * 64 + "\n"])
+def test_a_pin_is_a_whole_digest(sha256: str) -> None:
+    with pytest.raises(ValueError, match="sha256 must be 64 hexadecimal digits"):
+        ModelConfig(sha256=sha256)
+    assert ModelConfig(sha256="0aF" + "1" * 61).device == "auto"
+
+
+def test_saes_are_chosen_by_what_can_be() -> None:
+    assert SaeConfig(sae_layers=(0, 3), sae_k=50).sae_k == 50
+    for changes in ({"sae_layers": (0, -1)}, {"sae_k": 0}):
+        with pytest.raises(ValueError, match="must be at least"):
+            SaeConfig(**changes)

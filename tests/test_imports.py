@@ -19,8 +19,16 @@ MAY_IMPORT = {
     "steerserve.errors": set(),
     "steerserve.config": {"steerserve.errors"},
     "steerserve.memory": set(),
-    "steerserve.models": {"steerserve.models", "steerserve.errors"},
-    "steerserve.saes": {"steerserve.saes", "steerserve.errors"},
+    "steerserve.digests": set(),
+    "steerserve.pickles": {"steerserve.digests", "steerserve.errors"},
+    "steerserve.models": {
+        "steerserve.models",
+        "steerserve.pickles",
+        "steerserve.digests",
+        "steerserve.config",
+        "steerserve.errors",
+    },
+    "steerserve.saes": {"steerserve.saes", "steerserve.pickles", "steerserve.digests", "steerserve.errors"},
     "steerserve.steering": {"steerserve.steering", "steerserve.saes", "steerserve.models", "steerserve.errors"},
     "steerserve.engine": {
         "steerserve.engine",
@@ -48,7 +56,12 @@ NEVER = {
     "steerserve.calibrate": {"steerserve.server", "fastapi"},
 }
 USERS_OF_RECIPES = ("steerserve.commands", "steerserve.train", "steerserve.calibrate")
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "pydantic_core": "pydantic"}
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "pydantic_core": "pydantic",
+    "opentelemetry": "opentelemetry-sdk",
+    "yaml": "pyyaml",
+}
 
 
 def within(module: str, package: str) -> bool:
@@ -127,7 +140,10 @@ def test_every_import_is_a_declared_dependency() -> None:
 
     installed = names(project["dependencies"])
     for folders, declared in {
-        ("steerserve", "schedulers"): installed | names(extras["train"]),
+        ("steerserve", "schedulers"): installed
+        | names(extras["train"])
+        | names(extras["gguf"])
+        | names(extras["otel"]),
         ("tests", "bench"): installed | names(extras["dev"]) | names(extras["train"]),
     }.items():
         for path in sources(*folders):

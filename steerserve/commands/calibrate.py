@@ -7,6 +7,7 @@ from steerserve.commands.command import CommandParser, add_command, check_folder
 from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
+MODEL = FlagGroup("steerserve.config", "ModelConfig")
 RECIPE = FlagGroup("steerserve.calibrate.run", "CalibrationRecipe")
 
 
@@ -34,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "out": "folder of attributes to write",
     }.items():
         group.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help=text)
+    MODEL.add_to(parser, "model")
     RECIPE.add_to(parser, "recipe")
 
 
@@ -44,5 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from steerserve.calibrate.run import calibrate
 
-    calibrate(arguments.model, arguments.sae, arguments.data, arguments.out, RECIPE.build(arguments))
+    recipe, placed = RECIPE.build(arguments), MODEL.build(arguments)
+    calibrate(arguments.model, arguments.sae, arguments.data, arguments.out, recipe, placed)
     return 0

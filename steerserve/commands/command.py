@@ -45,13 +45,14 @@ def add_command(
 
 
 def add_artifacts(parser: argparse.ArgumentParser) -> None:
-    """The three folders a server or a generation is made from."""
+    """The folders a server or a generation is made from."""
     group = parser.add_argument_group("what to load (without --model: the bundled model with its SAEs and attributes)")
-    group.add_argument(
-        "--model", type=Path, metavar="DIR", help="model folder: config.json, tokenizer.json, safetensors"
-    )
-    group.add_argument("--sae", type=Path, metavar="DIR", help="folder of SAEs, one subfolder each, in SAELens' layout")
+    group.add_argument("--model", type=Path, metavar="DIR", help="model folder: config.json, weights, tokenizer files")
+    group.add_argument("--sae", type=Path, metavar="DIR", help="folder of SAEs, at any depth, in any known layout")
     group.add_argument("--attributes", type=Path, metavar="DIR", help="folder of attributes, at any depth")
+    group.add_argument(
+        "--vectors", type=Path, metavar="PATH", help="file or folder of raw vectors: safetensors, GGUF control vectors"
+    )
 
 
 def check_folders(arguments: argparse.Namespace, *names: str) -> None:

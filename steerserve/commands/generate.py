@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from steerserve.engine.events import Result
     from steerserve.engine.params import GenerationParams, Intervention
 
+MODEL = FlagGroup("steerserve.config", "ModelConfig")
+SAES = FlagGroup("steerserve.config", "SaeConfig")
 ENGINE = FlagGroup(
     "steerserve.config", "EngineConfig", skip=("max_rows", "max_queue", "max_steps", "max_interventions")
 )
@@ -83,9 +86,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SAE:INDEX=STRENGTH",
         help="push one feature of an SAE",
     )
+    group.add_argument(
+        "--vector",
+        type=vector_push,
+        action="append",
+        default=[],
+        metavar="NAME=STRENGTH",
+        help="push along a vector loaded with --vectors",
+    )
     how = STEERING.add_to(parser, "how to steer (for every push)")
     how.add_argument("--scope", choices=SCOPES, help="positions to push at; the attribute's own where left out")
     add_artifacts(parser)
+    MODEL.add_to(parser, "model")
+    SAES.add_to(parser, "SAEs")
     ENGINE.add_to(parser, "engine")
 
 
@@ -104,6 +117,14 @@ def feature_push(text: str) -> dict[str, Any]:
     return {"feature": (sae, int(index)), "strength": _strength(strength, text)}
 
 
+def vector_push(text: str) -> dict[str, Any]:
+    """Read NAME=STRENGTH into fields of an Intervention."""
+    name, _, strength = text.rpartition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH such as happy=0.8, got {text!r}")
+    return {"vector": name, "strength": _strength(strength, text)}
+
+
 def _strength(text: str, whole: str) -> float:
     try:
         return float(text)
@@ -113,7 +134,7 @@ def _strength(text: str, whole: str) -> float:
 
 def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
     """The pushes that the command line asks for, attributes first."""
-    from steerserve.engine.params import FeatureRef, Intervention
+    from steerserve.engine.params import FeatureRef, Intervention, VectorRef
 
     how = STEERING.given(arguments) | ({"scope": arguments.scope} if arguments.scope else {})
     attributes = [Intervention(**push, **how) for push in arguments.attribute]
@@ -121,7 +142,11 @@ def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
         Intervention(feature=FeatureRef(*push["feature"]), strength=push["strength"], **how)
         for push in arguments.feature
     ]
-    return (*attributes, *features)
+    vectors = [
+        Intervention(vector=VectorRef(name=push["vector"]), strength=push["strength"], **how)
+        for push in arguments.vector
+    ]
+    return (*attributes, *features, *vectors)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -130,14 +155,16 @@ def run(arguments: argparse.Namespace) -> int:
     params: GenerationParams = GENERATION.build(
         arguments, prompt=arguments.prompt, interventions=interventions(arguments)
     )
-    engine_config = ENGINE.build(arguments)
+    engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)
 
     from rich.console import Console
 
     from steerserve.runtime import load_runtime
     from steerserve.terminal import run_requests
 
-    runtime = load_runtime(arguments.model, arguments.sae, arguments.attributes, engine_config)
+    say = partial(Console(stderr=True, highlight=False, soft_wrap=True).print, markup=False)
+    folders = (arguments.model, arguments.sae, arguments.attributes)
+    runtime = load_runtime(*folders, engine_config, model_config, say, SAES.build(arguments), arguments.vectors)
     runs = {"steered" if params.interventions else "generated": params}
     if arguments.baseline:
         runs["baseline"] = replace(params, interventions=())

@@ -1,9 +1,11 @@
 """`steerserve serve`: the HTTP server."""
 
 import argparse
-import asyncio
 import json
-from socket import socket
+import logging
+import sys
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
@@ -11,14 +13,12 @@ from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from steerserve.server.observe import Report
 
+MODEL = FlagGroup("steerserve.config", "ModelConfig")
+SAES = FlagGroup("steerserve.config", "SaeConfig")
 SERVER = FlagGroup("steerserve.config", "ServerConfig")
 ENGINE = FlagGroup("steerserve.config", "EngineConfig")
-
-DID_NOT_START = 1
-ANSWER_SECONDS = 5
-"""How long the last answers may take to be sent once every row has ended."""
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -41,62 +41,59 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add its flags."""
     parser.set_defaults(run=run)
     add_artifacts(parser)
+    MODEL.add_to(parser, "model")
+    SAES.add_to(parser, "SAEs")
     SERVER.add_to(parser, "server")
     ENGINE.add_to(parser, "engine")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load everything, then serve until a signal; 1 if the server could not start (a port in use, say)."""
+    """Load everything, then serve until a signal; 1 if the server could not start (a port in use, say), 70 if its
+    engine failed."""
+    began = time.perf_counter()
     check_folders(arguments, "model", "sae", "attributes")
     server_config, engine_config = SERVER.build(arguments), ENGINE.build(arguments)
+    model_config, sae_config = MODEL.build(arguments), SAES.build(arguments)
     keep_freed_memory()
 
     from rich.console import Console
-    from uvicorn import Config, Server
 
     from steerserve.runtime import load_runtime
     from steerserve.server.app import create_app
+    from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
+    from steerserve.server.process import ServerProcess, address_of
+    from steerserve.server.tracing import Tracing, exporter_to
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    runtime = load_runtime(arguments.model, arguments.sae, arguments.attributes, engine_config)
-    app = create_app(runtime.service, server_config)
+    said = partial(console.print, markup=False)
+    tracing = Tracing(exporter_to(server_config.otel_endpoint)) if server_config.otel_endpoint is not None else None
+    folders = (arguments.model, arguments.sae, arguments.attributes)
+    runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors)
 
-    class DrainingServer(Server):
-        """Says where it listens once it does (port 0 is one that the system picks), and lets rows finish at the end."""
+    def dropped(lines: int) -> None:
+        app.state.metrics.log_lines_dropped.inc(lines)
 
-        async def startup(self, sockets: list[socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                host, port = self.servers[0].sockets[0].getsockname()[:2]
-                console.print(ready_line(host, port, runtime.service.model_id))
-
-        async def shutdown(self, sockets: list[socket] | None = None) -> None:
-            # Before uvicorn's own: it cancels what still runs after its time-out, and a cancelled answer is cut off,
-            # where the worker ends each row with a proper one.
-            await asyncio.to_thread(stop_worker, app, server_config.drain_seconds)
-            await super().shutdown(sockets)
-
-    server = DrainingServer(
-        Config(
+    requests, events = Lines(standard(sys.stdout, 1), dropped), Lines(standard(sys.stderr, 2), dropped)
+    log = [RequestLog(requests, server_config.log_prompts)] if server_config.log_requests else []
+    reports: list[Report] = [*log, *([tracing] if tracing is not None else [])]
+    app = create_app(runtime.service, server_config, reports, restart_seconds=time.perf_counter() - began)
+    logging.basicConfig(handlers=[LineHandler(events)], level=logging.WARNING, force=True)
+    logging.getLogger("steerserve").setLevel(logging.INFO)
+    try:
+        return ServerProcess(
             app,
-            host=server_config.host,
-            port=server_config.port,
-            log_level="warning",
-            timeout_graceful_shutdown=ANSWER_SECONDS,
-        )
-    )
-    server.run()
-    return 0 if server.started else DID_NOT_START
+            server_config,
+            said,
+            lambda host, port: said(ready_line(address_of(host, port), runtime.service.model_id)),
+        ).serve_until_stopped()
+    finally:
+        if tracing is not None:
+            tracing.close()
+        requests.close()
+        events.close()
 
 
-def stop_worker(app: "FastAPI", drain_seconds: float) -> None:
-    """Refuse new work, let running rows finish for a while, then end the rest with an answer."""
-    app.state.worker.drain(drain_seconds)
-    app.state.worker.close()
-
-
-def ready_line(host: str, port: int, model: str) -> str:
+def ready_line(address: str, model: str) -> str:
     """What is printed once the server listens: its address, and a request that can be pasted into a shell."""
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = json.dumps({"model": model, "prompt": "The", "max_tokens": 48})
     return f"ready at {address}  try: curl -s {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"

@@ -28,6 +28,7 @@ HELPS = {
 }
 DLM = FlagGroup("steerserve.train.dlm", "DlmRecipe", helps=HELPS)
 FRESH = FlagGroup("steerserve.train.fresh", "FreshSize")
+MODEL = FlagGroup("steerserve.config", "ModelConfig", skip=("dtype", "device", "revision"))
 SAE = FlagGroup("steerserve.train.sae", "SaeRecipe", helps=HELPS)
 
 DATA = "folder of .jsonl or .jsonl.gz files, one object with a `text` a line"
@@ -103,6 +104,7 @@ def add_sae_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=train_sae)
     _add_folders(parser, data=DATA, model="model folder", out="folder of SAEs to write")
     parser.add_argument("--layers", type=layer_list, required=True, metavar="N,...", help="layers, counted from 0")
+    MODEL.add_to(parser, "model")
     SAE.add_to(parser, "recipe")
 
 
@@ -180,16 +182,17 @@ def train_sae(arguments: argparse.Namespace) -> int:
     check_folders(arguments, "data", "model")
     keep_freed_memory()
 
-    from steerserve.models import load_model, load_tokenizer, weights_sha256
+    from steerserve.models import open_model
     from steerserve.train.sae import train_saes
 
+    opened = open_model(arguments.model, MODEL.build(arguments, dtype="float32", device="cpu"))
     train_saes(
-        load_model(arguments.model),
-        load_tokenizer(arguments.model),
+        opened.load(arguments.model.resolve().name),
+        opened.tokenizer,
         arguments.data,
         arguments.out,
         arguments.layers,
         SAE.build(arguments),
-        weights_sha256(arguments.model),
+        opened.sha256,
     )
     return 0
