@@ -1,0 +1,112 @@
+{{- define "steerserve.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "steerserve.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains (include "steerserve.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "steerserve.name" .) | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects the server's pods; it may never change in a Deployment that exists. */}}
+{{- define "steerserve.selector" -}}
+app.kubernetes.io/name: {{ include "steerserve.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end -}}
+
+{{- define "steerserve.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "steerserve.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "steerserve.metadata" -}}
+name: {{ include "steerserve.fullname" . }}
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "steerserve.labels" . | nindent 2 }}
+{{- end -}}
+
+{{- define "steerserve.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "steerserve.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "steerserve.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "steerserve.claim" -}}
+{{- default (printf "%s-weights" (include "steerserve.fullname" .)) .Values.weights.existingClaim -}}
+{{- end -}}
+
+{{/* A flag and its value. YAML's numbers arrive as floats, which would be written 1e+06. */}}
+{{- define "steerserve.flag" -}}
+{{- $value := .value -}}
+{{- if kindIs "bool" $value -}}
+--{{ ternary "" "no-" $value }}{{ .name }}
+{{- else if and (kindIs "float64" $value) (eq (floor $value) $value) -}}
+--{{ .name }}={{ int64 $value }}
+{{- else -}}
+--{{ .name }}={{ $value }}
+{{- end -}}
+{{- end -}}
+
+{{- define "steerserve.args" -}}
+- serve
+- --host={{ .Values.server.host }}
+- {{ include "steerserve.flag" (dict "name" "port" "value" .Values.server.port) }}
+- {{ include "steerserve.flag" (dict "name" "metrics-port" "value" .Values.server.metricsPort) }}
+- {{ include "steerserve.flag" (dict "name" "drain-seconds" "value" .Values.server.drainSeconds) }}
+{{- if .Values.weights.enabled }}
+{{- range $flag, $key := dict "model" "path" "sae" "sae" "attributes" "attributes" }}
+{{- with get $.Values.model $key }}
+- --{{ $flag }}={{ $.Values.weights.mountPath }}/{{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if .Values.keys.existingSecret }}
+- --keys=/etc/steerserve/keys/{{ .Values.keys.item }}
+{{- end }}
+{{- range $name, $value := .Values.server.flags }}
+{{- range ternary $value (list $value) (kindIs "slice" $value) }}
+- {{ include "steerserve.flag" (dict "name" $name "value" .) | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* preStop, the drain, the 5 s in which the last answers are sent, and 10 s to spare. */}}
+{{- define "steerserve.graceSeconds" -}}
+{{- addf .Values.preStopSeconds .Values.server.drainSeconds 15 | ceil | int64 -}}
+{{- end -}}
+
+{{- define "steerserve.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "steerserve.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+{{- end -}}
