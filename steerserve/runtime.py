@@ -10,12 +10,15 @@ import torch
 import schedulers
 from steerserve.config import EngineConfig, ModelConfig, SaeConfig
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError
 from steerserve.models import OpenedModel, SamplerDefaults, open_model
 from steerserve.models.placement import type_name
 from steerserve.saes import SparseAutoencoder, load_saes
+from steerserve.saes.labels import read_labels
+from steerserve.saes.tree import find_saes
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.steering.operators import CODES
@@ -77,6 +80,7 @@ def load_runtime(
     name = "bundled" if model == BUNDLED / "model" else model.resolve().name
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
+    labels = {} if saes is None else sae_labels(saes, loaded_saes)
     lm = opened.load(name, say, beside)
     loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
     catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named)
@@ -113,6 +117,7 @@ def load_runtime(
         saes={sae_id: sae_card(sae) for sae_id, sae in loaded_saes.items()},
         vectors={one.name: vector_card(one) for one in named.values()},
         capabilities=capabilities(engine),
+        features=LoadedFeatures(engine, labels) if loaded_saes else None,
         chat=chat(opened),
     )
     return Runtime(engine, service)
@@ -125,6 +130,12 @@ def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | 
         return None
     start = "" if bos is None else opened.tokenizer.id_to_token(bos) or ""
     return lambda messages: template.render(messages).removeprefix(start)
+
+
+def sae_labels(directory: Path, saes: dict[str, SparseAutoencoder]) -> dict[str, Mapping[int, str]]:
+    """What the features of each SAE are called, by index, where its folder says."""
+    folders = find_saes(directory)
+    return {name: read_labels(folders[name], sae.facts.features) for name, sae in saes.items()}
 
 
 def sae_bytes(sae: SparseAutoencoder) -> int:

@@ -139,8 +139,12 @@ def _scale(
     if unit == "raw":
         return 1.0
     if unit == "stored":
+        if one.feature is not None:
+            return float(catalogue.saes[one.feature.sae].decoder_norm[one.feature.index])
         if one.vector is None or one.vector.name is None:
-            raise RequestError("unit 'stored' is for a vector given by name; use 'residual' or 'raw'", param)
+            raise RequestError(
+                "unit 'stored' is for a feature or a vector given by name; use 'residual' or 'raw'", param
+            )
         return catalogue.vector(one.vector.name, param).norms[push.layer]
     if unit == "residual" and attribute is not None:
         return attribute.sites[push.layer].residual_norm

@@ -1,33 +1,56 @@
 """The application, assembled from a service."""
 
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
+from steerserve.server.access import Access
 from steerserve.server.catalogue import Catalogue
 from steerserve.server.completions import Completions
+from steerserve.server.deadline import Deadline
 from steerserve.server.errors import answer_to, http_error
+from steerserve.server.features import FeatureRoutes
+from steerserve.server.generations import Changes, Generations
+from steerserve.server.guard import Guard, try_mandatory
+from steerserve.server.keys import Keyring
 from steerserve.server.limits import BodyLimit
+from steerserve.server.load import Load
 from steerserve.server.metrics import Metrics
-from steerserve.server.observe import Observe
+from steerserve.server.observe import Observe, Report
+from steerserve.server.openapi import OpenApi
 from steerserve.server.operation import Operation
 from steerserve.server.service import Service
 from steerserve.server.worker import EngineWorker
 
 
-def create_app(service: Service, config: ServerConfig) -> FastAPI:
+def create_app(
+    service: Service, config: ServerConfig, reports: Sequence[Report] = (), restart_seconds: float = 1.0
+) -> FastAPI:
     """An app that serves `service`. Its engine runs from the app's start-up to its shutdown, which first lets running
-    requests finish. `app.state.worker` is the EngineWorker, for whoever wants to drain it earlier."""
-    metrics = Metrics(service.load)
-    worker = EngineWorker(service.engine, metrics.step_seconds.observe)
+    requests finish; raises ArtifactError for a broken file of keys.
+
+    reports: told of every request that has ended; restart_seconds: how long a server takes until it is ready.
+    `app.state` has the `worker`, for whoever wants to drain it earlier, the `metrics`, and the `keyring` or None.
+    """
+    metrics = Metrics(service.attributes)
+    load = Load(service.load, metrics)
+    worker = EngineWorker(service.engine, load, config.max_queue_steps, restart_seconds)
+    keyring = None
+    if config.keys is not None:
+        keyring = Keyring(config.keys, partial(try_mandatory, service.engine, max_length=service.max_length))
+    # What callers reach admits under the policy of their key; only the worker has the engine itself.
+    guarded = dataclasses.replace(service, engine=Guard(service.engine))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -41,20 +64,37 @@ def create_app(service: Service, config: ServerConfig) -> FastAPI:
     app = FastAPI(
         title="steerserve", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.state.worker = worker
-    app.include_router(Completions(service, config, worker, metrics).router)
-    app.include_router(Catalogue(service, config).router)
-    app.include_router(Operation(service, worker, metrics).router)
+    app.state.worker, app.state.metrics, app.state.keyring = worker, metrics, keyring
+    generations = app.state.generations = Generations()
+    app.include_router(Completions(guarded, config, worker, metrics, generations).router)
+    app.include_router(Changes(guarded, worker, generations).router)
+    app.include_router(Catalogue(guarded, config).router)
+    app.include_router(FeatureRoutes(guarded, worker).router)
+    app.include_router(Operation(config, worker, metrics).router)
+    app.include_router(OpenApi(service, config).router)
     app.add_exception_handler(SteerserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout)
+    if config.request_timeout is not None:
+        app.add_middleware(Deadline, seconds=config.request_timeout)
+    app.add_middleware(Access, keyring=keyring)
+    if config.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origin,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-generation-id", "retry-after", "retry-after-ms"],
+        )
+    app.add_middleware(Observe, metrics=metrics, reports=reports)
     return app
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
-    return answer_to(cast(SteerserveError, error)).response()
+async def _on_error(request: Request, error: Exception) -> Response:
+    answer = answer_to(cast(SteerserveError, error))
+    request.state.visit.reason = answer.code
+    return answer.response()
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

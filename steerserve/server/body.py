@@ -18,12 +18,22 @@ _COUNT = re.compile(r" after validation, not \w+$")
 
 def parse(raw: bytes, shape: type[Body]) -> Body:
     """Parse and validate a JSON body; raises RequestError with the path of the first offending field."""
+    return validate(read_object(raw), shape)
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """Parse a JSON body that must be an object; raises RequestError."""
     try:
         data = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise RequestError(f"the body must be a JSON object, got {shown(data)}")
+    return data
+
+
+def validate(data: dict[str, Any], shape: type[Body]) -> Body:
+    """The object as `shape`; raises RequestError with the path of the first offending field."""
     try:
         return shape.model_validate(data)
     except ValidationError as error:

@@ -32,6 +32,7 @@ class Catalogue:
         router.add_api_route("/v1/attributes", self.attributes, methods=["GET"])
         router.add_api_route("/v1/attributes/{name:path}", self.attribute, methods=["GET"])
         router.add_api_route("/v1/saes", self.saes, methods=["GET"])
+        router.add_api_route("/v1/vectors", self.vectors, methods=["GET"])
         router.add_api_route("/capabilities", self.capabilities, methods=["GET"])
         return router
 
@@ -58,6 +59,10 @@ class Catalogue:
             known = ", ".join(sorted(self._service.attributes)) or "none"
             raise NotFoundError(f"no attribute {shown(name)}; known: {known}", "name")
         return JSONResponse({**facts, "name": name})
+
+    async def vectors(self) -> Response:
+        """The raw vectors that are loaded."""
+        return _listed(_named(self._service.vectors))
 
     async def saes(self) -> Response:
         """The sparse autoencoders that are loaded."""

@@ -3,8 +3,9 @@
 import secrets
 import time
 import uuid
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -14,52 +15,76 @@ from starlette.responses import JSONResponse, Response
 from steerserve.config import ServerConfig
 from steerserve.engine.text import continuation
 from steerserve.errors import NotFoundError
-from steerserve.server.body import parse, shown
+from steerserve.server.body import parse, read_object, shown
 from steerserve.server.canvas import Canvas
+from steerserve.server.conversation import ChatRequest, rendered
 from steerserve.server.disconnect import unless_gone
 from steerserve.server.generation import Generation
+from steerserve.server.generations import Generations
 from steerserve.server.metrics import Metrics
-from steerserve.server.protocol import CompletionRequest
+from steerserve.server.protocol import CompletionRequest, GenerationRequest, StreamOptions
+from steerserve.server.pushes import check_model
 from steerserve.server.render import Answer
 from steerserve.server.rows import Row, admit, rows_of
 from steerserve.server.service import Service
 from steerserve.server.sse import EventStream, lines
 from steerserve.server.streaming import VIEWS
+from steerserve.server.wording import ChatWording, CompletionWording, Wording
 from steerserve.server.worker import EngineWorker
 
 
-class Completions:
-    """Text completions of one service."""
+@dataclass(frozen=True)
+class Interface:
+    """One of OpenAI's two ways to ask for a generation."""
 
-    def __init__(self, service: Service, config: ServerConfig, worker: EngineWorker, metrics: Metrics) -> None:
+    shape: type[GenerationRequest]
+    wording: Wording
+
+
+COMPLETIONS: Final = Interface(CompletionRequest, CompletionWording())
+CHAT: Final = Interface(ChatRequest, ChatWording())
+
+
+class Completions:
+    """Completions of one service, of texts and of conversations."""
+
+    def __init__(
+        self,
+        service: Service,
+        config: ServerConfig,
+        worker: EngineWorker,
+        metrics: Metrics,
+        generations: Generations,
+    ) -> None:
         self._service = service
         self._config = config
         self._worker = worker
         self._metrics = metrics
+        self._generations = generations
 
     @property
     def router(self) -> APIRouter:
         """The routes."""
         router = APIRouter()
         router.add_api_route("/v1/completions", self.complete, methods=["POST"])
+        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         router.add_api_route("/v1/steering/preview", self.preview, methods=["POST"])
         return router
 
     async def complete(self, request: Request) -> Response:
-        """Generate; the answer as JSON, or as a stream of server-sent events."""
-        raw = await request.body()
-        body, generation = await unless_gone(request.receive, self._start(raw))
-        if body.stream:
-            return self._stream(body, generation, request)
-        try:
-            return JSONResponse(await unless_gone(request.receive, generation.body()))
-        finally:
-            generation.end()
+        """Continue a text; the answer as JSON, or as a stream of server-sent events."""
+        return await self._answered(request, COMPLETIONS)
+
+    async def chat(self, request: Request) -> Response:
+        """Continue a conversation; the same, in chat completions' words."""
+        return await self._answered(request, CHAT)
 
     async def preview(self, request: Request) -> Response:
-        """What a completion with this body would do, one plan a prompt; or the error it would be refused with."""
+        """What a completion with this body, of a text or a conversation, would do, one plan a prompt; or the error it
+        would be refused with."""
         raw = await request.body()
-        _, _, rows, admitted = await run_in_threadpool(self._admit, raw)
+        interface = CHAT if b'"messages"' in raw and "messages" in read_object(raw) else COMPLETIONS
+        _, _, rows, admitted = await run_in_threadpool(self._admit, raw, interface)
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
@@ -67,33 +92,50 @@ class Completions:
         listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
         return JSONResponse({"object": "steering.preview", "model": self._service.model_id, "plans": listed})
 
-    def _admit(self, raw: bytes) -> tuple[CompletionRequest, int, list[Row], list[Any]]:
-        body = parse(raw, CompletionRequest)
+    async def _answered(self, request: Request, interface: Interface) -> Response:
+        raw = await request.body()
+        body, generation = await unless_gone(request.receive, self._start(raw, interface))
+        if body.stream:
+            return self._stream(body, generation, request)
+        try:
+            return JSONResponse(await unless_gone(request.receive, generation.body()))
+        finally:
+            generation.end()
+
+    def _admit(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, int, list[Row], list[Any]]:
+        body = parse(raw, interface.shape)
         if body.model != self._service.model_id:
             raise NotFoundError(f"no model {shown(body.model)}; served here: {self._service.model_id}", "model")
+        check_model(body.steering, body.model)
+        prompts = [rendered(body, self._service.chat)] if isinstance(body, ChatRequest) else None
         # 53 bits, so that every JSON reader gives the number back as it was.
         seed = body.seed if body.seed is not None else secrets.randbits(53)
-        rows = rows_of(body, seed, self._config.max_rows_per_request)
+        rows = rows_of(body, seed, self._config.max_rows_per_request, prompts)
         return body, seed, rows, admit(self._service.engine, rows, body)
 
-    async def _start(self, raw: bytes) -> tuple[CompletionRequest, Generation]:
+    async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:
         began = time.perf_counter()
-        body, seed, rows, admitted = await run_in_threadpool(self._admit, raw)
+        body, seed, rows, admitted = await run_in_threadpool(self._admit, raw, interface)
         answer = Answer(
-            id=f"cmpl-{uuid.uuid4().hex}",
+            id=f"{interface.wording.prefix}{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self._service.model_id,
             fingerprint=self._service.fingerprint,
             seed=seed,
+            wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
+            prompts={one.id: one.prompt_ids for one in admitted},
             decoders={one.id: partial(continuation, self._service.decode, one.prompt_ids) for one in admitted},
+            decode=self._service.decode,
+            echo=isinstance(body, CompletionRequest) and body.echo,
         )
         subscription = await self._worker.submit(admitted)
-        if body.steering.interventions:
-            self._metrics.steered_requests.inc()
-        return body, Generation(answer, subscription, self._worker, self._metrics, began)
+        forget = self._generations.forget
+        generation = Generation(answer, subscription, self._worker, self._metrics, began, forget)
+        self._generations.add(generation)
+        return body, generation
 
-    def _stream(self, body: CompletionRequest, generation: Generation, request: Request) -> EventStream:
+    def _stream(self, body: GenerationRequest, generation: Generation, request: Request) -> EventStream:
         answer = generation.answer
         canvases = {
             request_id: Canvas(
@@ -101,7 +143,7 @@ class Completions:
             )
             for request_id, row in answer.rows.items()
         }
-        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        view = VIEWS[body.diffusion.stream_mode or "append"](answer, canvases, include_usage)
-        source = lines(generation, view, include_usage, self._config.keep_alive_seconds, request.state)
+        options = body.stream_options or StreamOptions()
+        view = VIEWS[body.diffusion.stream_mode or "append"](answer, canvases, options)
+        source = lines(generation, view, bool(options.include_usage), self._config.keep_alive_seconds, request.state)
         return EventStream(source, generation, request.state)

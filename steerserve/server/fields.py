@@ -2,10 +2,22 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_PROMPTS = 1024
@@ -13,7 +25,7 @@ MAX_OPTION_VALUES = 4096
 MAX_OPTION_DEPTH = 4
 MAX_OPTION_NUMBER = 1e15
 
-TAGS = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<object>", "<name>", "<list>"})
+TAGS = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<object>", "<name>", "<parts>"})
 """Names of union branches; they show in pydantic's error locations and are no part of a field's path."""
 
 
@@ -70,7 +82,7 @@ def _named_options(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _branch(by_type: dict[type, str]) -> Callable[[Any], str | None]:
+def branch(by_type: dict[type, str]) -> Callable[[Any], str | None]:
     return lambda value: by_type.get(type(value))
 
 
@@ -89,20 +101,34 @@ def _prompt_branch(value: Any) -> str | None:
     return {str: "<texts>", int: "<tokens>", list: "<token lists>"}.get(type(first))
 
 
-def neutral(*allowed: Any) -> AfterValidator:
-    """For a field that clients send but that cannot be honoured: only values that ask for nothing pass."""
+# Not compared by value: `typing` would take the annotation of False for that of the equal 0.
+@dataclass(frozen=True, eq=False)
+class Neutral:
+    """Of a field that clients send but that cannot be honoured: the values that ask for nothing."""
 
-    def check(value: Any) -> Any:
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-            instead = " or send ".join(map(json.dumps, allowed))
-            raise ValueError(f"is not supported; leave it out{' or send ' * bool(allowed)}{instead}")
+    allowed: tuple[Any, ...]
+
+    def check(self, value: Any) -> Any:
+        """The value; raises ValueError for one that asks for something."""
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.allowed):
+            instead = " or send ".join(map(json.dumps, self.allowed))
+            raise ValueError(f"is not supported; leave it out{' or send ' * bool(self.allowed)}{instead}")
         return value
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self.allowed)}
+
+
+def neutral(*allowed: Any) -> Neutral:
+    """For a field that clients send but that cannot be honoured: only values that ask for nothing pass."""
+    return Neutral(allowed)
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, AfterValidator(_not_empty)]
+Text = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
 Strength = Annotated[float, Field(ge=-1e6, le=1e6)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
@@ -116,9 +142,7 @@ Prompt = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[Texts, Tag("<texts>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[
-        Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)], Tag("<token lists>")
-    ],
+    | Annotated[TokenLists, Tag("<token lists>")],
     Discriminator(
         _prompt_branch,
         custom_error_type="prompt",
@@ -129,7 +153,7 @@ Prompt = Annotated[
 Suffix = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Annotated[list[TokenId], Field(fail_fast=True)], Tag("<tokens>")],
     Discriminator(
-        _branch({str: "<text>", list: "<tokens>"}),
+        branch({str: "<text>", list: "<tokens>"}),
         custom_error_type="suffix",
         custom_error_message="must be a string or a list of token ids",
     ),
@@ -138,17 +162,23 @@ Suffix = Annotated[
 Stop = Annotated[
     Annotated[StopText, Tag("<text>")] | Annotated[Annotated[list[StopText], Field(max_length=16)], Tag("<texts>")],
     Discriminator(
-        _branch({str: "<text>", list: "<texts>"}),
+        branch({str: "<text>", list: "<texts>"}),
         custom_error_type="stop",
         custom_error_message="must be a string or a list of strings",
     ),
 ]
 
+Options = Annotated[
+    dict[Name, Any],
+    Field(max_length=32),
+    AfterValidator(_named_options),
+    WithJsonSchema({"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}),
+]
+
 Choice = Annotated[
-    Annotated[Name, Tag("<name>")]
-    | Annotated[dict[Name, Any], Field(max_length=32), AfterValidator(_named_options), Tag("<object>")],
+    Annotated[Name, Tag("<name>")] | Annotated[Options, Tag("<object>")],
     Discriminator(
-        _branch({str: "<name>", dict: "<object>"}),
+        branch({str: "<name>", dict: "<object>"}),
         custom_error_type="choice",
         custom_error_message='must be a name or an object {"type": name, ...}',
     ),

@@ -4,47 +4,65 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from steerserve.errors import QueueFullError
+from steerserve.config import ServerConfig
+from steerserve.errors import QueueFullError, SteerserveError
 from steerserve.server.errors import EngineDownError
 from steerserve.server.metrics import Metrics
-from steerserve.server.service import Service
 from steerserve.server.worker import EngineWorker
 
 
 class Operation:
     """The state of one server."""
 
-    def __init__(self, service: Service, worker: EngineWorker, metrics: Metrics) -> None:
-        self._service = service
+    def __init__(self, config: ServerConfig, worker: EngineWorker, metrics: Metrics) -> None:
+        self._config = config
         self._worker = worker
         self._metrics = metrics
+        load = worker.load
+        metrics.gauge("queue_requests", "Rows waiting for a place in the batch", lambda: load.now["queue_length"])
+        metrics.gauge("queue_steps", "Denoising steps of the rows that wait", lambda: load.waiting_steps)
+        metrics.gauge("running_rows", "Rows being denoised", lambda: load.now["running_rows"])
+        metrics.gauge("ready", "1 while a new request would be taken", self._is_ready)
 
     @property
     def router(self) -> APIRouter:
-        """The routes."""
+        """The routes; /metrics only where it has no port of its own."""
         router = APIRouter()
         router.add_api_route("/health", self.health, methods=["GET"])
         router.add_api_route("/ready", self.ready, methods=["GET"])
-        router.add_api_route("/metrics", self.metrics, methods=["GET"])
+        if self._config.metrics_port is None:
+            router.add_api_route("/metrics", self.metrics, methods=["GET"])
         return router
 
     async def health(self) -> Response:
-        """200 while the engine lives; 503 calls for a restart."""
+        """200 while the engine lives, however much it has to do; 503 calls for a restart."""
         if self._worker.down is not None:
-            raise EngineDownError(self._worker.down)
+            raise EngineDownError(self._worker.down, self._worker.restart_seconds)
+        seconds = self._worker.step_seconds
+        if seconds > self._config.stall_seconds:
+            raise EngineDownError(f"a step has lasted {seconds:.0f} s", self._worker.restart_seconds)
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
         """200 while a new request would be taken."""
-        if self._worker.down is not None:
-            raise EngineDownError(self._worker.down)
-        if self._worker.draining:
-            raise QueueFullError("the server is shutting down", retry_after=1.0)
-        load = self._service.load()
-        if load["queue_length"] >= load["max_queue"]:
-            raise QueueFullError(f"the queue is full: {load['queue_length']} rows wait", retry_after=1.0)
-        return JSONResponse({"status": "ready", **load})
+        self._check()
+        return JSONResponse({"status": "ready", **self._worker.load.now})
 
     async def metrics(self) -> Response:
         """Prometheus text."""
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def _check(self) -> None:
+        """Raise EngineDownError, ShuttingDownError or QueueFullError where a request would not be taken."""
+        self._worker.check()
+        load = self._worker.load
+        rows, steps, most = load.now["queue_length"], load.waiting_steps, self._config.max_queue_steps
+        if rows >= load.now["max_queue"] or (most is not None and steps >= most):
+            raise QueueFullError(f"the queue is full: {rows} rows wait for {steps} steps", load.seconds_for(steps / 2))
+
+    def _is_ready(self) -> float:
+        try:
+            self._check()
+        except SteerserveError:
+            return 0.0
+        return 1.0

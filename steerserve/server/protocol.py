@@ -1,11 +1,19 @@
-"""The request bodies, as `POST /v1/completions` and `POST /v1/steering/preview` take them."""
+"""The bodies of requests that generate: what all of them have, and completions' own."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from steerserve.server import fields
+from steerserve.server.easysteer import EasySteer
+from steerserve.server.ember import Ember
 from steerserve.server.fields import Choice, Layer, Name, Prompt, Stop, Strength, Strict, Suffix
+from steerserve.server.neuronpedia import Neuronpedia
+
+DEFAULT_LENGTH = 64
+"""Response positions of a request that does not say."""
+MAX_ALTERNATIVES = 20
+"""Alternatives to a token whose log-probabilities may be asked for."""
 
 StreamMode = Literal["append", "replace", "events"]
 
@@ -18,10 +26,19 @@ class Feature(Strict):
 
 
 class Vector(Strict):
-    """A raw direction at one layer's output."""
+    """A raw direction at one layer's output, or one that the server has loaded, by its name."""
 
-    layer: Layer
-    values: list[float] = Field(fail_fast=True, min_length=1, max_length=65536)
+    name: Name | None = None
+    layer: Layer | None = None
+    values: list[float] | None = Field(default=None, fail_fast=True, min_length=1, max_length=65536)
+
+    @model_validator(mode="after")
+    def _named_or_given(self) -> Self:
+        if (self.name is None) == (self.layer is None and self.values is None):
+            raise ValueError("must have either a name, or a layer and values")
+        if self.name is None and (self.layer is None or self.values is None):
+            raise ValueError(f"must have a layer and values; it lacks {'layer' if self.layer is None else 'values'}")
+        return self
 
 
 class Span(Strict):
@@ -40,7 +57,7 @@ Scope = Annotated[
     Annotated[Literal["all", "prompt", "response", "masked", "committed"], Tag("<name>")]
     | Annotated[Span, Tag("<object>")],
     Discriminator(
-        lambda value: {str: "<name>", dict: "<object>"}.get(type(value)),
+        fields.branch({str: "<name>", dict: "<object>"}),
         custom_error_type="scope",
         custom_error_message='must be all, prompt, response, masked, committed or {"positions": [start, stop]}',
     ),
@@ -55,7 +72,7 @@ class Intervention(Strict):
     vector: Vector | None = None
     strength: Strength | None = None
     op: Literal["add", "boost", "multiply", "clamp", "project_out", "cap"] = "add"
-    unit: Literal["residual", "max_act", "raw", "kl"] | None = None
+    unit: Literal["residual", "max_act", "raw", "stored", "kl"] | None = None
     scope: Scope | None = None
     schedule: Choice | None = None
     layers: list[Layer] | None = Field(default=None, min_length=1, max_length=256)
@@ -78,15 +95,45 @@ class Trace(Strict):
     every: int = Field(default=1, ge=1, le=1_000_000)
 
 
-class Steering(Strict):
-    """What to push, and what to report about it."""
+LANGUAGES = ("interventions", "ember", "neuronpedia", "easysteer")
+
+
+class Change(Strict):
+    """What to push: our interventions or, under its name, what another server takes."""
 
     interventions: list[Intervention] = Field(default=[], max_length=256)
+    ember: Ember | None = None
+    neuronpedia: Neuronpedia | None = None
+    easysteer: EasySteer | None = None
+
+    @model_validator(mode="after")
+    def _one_language(self) -> Self:
+        given = [name for name in LANGUAGES if getattr(self, name)]
+        if len(given) > 1:
+            raise fields.blame(given[1], f"cannot stand beside {given[0]}")
+        return self
+
+
+class Steering(Change):
+    """What to push, and what to report about it."""
+
     combine: Literal["independent"] = "independent"
     limits: Annotated[Any, fields.neutral()] = None
     baseline: bool = False
     trace: Trace | None = None
     control: Annotated[Any, fields.neutral()] = None
+
+
+class SteeringPatch(Strict):
+    """The body that changes the steering of a running generation."""
+
+    steering: Change
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.steering.model_fields_set & set(LANGUAGES):
+            raise fields.blame("steering.interventions", "is required; [] ends the steering")
+        return self
 
 
 class Diffusion(Strict):
@@ -97,45 +144,72 @@ class Diffusion(Strict):
     order: Choice | None = None
     transfer: Choice | None = None
     ignore_eos: bool | None = None
-    cfg_scale: Annotated[Any, fields.neutral(0.0)] = 0.0
+    ends_last: bool = False
+    """Tokens that end the text or the turn commit last (LLaDA's `confidence_eos_eot_inf`)."""
+    cfg_scale: float = Field(default=0.0, ge=0, le=100)
+    """Classifier-free guidance by the prompt; each row above 0 costs two."""
     stream_mode: StreamMode | None = None
 
 
 class StreamOptions(Strict):
-    """Options of a stream, as OpenAI has them."""
+    """Options of a stream, as OpenAI has them, and vLLM's usage in every chunk."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[Any, fields.neutral(False)] = None
 
 
-class CompletionRequest(Strict):
-    """A completion: OpenAI's fields, and `diffusion` and `steering` beside them."""
+class GenerationRequest(Strict):
+    """What every request that generates has: OpenAI's fields, and `diffusion` and `steering` beside them."""
 
     model: str = Field(max_length=256)
-    prompt: Prompt | None = None
-    """Left out or null: an unconditional canvas."""
-    suffix: Suffix | None = None
-    max_tokens: int = Field(default=64, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=fields.MAX_TOKEN_ID)
+    """Draw from the k likeliest tokens only; 0 or -1: from all."""
     n: int = Field(default=1, ge=1, le=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Left out: drawn by the server and told in the answer."""
     stop: Stop | None = None
-    logprobs: Annotated[Any, fields.neutral(0)] = None
-    """0 asks for the log-probability of each token when it was committed; alternatives are not recorded."""
+    ignore_eos: bool | None = None
+    """The same as `diffusion.ignore_eos`, where vLLM's clients put it."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
     """Taken, since OpenAI clients send it; it changes nothing."""
     diffusion: Diffusion = Diffusion()
     steering: Steering = Steering()
-    # Fields of OpenAI's that cannot be honoured; clients and load generators send them at the values that ask nothing.
-    best_of: Annotated[Any, fields.neutral(1)] = None
-    echo: Annotated[Any, fields.neutral(False)] = None
+    # Fields of OpenAI's and vLLM's that cannot be honoured; clients and load generators send them at the values that
+    # ask nothing.
     frequency_penalty: Annotated[Any, fields.neutral(0.0)] = None
     presence_penalty: Annotated[Any, fields.neutral(0.0)] = None
+    repetition_penalty: Annotated[Any, fields.neutral(1.0)] = None
     logit_bias: Annotated[Any, fields.neutral({})] = None
+    min_p: Annotated[Any, fields.neutral(0.0)] = None
+    min_tokens: Annotated[Any, fields.neutral(0)] = None
+    skip_special_tokens: Annotated[Any, fields.neutral(True)] = None
+    use_beam_search: Annotated[Any, fields.neutral(False)] = None
+
+    @property
+    def length(self) -> int:
+        """Positions of the response."""
+        return self.max_tokens or self.max_completion_tokens or DEFAULT_LENGTH
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to each token whose log-probabilities are wanted; None: not even the token's own."""
+        return None
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise fields.blame("max_completion_tokens", f"contradicts max_tokens, which is {self.max_tokens}")
+        if None not in (self.ignore_eos, self.diffusion.ignore_eos) and self.ignore_eos != self.diffusion.ignore_eos:
+            raise fields.blame("ignore_eos", "contradicts diffusion.ignore_eos")
+        return self
 
     @model_validator(mode="after")
     def _stream_settings_need_a_stream(self) -> Self:
@@ -143,4 +217,34 @@ class CompletionRequest(Strict):
             raise fields.blame("stream_options", 'needs "stream": true')
         if not self.stream and self.diffusion.stream_mode is not None:
             raise fields.blame("diffusion.stream_mode", 'needs "stream": true')
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """A completion of a text."""
+
+    prompt: Prompt | None = None
+    """Left out or null: an unconditional canvas."""
+    suffix: Suffix | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    """Asks for the log-probability of each token when it was committed, and of so many alternatives."""
+    echo: bool = False
+    """The prompt, as the model read it, before the text."""
+    best_of: int | None = Field(default=None, ge=1, le=1024)
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `GenerationRequest.alternatives`."""
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _best_of_all(self) -> Self:
+        if self.best_of is not None and self.best_of != self.n:
+            raise fields.blame("best_of", f"must be n, which is {self.n}: texts are not ranked, got {self.best_of}")
+        return self
+
+    @model_validator(mode="after")
+    def _events_tell_the_response(self) -> Self:
+        if self.echo and self.diffusion.stream_mode == "events":
+            raise fields.blame("echo", 'cannot go with diffusion.stream_mode "events", which tells the response only')
         return self

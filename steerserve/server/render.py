@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steerserve.engine.events import Result, Trace
+from steerserve.engine.text import continuation
 from steerserve.server.rows import Row
+from steerserve.server.wording import Piece, Wording
 
 Decoder = Callable[[Sequence[int]], str]
-
-LOWEST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
 
 
 @dataclass(frozen=True)
@@ -22,66 +21,104 @@ class Answer:
     model: str
     fingerprint: str | None
     seed: int
+    wording: Wording
     rows: Mapping[str, Row]
+    prompts: Mapping[str, Sequence[int]]
+    """The tokens before each row's response."""
     decoders: Mapping[str, Decoder]
     """For each row the text of its response tokens, behind its own prompt."""
+    decode: Decoder
+    echo: bool = False
+    """Whether the prompt is part of the text."""
     results: dict[str, Result] = field(default_factory=dict)
 
-    @property
-    def head(self) -> dict[str, Any]:
-        """The fields that the answer and each chunk of a stream begin with."""
+    def head(self, of: str) -> dict[str, Any]:
+        """The fields that an `object` of this request begins with."""
         return {
             "id": self.id,
-            "object": "text_completion",
+            "object": of,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
             "seed": self.seed,
         }
 
+    def opening(self, request_id: str) -> str:
+        """What a row's text begins with before its response."""
+        return self.decode(self.prompts[request_id]) if self.echo else ""
+
     def finished(self, choice: int) -> bool:
         """Whether every row of the choice has its result."""
         return all(request_id in self.results for request_id, row in self.rows.items() if row.choice == choice)
 
+    def text(self, choice: int) -> str:
+        """The text of a finished choice."""
+        [request_id] = (key for key, row in self.rows.items() if row.choice == choice and not row.baseline)
+        return self._text(request_id)
+
     def choice(self, index: int) -> dict[str, Any]:
         """A finished choice: OpenAI's fields, and `steering`, `trace` and `baseline` where there are such."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
-        result = self.results[keys[False]]
-        choice: dict[str, Any] = {
-            "index": index,
-            "text": result.text,
-            "logprobs": logprobs(result, self.decoders[keys[False]]),
-            "finish_reason": result.finish_reason,
-        }
-        if result.receipt is not None:
-            choice["steering"] = result.receipt
-        if result.trace:
-            choice["trace"] = [trace(one) for one in result.trace]
-        if True in keys:
-            baseline = self.results[keys[True]]
-            choice["baseline"] = {"text": baseline.text, "finish_reason": baseline.finish_reason}
-        return choice
+        return {"index": index} | self._said(keys[False]) | self.about(index)
 
-    def usage(self) -> dict[str, int]:
-        """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included."""
-        pairs = [(self.rows[request_id], result) for request_id, result in self.results.items()]
-        prompts = {row.prompt: result.prompt_tokens for row, result in pairs}
-        completion = sum(len(result.tokens) for row, result in pairs if not row.baseline)
+    def about(self, index: int) -> dict[str, Any]:
+        """What there is to say of a finished choice beside its text."""
+        keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
+        result = self.results[keys[False]]
+        found: dict[str, Any] = {"logprobs": self._logprobs(keys[False]), "finish_reason": result.finish_reason}
+        if result.receipt is not None:
+            found["steering"] = result.receipt
+        if result.trace:
+            found["trace"] = [trace(one) for one in result.trace]
+        if True in keys:
+            found["baseline"] = self._said(keys[True]) | {"finish_reason": self.results[keys[True]].finish_reason}
+        return found
+
+    def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
+
+        committed: tokens of the rows that still run, for a usage so far.
+        """
+        prompts: dict[int, int] = {}
+        completion = 0
+        for request_id, row in self.rows.items():
+            result = self.results.get(request_id)
+            prompts[row.prompt] = len(self.prompts[request_id]) if result is None else result.prompt_tokens
+            if not row.baseline:
+                completion += len(result.tokens) if result is not None else (committed or {}).get(request_id, 0)
         return {
             "prompt_tokens": sum(prompts.values()),
             "completion_tokens": completion,
             "total_tokens": sum(prompts.values()) + completion,
-            "denoising_steps": sum(result.steps for _, result in pairs),
-            "forward_passes": sum(result.forward_passes for _, result in pairs),
+            "denoising_steps": sum(result.steps for result in self.results.values()),
+            "forward_passes": sum(result.forward_passes for result in self.results.values()),
         }
 
     def body(self) -> dict[str, Any]:
         """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one."""
         choices = [self.choice(index) for index in sorted({row.choice for row in self.rows.values()})]
-        body = self.head | {"choices": choices, "usage": self.usage()}
+        body = self.head(self.wording.answer) | {"choices": choices, "usage": self.usage()}
         if "steering" in choices[0]:
             body["steering"] = choices[0]["steering"]
         return body
+
+    def _said(self, request_id: str) -> dict[str, Any]:
+        return self.wording.said(self._text(request_id))
+
+    def _text(self, request_id: str) -> str:
+        return self.opening(request_id) + self.results[request_id].text
+
+    def _logprobs(self, request_id: str) -> dict[str, Any] | None:
+        result = self.results[request_id]
+        if result.logprobs is None:
+            return None
+        spoken = []
+        if self.echo:
+            prompt = self.prompts[request_id]
+            spoken = [Piece(text, offset, None) for text, offset in _texts(prompt, self.decode)]
+        last = self.prompts[request_id][-1:]
+        said = pieces(result, self.decoders[request_id], self.decode, last, len(self.opening(request_id)))
+        return self.wording.logprobs(spoken + said)
 
 
 def trace(one: Trace) -> dict[str, Any]:
@@ -89,19 +126,30 @@ def trace(one: Trace) -> dict[str, Any]:
     return {"step": one.step, "progress": one.progress, "values": one.values}
 
 
-def logprobs(result: Result, decode: Decoder) -> dict[str, Any] | None:
-    """OpenAI's completion logprobs of the tokens that made it into the text; None where none were recorded."""
-    if result.logprobs is None:
-        return None
-    tokens: list[str] = []
-    offsets: list[int] = []
+def pieces(result: Result, behind_prompt: Decoder, decode: Decoder, last: Sequence[int], start: int) -> list[Piece]:
+    """The tokens that made it into a row's text, which begins at character `start` after the token `last`."""
+    assert result.logprobs is not None
+    found = []
+    for i, (text, offset) in enumerate(_texts(result.tokens, behind_prompt, len(result.text))):
+        alternatives: tuple[tuple[str, float], ...] = ()
+        if result.top_logprobs is not None:
+            before = result.tokens[i - 1 : i] if i else last
+            alternatives = tuple(
+                (continuation(decode, before, [token]), logprob) for token, logprob in result.top_logprobs[i]
+            )
+        found.append(Piece(text, start + offset, result.logprobs[i], alternatives))
+    return found
+
+
+def _texts(tokens: Sequence[int], decode: Decoder, length: int | None = None) -> list[tuple[str, int]]:
+    """What each token adds to the text and where, up to the one that completes `length` characters."""
+    texts: list[tuple[str, int]] = []
     before = ""
-    for count in range(1, len(result.tokens) + 1):
-        if len(before) >= len(result.text) and before:
+    for count in range(1, len(tokens) + 1):
+        if length is not None and len(before) >= length and before:
             break
-        now = decode(result.tokens[:count])
-        offsets.append(len(before))
-        tokens.append(now[len(before) :] if now.startswith(before) else decode(result.tokens[count - 1 : count]))
+        now = decode(tokens[:count])
+        said = now[len(before) :] if now.startswith(before) else decode(tokens[count - 1 : count])
+        texts.append((said, len(before)))
         before = now
-    values = [max(value, LOWEST_LOGPROB) for value in result.logprobs[: len(tokens)]]
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+    return texts

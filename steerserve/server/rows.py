@@ -2,14 +2,17 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Scope, TraceParams, VectorRef
+from steerserve.engine.params import GenerationParams, TraceParams
 from steerserve.errors import RequestError
-from steerserve.server import protocol
-from steerserve.server.protocol import CompletionRequest
+from steerserve.server.protocol import Change, CompletionRequest, GenerationRequest
+from steerserve.server.pushes import path_of, pushes
+
+Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,13 @@ class Row:
     """Whether it is the unsteered twin of its choice."""
 
 
-def rows_of(body: CompletionRequest, seed: int, max_rows: int) -> list[Row]:
+def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence[Prompt] | None = None) -> list[Row]:
     """One row a prompt and sample, in order of choices, each followed by its twin where a baseline is asked for.
 
-    A twin has the seed and the row number of its choice, so both draw the same noise.
+    A twin has the seed and the row number of its choice, so both draw the same noise. prompts: those of a request that
+    has none of its own.
     """
-    prompts = _prompts(body)
+    prompts = prompts_of(body) if prompts is None else prompts
     twins = 2 if body.steering.baseline else 1
     count = len(prompts) * body.n * twins
     if count > max_rows:
@@ -50,7 +54,7 @@ def rows_of(body: CompletionRequest, seed: int, max_rows: int) -> list[Row]:
     return rows
 
 
-def admit(engine: Engine, rows: list[Row], body: CompletionRequest) -> list[Any]:
+def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
     """Admit every row or none: the first complaint is raised anew with the path the field has in the request."""
     admitted = []
     for row in rows:
@@ -62,29 +66,37 @@ def admit(engine: Engine, rows: list[Row], body: CompletionRequest) -> list[Any]
 
 
 _SECTIONS = {
-    "interventions": "steering.",
     "trace": "steering.",
     "steps": "diffusion.",
     "block_length": "diffusion.",
     "order": "diffusion.",
     "transfer": "diffusion.",
+    "ends_last": "diffusion.",
+    "cfg_scale": "diffusion.",
 }
 
 
-def _request_path(param: str | None, row: Row, body: CompletionRequest) -> str | None:
+def _request_path(param: str | None, row: Row, body: GenerationRequest | Change) -> str | None:
     if param is None:
         return None
     head = re.split(r"[.\[]", param, maxsplit=1)[0]
+    if head == "interventions":
+        return path_of(param, body.steering if isinstance(body, GenerationRequest) else body)
+    if head == "prompt" and not isinstance(body, CompletionRequest):
+        return "messages"
     if head == "prompt" and _has_many_prompts(body):
         return f"prompt[{row.prompt}]{param.removeprefix('prompt')}"
+    if head == "max_tokens" and isinstance(body, GenerationRequest) and body.max_tokens is None:
+        return "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
     return _SECTIONS.get(head, "") + param
 
 
-def _has_many_prompts(body: CompletionRequest) -> bool:
+def _has_many_prompts(body: Any) -> bool:
     return isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
 
 
-def _prompts(body: CompletionRequest) -> list[str | tuple[int, ...]]:
+def prompts_of(body: Any) -> list[Prompt]:
+    """The prompts of a completion."""
     if body.prompt is None:
         return [""]
     if isinstance(body.prompt, str):
@@ -94,49 +106,32 @@ def _prompts(body: CompletionRequest) -> list[str | tuple[int, ...]]:
     return [_text_or_tokens(prompt) for prompt in body.prompt]
 
 
-def _text_or_tokens(value: Any) -> str | tuple[int, ...]:
+def _text_or_tokens(value: Any) -> Prompt:
     return value if isinstance(value, str) else tuple(value)
 
 
-def _params(body: CompletionRequest, seed: int) -> GenerationParams:
-    diffusion, steering = body.diffusion, body.steering
+def _params(body: GenerationRequest, seed: int) -> GenerationParams:
+    diffusion = body.diffusion
     stop = body.stop if body.stop is not None else []
-    trace = steering.trace
+    trace = body.steering.trace
+    suffix = body.suffix if isinstance(body, CompletionRequest) and body.suffix is not None else ""
     return GenerationParams(
-        suffix=_text_or_tokens(body.suffix) if body.suffix is not None else "",
-        max_tokens=body.max_tokens,
+        suffix=_text_or_tokens(suffix),
+        max_tokens=body.length,
         steps=diffusion.steps,
         block_length=diffusion.block_length,
         order=diffusion.order,
         transfer=diffusion.transfer,
         temperature=body.temperature,
         top_p=body.top_p,
+        top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
+        cfg_scale=diffusion.cfg_scale,
+        ends_last=diffusion.ends_last,
         seed=seed,
-        ignore_eos=diffusion.ignore_eos,
+        ignore_eos=body.ignore_eos if diffusion.ignore_eos is None else diffusion.ignore_eos,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        logprobs=body.logprobs is not None,
-        interventions=tuple(_intervention(one) for one in steering.interventions),
+        logprobs=body.alternatives is not None,
+        top_logprobs=body.alternatives or 0,
+        interventions=tuple(one for one, _ in pushes(body.steering)),
         trace=TraceParams(tuple(trace.attributes), trace.every) if trace is not None else None,
     )
-
-
-def _intervention(one: protocol.Intervention) -> Intervention:
-    return Intervention(
-        attribute=one.attribute,
-        feature=FeatureRef(one.feature.sae, one.feature.index) if one.feature is not None else None,
-        vector=VectorRef(one.vector.layer, tuple(one.vector.values)) if one.vector is not None else None,
-        strength=one.strength,
-        op=one.op,
-        unit=one.unit,
-        scope=_scope(one.scope),
-        schedule=one.schedule,
-        layers=tuple(one.layers) if one.layers is not None else None,
-        direction=one.direction,
-    )
-
-
-def _scope(scope: Any) -> Scope | None:
-    if isinstance(scope, protocol.Span):
-        return (scope.positions[0], scope.positions[1])
-    named: Scope | None = scope
-    return named

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steerserve.engine.base import Engine
+from steerserve.engine.base import Engine, Features
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,15 @@ class Service:
     """What can be steered by name: JSON facts by name."""
     saes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The sparse autoencoders that are loaded: JSON facts by name."""
+    vectors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The raw vectors that are loaded: JSON facts by name."""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     """What the engine can honour, as JSON."""
+    features: Features | None = None
+    """What the features of the SAEs are and what activates them. None where the engine cannot tell."""
+    chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+    """The prompt of a conversation, up to where the answer begins; raises RequestError (`messages`) where the model's
+    template refuses it. None where the model has no chat template."""
 
     @property
     def fingerprint(self) -> str | None:

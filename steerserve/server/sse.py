@@ -54,8 +54,8 @@ class EventStream(StreamingResponse):
     """Sends `source` as it comes, and ends the generation when the source or the client does."""
 
     def __init__(self, source: AsyncGenerator[bytes, None], generation: Generation, state: State) -> None:
-        # No proxy may hold lines back.
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        # No proxy may hold lines back. The id is known from the start, long before the first chunk may have text.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-generation-id": generation.answer.id}
         super().__init__(source, headers=headers, media_type="text/event-stream")
         self._source = source
         self._generation = generation

@@ -1,13 +1,15 @@
 """Views of one event log: what a stream says at each event."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from steerserve.engine.events import Committed, Done, Event, Trace
+from steerserve.engine.events import Committed, Done, Event, Steered, Trace
 from steerserve.server.canvas import Canvas
-from steerserve.server.protocol import StreamMode
-from steerserve.server.render import LOWEST_LOGPROB, Answer, trace
+from steerserve.server.protocol import StreamMode, StreamOptions
+from steerserve.server.render import Answer, trace
+from steerserve.server.wording import finite
 
 
 class View(Protocol):
@@ -25,39 +27,65 @@ class View(Protocol):
 class Chunks(ABC):
     """OpenAI's chunks; what text a chunk carries is the subclass's."""
 
-    def __init__(self, answer: Answer, canvases: dict[str, Canvas], include_usage: bool) -> None:
+    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:
         self._answer = answer
         self._canvases = canvases
-        self._common = {"usage": None} if include_usage else {}
+        self._options = options
+        self._opened: set[int] = set()
+        self._committed: Counter[str] = Counter()
 
     def frames(self, event: Event) -> list[dict[str, Any]]:
         """Text of the steered rows; at the end of a choice a chunk with its finish_reason and all that goes with it."""
-        row = self._answer.rows[event.request_id]
+        request_id = event.request_id
+        row = self._answer.rows[request_id]
         frames = []
-        if isinstance(event, Committed) and not row.baseline:
-            canvas = self._canvases[event.request_id]
-            canvas.commit(event)
-            frames = self._text_chunks(row.choice, self._at_commit(canvas))
-        if isinstance(event, Done):
-            if not row.baseline:
-                canvas = self._canvases[event.request_id]
-                frames = self._text_chunks(row.choice, self._at_end(canvas, event.result.text))
-            if self._answer.finished(row.choice):
-                choice = self._answer.choice(row.choice)
-                frames.append(self._chunk(choice | {"text": self._closing(choice["text"])}))
+        if not row.baseline:
+            canvas = self._canvases[request_id]
+            frames += self._open(row.choice, self._answer.opening(request_id))
+            if isinstance(event, Committed):
+                canvas.commit(event)
+                self._committed[request_id] += len(event.tokens)
+                frames += self._text_chunks(row.choice, self._at_commit(canvas), request_id)
+            if isinstance(event, Done):
+                frames += self._text_chunks(row.choice, self._at_end(canvas, event.result.text), request_id)
+        if isinstance(event, Done) and self._answer.finished(row.choice):
+            closing = self._closing(self._answer.text(row.choice))
+            about = self._answer.about(row.choice)
+            frames.append(self._chunk({"index": row.choice} | self._answer.wording.piece(closing) | about))
         return frames
 
     def usage(self) -> dict[str, Any]:
         """The chunk without choices that OpenAI ends such a stream with."""
-        return self._answer.head | {"choices": [], "usage": self._answer.usage()}
+        return self._head | {"choices": [], "usage": self._answer.usage()}
 
-    def _text_chunks(self, index: int, text: str) -> list[dict[str, Any]]:
+    def _open(self, index: int, text: str) -> list[dict[str, Any]]:
+        if index in self._opened:
+            return []
+        self._opened.add(index)
+        words = self._answer.wording.opening(text)
+        return [] if words is None else [self._said(index, words)]
+
+    def _text_chunks(self, index: int, text: str, request_id: str) -> list[dict[str, Any]]:
         if not text:
             return []
-        return [self._chunk({"index": index, "text": text, "logprobs": None, "finish_reason": None})]
+        return [self._said(index, self._answer.wording.piece(self._before(request_id) + text))]
+
+    def _said(self, index: int, words: dict[str, Any]) -> dict[str, Any]:
+        return self._chunk({"index": index} | words | {"logprobs": None, "finish_reason": None})
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return self._answer.head | {"choices": [choice]} | self._common
+        chunk = self._head | {"choices": [choice]}
+        if self._options.continuous_usage_stats:
+            return chunk | {"usage": self._answer.usage(self._committed)}
+        return chunk | {"usage": None} if self._options.include_usage else chunk
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return self._answer.head(self._answer.wording.chunk)
+
+    @abstractmethod
+    def _before(self, request_id: str) -> str:
+        """What a chunk repeats of the text before the response."""
 
     @abstractmethod
     def _at_commit(self, canvas: Canvas) -> str:
@@ -75,6 +103,9 @@ class Chunks(ABC):
 class AppendView(Chunks):
     """Text that only grows: the chunks of a choice, joined, are its text."""
 
+    def _before(self, request_id: str) -> str:  # noqa: ARG002
+        return ""
+
     def _at_commit(self, canvas: Canvas) -> str:
         return canvas.grown()
 
@@ -88,6 +119,9 @@ class AppendView(Chunks):
 class ReplaceView(Chunks):
     """The whole text so far in each chunk, masks shown: the last chunk of a choice is its text."""
 
+    def _before(self, request_id: str) -> str:
+        return self._answer.opening(request_id)
+
     def _at_commit(self, canvas: Canvas) -> str:
         return canvas.provisional()
 
@@ -99,9 +133,9 @@ class ReplaceView(Chunks):
 
 
 class EventsView:
-    """Typed frames: committed, trace, receipt, done and usage."""
+    """Typed frames: committed, trace, steered, receipt, done and usage."""
 
-    def __init__(self, answer: Answer, canvases: dict[str, Canvas], include_usage: bool) -> None:  # noqa: ARG002
+    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:  # noqa: ARG002
         self._answer = answer
         self._canvases = canvases
 
@@ -111,6 +145,8 @@ class EventsView:
             return [self._committed(event)]
         if isinstance(event, Trace):
             return [self._frame("trace", event.request_id, **trace(event))]
+        if isinstance(event, Steered):
+            return [self._frame("steered", event.request_id, step=event.step, interventions=event.interventions)]
         if isinstance(event, Done):
             return self._ended(event)
         return []
@@ -131,7 +167,7 @@ class EventsView:
             text=canvas.provisional(),
         )
         if event.logprobs is not None:
-            frame["logprobs"] = [max(value, LOWEST_LOGPROB) for value in event.logprobs]
+            frame["logprobs"] = [finite(value) for value in event.logprobs]
         return frame
 
     def _ended(self, event: Done) -> list[dict[str, Any]]:
@@ -155,7 +191,7 @@ class EventsView:
         return frame | fields
 
 
-VIEWS: dict[StreamMode, Callable[[Answer, dict[str, Canvas], bool], View]] = {
+VIEWS: dict[StreamMode, Callable[[Answer, dict[str, Canvas], StreamOptions], View]] = {
     "append": AppendView,
     "replace": ReplaceView,
     "events": EventsView,

@@ -1,6 +1,7 @@
 """The events of one request on their way from the engine's thread to the request's loop."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,10 +12,15 @@ from steerserve.engine.events import Done, Event, Failed
 class Subscription:
     """The events of one request's rows, in order; used by one task of the loop it was made in."""
 
-    def __init__(self, requests: Sequence[Any]) -> None:
+    def __init__(self, requests: Sequence[Any], steering: str | None = None) -> None:
+        """steering: digest of what the request pushes."""
         self.ids: tuple[str, ...] = tuple(request.id for request in requests)
         self.unfinished = set(self.ids)
         self.loop = asyncio.get_running_loop()
+        self.steering = steering
+        self.submitted = time.perf_counter()
+        self.started: float | None = None
+        """When its first row entered a batch; set by the engine's thread."""
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
 

@@ -10,58 +10,46 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.events import Done, Event, Failed
-from steerserve.errors import QueueFullError, SteerserveError
-from steerserve.server.errors import EngineDownError
+from steerserve.engine.events import Failed
+from steerserve.errors import SteerserveError
+from steerserve.server.commands import Abort, Add, Ask, Close, Command, Drain
+from steerserve.server.delivery import Delivery
+from steerserve.server.errors import EngineDownError, ShuttingDownError
+from steerserve.server.load import Load
 from steerserve.server.subscription import Subscription
+from steerserve.server.visit import VISIT
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Add:
-    requests: list[Any]
-    subscription: Subscription
-    accepted: "asyncio.Future[None]"
-
-
-@dataclass(frozen=True)
-class _Abort:
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Drain:
-    drained: threading.Event
-
-
-@dataclass(frozen=True)
-class _Close:
-    pass
-
-
-_Command = _Add | _Abort | _Drain | _Close
+LAST_STEP_SECONDS = 10.0
+"""How long the engine's thread may take to end once it has been told to; it ends between two steps."""
 
 
 class EngineWorker:
     """Runs an engine in a thread of its own: `submit` and `abort` from any loop, the rest from anywhere."""
 
-    def __init__(self, engine: Engine, on_step: Callable[[float], None]) -> None:
+    def __init__(
+        self, engine: Engine, load: Load, max_queue_steps: int | None = None, restart_seconds: float = 1.0
+    ) -> None:
+        """max_queue_steps: canvas-steps that may wait; restart_seconds: how long a new server takes to be ready."""
+        self.load = load
+        self.restart_seconds = restart_seconds
         self._engine = engine
-        self._on_step = on_step
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._max_queue_steps = max_queue_steps
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Guards the three below: a command is either queued before the thread ends, and answered, or refused.
+        self._delivery = Delivery()
+        # Guards the three below: a request is either noted before the thread ends, and answered, or refused.
         self._gate = threading.Lock()
         self._down: str | None = "the engine has not been started"
-        self._draining: float | None = None
-        # The thread's own.
-        self._live: dict[str, Subscription] = {}
+        self._failed = False
+        self._draining_until: float | None = None
+        # The thread's own, but for the time of the step, which others read.
         self._drains: list[threading.Event] = []
+        self._step_began: float | None = None
 
     @property
     def down(self) -> str | None:
@@ -69,30 +57,47 @@ class EngineWorker:
         return self._down
 
     @property
+    def failed(self) -> bool:
+        """Whether the engine has ended without being told to: nothing but a new process helps."""
+        return self._failed
+
+    @property
     def draining(self) -> bool:
         """Whether new requests are refused while the running ones finish."""
-        return self._draining is not None
+        return self._draining_until is not None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step that is being made has lasted; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.perf_counter() - began
 
     def start(self) -> None:
         """Start the thread; once."""
         self._down = None
         self._thread.start()
 
+    def check(self) -> None:
+        """Raise EngineDownError or ShuttingDownError where no work is taken."""
+        if self._down is not None:
+            raise EngineDownError(self._down, self.restart_seconds)
+        if self._draining_until is not None:
+            raise ShuttingDownError("the server is shutting down", self._draining_until - time.monotonic())
+
     async def submit(self, requests: list[Any]) -> Subscription:
         """Add admitted requests, all or none; raises QueueFullError or EngineDownError.
 
         Every request of the subscription gets exactly one Done or Failed.
         """
-        subscription = Subscription(requests)
-        accepted = subscription.loop.create_future()
+        visit = VISIT.get(None)
+        subscription = Subscription(requests, visit.steering if visit is not None else None)
+        command = Add(requests, subscription, subscription.loop.create_future())
         with self._gate:
-            if self._down is not None:
-                raise EngineDownError(self._down)
-            if self._draining is not None:
-                raise QueueFullError("the server is shutting down", self._draining)
-            self._commands.put(_Add(requests, subscription, accepted))
+            self.check()
+            self._delivery.expect(command)
+            self._commands.put(command)
         try:
-            await accepted
+            await command.accepted
         except asyncio.CancelledError:
             self.abort(subscription.ids)
             raise
@@ -100,127 +105,143 @@ class EngineWorker:
 
     def abort(self, ids: Iterable[str]) -> None:
         """Free these rows before the next step; ids that have finished are ignored."""
-        self._command(_Abort(tuple(ids)))
+        self._command(Abort(tuple(ids)))
+
+    async def ask(self, work: Callable[[Engine], Any]) -> Any:
+        """What `work` returns, or raises, when it is called with the engine in its thread, between two steps; raises
+        EngineDownError."""
+        loop = asyncio.get_running_loop()
+        command = Ask(work, loop, loop.create_future())
+        with self._gate:
+            if self._down is not None:
+                raise EngineDownError(self._down, self.restart_seconds)
+            self._delivery.expect(command)
+            self._commands.put(command)
+        return await command.answer
 
     def drain(self, timeout: float) -> bool:
         """Refuse new requests and wait for the running ones; false where `timeout` seconds did not suffice."""
         drained = threading.Event()
         with self._gate:
-            self._draining = max(timeout, 1.0)
-        return not self._command(_Drain(drained)) or drained.wait(timeout)
+            self._draining_until = time.monotonic() + timeout
+        return not self._command(Drain(drained)) or drained.wait(timeout)
+
+    def stop(self) -> None:
+        """Have the engine closed before its next step; what still runs ends in Failed. Does not wait."""
+        self._command(Close())
 
     def close(self) -> None:
-        """Close the engine; what still runs ends in Failed. Waits for the thread."""
-        self._command(_Close())
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Close the engine, and wait for its thread; one that hangs in a step is left behind, and counts as failed."""
+        self.stop()
+        if self._thread.ident is None:
+            return
+        self._thread.join(LAST_STEP_SECONDS)
+        if self._thread.is_alive():
+            self._answer_all("the engine hangs", failed=True)
+            self._commands.put(Close())
 
-    def _command(self, command: _Command) -> bool:
+    def _command(self, command: Command) -> bool:
         with self._gate:
             if self._down is None:
                 self._commands.put(command)
             return self._down is None
 
     def _run(self) -> None:
-        failed = False
+        failed = True
         try:
             while self._obey_commands():
-                if self._live:
+                if self._delivery.live:
                     self._step()
+            failed = False
         except Exception:
             logger.exception("the engine failed; it takes no more work")
-            failed = True
-        self._end(failed)
+        finally:
+            # Also where something has ended the thread that is no error of the engine's, as SystemExit does.
+            self._end(failed)
 
     def _obey_commands(self) -> bool:
         """Carry out what is queued, waiting for a command where nothing runs; false once told to close."""
-        while not self._commands.empty() or not self._live:
+        while not self._commands.empty() or not self._delivery.live:
             command = self._commands.get()
-            if isinstance(command, _Close):
+            if isinstance(command, Close):
                 return False
-            if isinstance(command, _Add):
+            if isinstance(command, Add):
                 self._add(command)
-            elif isinstance(command, _Abort):
+            elif isinstance(command, Abort):
                 self._abort(command.ids)
+            elif isinstance(command, Ask):
+                self._work(command)
             else:
                 self._drains.append(command.drained)
             self._note_drained()
         return True
 
-    def _add(self, command: _Add) -> None:
+    def _add(self, command: Add) -> None:
         try:
+            self.load.check_room(command.requests, self._max_queue_steps)
             self._engine.add(command.requests)
         except SteerserveError as error:
-            self._tell(command.subscription, _settle, command.accepted, error)
+            self._delivery.settle(command, error)
             return
-        except Exception:
-            # The request of a failing engine must not wait for ever; `_run` ends the engine.
-            self._tell(command.subscription, _settle, command.accepted, EngineDownError("the engine failed"))
-            raise
-        self._live.update(dict.fromkeys(command.subscription.ids, command.subscription))
-        if not self._tell(command.subscription, _settle, command.accepted, None):
+        self._delivery.live.update(dict.fromkeys(command.subscription.ids, command.subscription))
+        self.load.added(command.subscription, command.requests)
+        if not self._delivery.settle(command, None):
             self._abort(command.subscription.ids)
+
+    def _work(self, command: Ask) -> None:
+        self._step_began = time.perf_counter()
+        try:
+            result = None if command.answer.done() else command.work(self._engine)
+        except Exception as error:  # it is the caller's, whatever it is
+            self._delivery.settle(command, error)
+        else:
+            self._delivery.settle(command, None, result)
+        finally:
+            self._step_began = None
 
     def _abort(self, ids: Iterable[str]) -> None:
         for request_id in ids:
-            if request_id in self._live:
+            if request_id in self._delivery.live:
                 self._engine.abort(request_id)
 
     def _step(self) -> None:
-        began = time.perf_counter()
+        began = self._step_began = time.perf_counter()
         events = self._engine.step()
-        self._on_step(time.perf_counter() - began)
-        self._deliver(events)
+        self._step_began = None
+        self.load.stepped(began, events)
+        self._abort(self._delivery.send(events))
         self._note_drained()
 
-    def _deliver(self, events: Iterable[Event]) -> None:
-        batches: dict[Subscription, list[Event]] = {}
-        for event in events:
-            terminal = isinstance(event, Done | Failed)
-            subscription = self._live.pop(event.request_id, None) if terminal else self._live.get(event.request_id)
-            if subscription is not None:
-                batches.setdefault(subscription, []).append(event)
-        for subscription, batch in batches.items():
-            if not self._tell(subscription, subscription.put, batch):
-                self._abort(subscription.ids)
-
-    def _tell(self, subscription: Subscription, call: Callable[..., None], *arguments: Any) -> bool:
-        try:
-            subscription.loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:
-            # The loop is closed, and its requests with it.
-            return False
-        return True
-
     def _note_drained(self) -> None:
-        if not self._live:
+        if not self._delivery.live:
             for drained in self._drains:
                 drained.set()
             self._drains.clear()
 
     def _end(self, failed: bool) -> None:
-        reason = "the engine failed" if failed else "the server is shutting down"
-        with self._gate:
-            self._down = reason
-        # Nothing is queued from here on.
-        while not self._commands.empty():
-            command = self._commands.get()
-            if isinstance(command, _Add):
-                self._tell(command.subscription, _settle, command.accepted, EngineDownError(reason))
-            elif isinstance(command, _Drain):
-                self._drains.append(command.drained)
-        self._deliver([Failed(request_id, reason, aborted=not failed) for request_id in self._live])
-        self._note_drained()
+        self._step_began = None
+        self._answer_all("the engine failed" if failed else "the server is shutting down", failed)
         try:
             self._engine.close()
         except Exception:
             logger.exception("the engine did not close cleanly")
 
-
-def _settle(accepted: "asyncio.Future[None]", error: SteerserveError | None) -> None:
-    if accepted.done():
-        return
-    if error is None:
-        accepted.set_result(None)
-    else:
-        accepted.set_exception(error)
+    def _answer_all(self, reason: str, failed: bool) -> None:
+        """Take no more work, and end all there is."""
+        with self._gate:
+            self._down = self._down or reason
+            self._failed = self._failed or failed
+        # Nothing is noted from here on.
+        if failed:
+            logger.critical("the engine's thread has ended: %s", reason)
+        for command in self._delivery.pending:
+            self._delivery.settle(command, EngineDownError(reason, self.restart_seconds))
+        while not self._commands.empty():
+            queued = self._commands.get()
+            if isinstance(queued, Drain):
+                self._drains.append(queued.drained)
+        ended = list(self._delivery.live)
+        for request_id in ended:
+            self.load.remove(request_id)
+        self._delivery.send([Failed(request_id, reason, aborted=not failed) for request_id in ended])
+        self._note_drained()

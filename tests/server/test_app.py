@@ -39,7 +39,6 @@ def test_capabilities(client: TestClient) -> None:
     [
         ("GET", "/nope", 404, "not_found"),
         ("GET", "/v1/models/", 404, "not_found"),
-        ("POST", "/v1/chat/completions", 404, "not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
@@ -79,18 +78,48 @@ def test_metrics_count_what_happened(engine: TextEngine) -> None:
         text = client.get("/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     route = 'route="/v1/completions"'
-    assert values[f'steerserve_requests_total{{outcome="ok",{route}}}'] == "2.0"
-    assert values[f'steerserve_requests_total{{outcome="invalid",{route}}}'] == "1.0"
-    assert values['steerserve_requests_total{outcome="invalid",route="other"}'] == "1.0"
+    assert values[f'steerserve_requests_total{{code="200",{route}}}'] == "2.0"
+    assert values[f'steerserve_requests_total{{code="400",{route}}}'] == "1.0"
+    assert values['steerserve_requests_total{code="404",route="other"}'] == "1.0"
     assert values["steerserve_steered_requests_total"] == "1.0"
+    assert values['steerserve_attribute_requests_total{attribute="topic/sports"}'] == "1.0"
+    assert values['steerserve_attribute_requests_total{attribute="sentiment/positive"}'] == "0.0"
     assert values["steerserve_denoising_steps_total"] == "20.0"
     assert values["steerserve_forward_passes_total"] == "20.0"
     assert values["steerserve_prompt_tokens_total"] == "6.0"
-    assert values["steerserve_completion_tokens_total"] == str(2.0 * done["usage"]["completion_tokens"])
+    assert values["steerserve_tokens_total"] == str(2.0 * done["usage"]["completion_tokens"])
     assert values[f"steerserve_request_seconds_count{{{route}}}"] == "3.0"
-    assert values["steerserve_step_seconds_count"] == "20.0"
-    assert values["steerserve_first_token_seconds_count"] == "2.0"
-    assert values["steerserve_queue_length"] == values["steerserve_running_rows"] == "0.0"
+    for per_step in ("step_seconds", "batch_rows", "batch_fill", "steering_configurations"):
+        assert values[f"steerserve_{per_step}_count"] == "20.0"
+    assert values["steerserve_batch_rows_sum"] == "20.0"
+    assert values["steerserve_batch_fill_sum"] == str(20 / engine.max_rows)
+    assert values["steerserve_steering_configurations_sum"] == "10.0"
+    assert values["steerserve_time_to_first_token_seconds_count"] == "2.0"
+    assert values["steerserve_queue_wait_seconds_count"] == "2.0"
+    assert values["steerserve_queue_requests"] == values["steerserve_running_rows"] == "0.0"
+    assert values["steerserve_queue_steps"] == "0.0"
+    assert values["steerserve_ready"] == "1.0"
+
+
+def test_pages_of_allowed_origins_may_call() -> None:
+    with serving(TextEngine(), ServerConfig(cors_origin=("https://good.example",), drain_seconds=5)) as client:
+        asked = {
+            "origin": "https://good.example",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+        }
+        allowed = client.options("/v1/completions", headers=asked)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://good.example")
+        assert client.options("/v1/completions", headers=asked | {"origin": "https://bad.example"}).status_code == 400
+        body = {"model": "text", "max_tokens": 4}
+        answer = client.post("/v1/completions", json=body, headers={"origin": "https://good.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://good.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        answer = client.post("/v1/completions", json=body, headers={"origin": "https://bad.example"})
+        assert "access-control-allow-origin" not in answer.headers
+    with serving(TextEngine()) as client:
+        answer = client.get("/v1/models", headers={"origin": "https://good.example"})
+        assert "access-control-allow-origin" not in answer.headers
 
 
 def test_two_apps_keep_their_metrics_apart() -> None:

@@ -72,6 +72,33 @@ def test_logprobs_cover_the_text(client: TestClient, stop: str | None) -> None:
         assert all(offset <= len(choice["text"]) for offset in found["text_offset"])
 
 
+def test_alternatives_stand_beside_each_token(client: TestClient) -> None:
+    [choice] = complete(client, logprobs=3, prompt="a ", seed=5)["choices"]
+    found = choice["logprobs"]
+    assert len(found["top_logprobs"]) == len(found["tokens"])
+    for token, told in zip(found["tokens"], found["top_logprobs"], strict=True):
+        assert list(told.items())[0] == (token, -0.5) or not token.isascii()
+        assert list(told.values()) == sorted(told.values(), reverse=True)
+        assert {"a", "b"} <= set(told) | {token}
+
+
+def test_echo_puts_the_prompt_before_every_text(client: TestClient) -> None:
+    body = {"prompt": ["ab", "c"], "n": 2, "steering": STEERED | {"baseline": True}}
+    plain, echoed = complete(client, **body)["choices"], complete(client, **body, echo=True)["choices"]
+    for choice, whole, prompt in zip(plain, echoed, ("ab", "ab", "c", "c"), strict=True):
+        assert whole["text"] == prompt + choice["text"]
+        assert whole["baseline"]["text"] == prompt + choice["baseline"]["text"]
+
+
+def test_an_echoed_prompt_has_tokens_but_no_log_probabilities(client: TestClient) -> None:
+    [choice] = complete(client, prompt=[104, 105], echo=True, logprobs=1)["choices"]
+    found = choice["logprobs"]
+    assert found["tokens"][:2] == ["h", "i"]
+    assert found["token_logprobs"][:3] == [None, None, -0.5]
+    assert found["top_logprobs"][:2] == [None, None]
+    assert found["text_offset"][:3] == [0, 1, 2]
+
+
 def test_an_unknown_attribute_is_a_404_with_its_path(client: TestClient) -> None:
     response = client.post(
         "/v1/completions", json={"model": "text", "steering": {"interventions": [{"attribute": "nope"}]}}

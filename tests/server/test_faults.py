@@ -13,12 +13,24 @@ from steerserve.engine.events import Event, Failed
 from steerserve.engine.params import GenerationParams
 from steerserve.errors import QueueFullError
 from steerserve.server.errors import EngineDownError
+from steerserve.server.load import Load
+from steerserve.server.metrics import Metrics
 from steerserve.server.worker import EngineWorker
 from tests.server.asgi import Call, running
 from tests.server.test_disconnect import Gate
 from tests.server.text_engine import TextEngine, serving
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
+
+
+def get(path: str) -> Call:
+    call = Call(path, chunks=[b""])
+    call.scope["method"] = "GET"
+    return call
+
+
+def worker_of(engine: TextEngine) -> EngineWorker:
+    return EngineWorker(engine, Load(engine.load, Metrics()))
 
 
 def fail_at(engine: TextEngine, step: int) -> None:
@@ -38,9 +50,7 @@ def test_a_failing_step_ends_every_request_and_the_server_says_so(step: int) -> 
         async with running(engine) as app:
             calls = [Call("/v1/completions", BODY | {"stream": i % 2 == 1}) for i in range(6)]
             await asyncio.gather(*(call.run(app) for call in calls))
-            after = [Call("/v1/completions", BODY), *(Call(path) for path in ("/health", "/ready"))]
-            for call in after[1:]:
-                call.scope["method"] = "GET"
+            after = [Call("/v1/completions", BODY), get("/health"), get("/ready")]
             await asyncio.gather(*(call.run(app) for call in after))
             return calls, after
 
@@ -96,14 +106,24 @@ def test_a_full_queue_is_a_503_with_retry_after_and_adds_nothing(stream: bool) -
     assert len(engine.finished) == 3
 
 
-def test_readiness_follows_the_queue() -> None:
+def test_readiness_follows_the_queue_and_liveness_does_not() -> None:
     engine = TextEngine(max_queue=2)
-    with serving(engine) as client:
-        assert client.get("/ready").json()["status"] == "ready"
-        engine.max_queue = 0
-        response = client.get("/ready")
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert client.get("/health").status_code == 200
+    gate = Gate(engine, 0)
+
+    async def scenario() -> list[Call]:
+        async with running(engine) as app:
+            before = await get("/ready").run(app)
+            full = asyncio.create_task(Call("/v1/completions", BODY | {"n": 2}).run(app))
+            await asyncio.to_thread(gate.reached.wait, 10)
+            during = [await get("/ready").run(app), await get("/health").run(app)]
+            gate.opened.set()
+            await full
+            return [before, *during, await get("/ready").run(app)]
+
+    before, refused, alive, after = asyncio.run(scenario())
+    assert (before.status, refused.status, alive.status, after.status) == (200, 503, 200, 200)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert json.loads(refused.body)["error"]["code"] == "overloaded"
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/steering/preview"])
@@ -172,7 +192,7 @@ def test_closing_ends_what_still_runs() -> None:
     engine.before_step = lambda: time.sleep(0.01)
 
     async def scenario() -> list[Event | None]:
-        worker = EngineWorker(engine, lambda _: None)
+        worker = worker_of(engine)
         worker.start()
         subscription = await worker.submit([engine.admit(_params(400)), engine.admit(_params(400))])
         await asyncio.to_thread(worker.close)
@@ -191,7 +211,7 @@ def test_an_idle_worker_does_not_step() -> None:
     engine = TextEngine()
 
     async def scenario() -> None:
-        worker = EngineWorker(engine, lambda _: None)
+        worker = worker_of(engine)
         worker.start()
         worker.abort(["unknown"])
         assert worker.drain(5)
@@ -205,7 +225,7 @@ def test_an_idle_worker_does_not_step() -> None:
 
 def test_a_worker_that_was_not_started_takes_no_work() -> None:
     async def scenario() -> None:
-        worker = EngineWorker(TextEngine(), lambda _: None)
+        worker = worker_of(TextEngine())
         with pytest.raises(EngineDownError, match="not been started"):
             await worker.submit([])
         worker.close()
@@ -216,7 +236,7 @@ def test_a_worker_that_was_not_started_takes_no_work() -> None:
 def test_a_closed_loop_frees_its_rows() -> None:
     engine = TextEngine()
     gate = Gate(engine, 5)
-    worker = EngineWorker(engine, lambda _: None)
+    worker = worker_of(engine)
     worker.start()
 
     async def forgetful() -> None:

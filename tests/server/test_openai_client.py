@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 import uvicorn
+from openai.types.chat import ChatCompletionMessageParam
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from tests.server.text_engine import TextEngine, service_of
+from tests.server.text_engine import TextEngine, service_of, with_chat
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def engine() -> TextEngine:
 
 @pytest.fixture(scope="module")
 def client(engine: TextEngine) -> Iterator[openai.OpenAI]:
-    app = create_app(service_of(engine), ServerConfig())
+    app = create_app(with_chat(service_of(engine)), ServerConfig())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -71,14 +72,56 @@ def test_streams(client: openai.OpenAI) -> None:
     assert chunks[-1].usage == plain.usage
 
 
+MESSAGES: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+]
+
+
+def test_chats_and_steers(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="text",
+        messages=MESSAGES,
+        max_completion_tokens=30,
+        seed=3,
+        n=2,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body=STEERING,
+    )
+    assert answer.object == "chat.completion"
+    assert answer.usage is not None
+    for choice in answer.choices:
+        assert choice.message.role == "assistant"
+        assert choice.model_extra is not None
+        assert choice.message.content == choice.model_extra["baseline"]["message"]["content"].upper()
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
+
+
+def test_streams_a_chat(client: openai.OpenAI) -> None:
+    plain = client.chat.completions.create(model="text", messages=MESSAGES, max_tokens=30, seed=3)
+    stream = client.chat.completions.create(
+        model="text", messages=MESSAGES, max_tokens=30, seed=3, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    pieces = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+    assert "".join(pieces) == plain.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == plain.choices[0].finish_reason
+    assert chunks[-1].usage == plain.usage
+
+
 def test_errors_become_the_clients_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.completions.create(model="text", prompt="a", max_tokens=0)
     assert (bad.value.param, bad.value.code) == ("max_tokens", "invalid_value")
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="gpt", prompt="a")
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="text", messages=[{"role": "user", "content": "a"}])
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        client.chat.completions.create(model="text", messages=[])
 
 
 def test_closing_a_stream_frees_its_row(client: openai.OpenAI, engine: TextEngine) -> None:

@@ -69,7 +69,7 @@ def test_null_means_left_out() -> None:
     [
         ({}, "model", "required"),
         ({"model": 5}, "model", "got 5"),
-        ({"model": "text", "steerin": {}}, "steerin", "known: model, prompt"),
+        ({"model": "text", "steerin": {}}, "steerin", "known: model, max_tokens"),
         ({"model": "text", "tools": []}, "tools", "not a known field"),
         ({"model": "text", "prompt": ""}, "prompt", "at least 1 character"),
         ({"model": "text", "prompt": []}, "prompt", "at least 1 item"),
@@ -86,16 +86,28 @@ def test_null_means_left_out() -> None:
         ({"model": "text", "seed": -1}, "seed", "got -1"),
         ({"model": "text", "stop": ["a", ""]}, "stop[1]", "at least 1 character"),
         ({"model": "text", "stop": ["a"] * 17}, "stop", "at most 16 items"),
-        ({"model": "text", "logprobs": 5}, "logprobs", "send 0"),
-        ({"model": "text", "logprobs": False}, "logprobs", "send 0"),
-        ({"model": "text", "echo": True}, "echo", "send false"),
-        ({"model": "text", "best_of": 3}, "best_of", "send 1"),
+        ({"model": "text", "logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"model": "text", "logprobs": False}, "logprobs", "got false"),
+        ({"model": "text", "best_of": 3}, "best_of", "must be n, which is 1"),
+        ({"model": "text", "n": 2, "best_of": 1}, "best_of", "must be n, which is 2"),
+        ({"model": "text", "max_tokens": 4, "max_completion_tokens": 5}, "max_completion_tokens", "which is 4"),
+        ({"model": "text", "ignore_eos": True, "diffusion": {"ignore_eos": False}}, "ignore_eos", "diffusion"),
+        ({"model": "text", "repetition_penalty": 1.1}, "repetition_penalty", "send 1.0"),
+        ({"model": "text", "min_p": 0.1}, "min_p", "send 0.0"),
+        ({"model": "text", "min_tokens": 4}, "min_tokens", "send 0"),
+        ({"model": "text", "skip_special_tokens": False}, "skip_special_tokens", "send true"),
+        ({"model": "text", "use_beam_search": True}, "use_beam_search", "send false"),
+        (
+            {"model": "text", "echo": True, "stream": True, "diffusion": {"stream_mode": "events"}},
+            "echo",
+            "the response only",
+        ),
         ({"model": "text", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"model": "text", "stream_options": {}}, "stream_options", '"stream": true'),
         ({"model": "text", "diffusion": {"stream_mode": "events"}}, "diffusion.stream_mode", '"stream": true'),
         ({"model": "text", "diffusion": {"steps": -4}}, "diffusion.steps", "got -4"),
         ({"model": "text", "diffusion": {"order": {"name": "x"}}}, "diffusion.order", '"type"'),
-        ({"model": "text", "diffusion": {"cfg_scale": 1.5}}, "diffusion.cfg_scale", "send 0.0"),
+        ({"model": "text", "diffusion": {"cfg_scale": -1.5}}, "diffusion.cfg_scale", "greater than or equal to 0"),
         ({"model": "text", "steering": {"limits": {"max_kl": 2}}}, "steering.limits", "not supported"),
         ({"model": "text", "steering": {"control": "random"}}, "steering.control", "not supported"),
         ({"model": "text", "steering": {"combine": "joint"}}, "steering.combine", "'independent'"),
@@ -116,6 +128,28 @@ def test_error_names_field_value_and_what_is_allowed(body: Any, param: str, said
     error = complaint(body)
     assert error.param == param
     assert said in str(error)
+
+
+def test_what_load_generators_send_asks_for_nothing() -> None:
+    neutral = {
+        "repetition_penalty": 1.0,
+        "min_p": 0,
+        "min_tokens": 0,
+        "skip_special_tokens": True,
+        "use_beam_search": False,
+        "top_k": -1,
+        "best_of": 1,
+        "frequency_penalty": 0,
+        "logit_bias": {},
+    }
+    body = parse(json.dumps({"model": "text", "ignore_eos": True} | neutral).encode(), CompletionRequest)
+    assert body.ignore_eos
+
+
+def test_the_length_goes_by_either_name() -> None:
+    lengths = [{}, {"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 5}]
+    bodies = [parse(json.dumps({"model": "text"} | one).encode(), CompletionRequest) for one in lengths]
+    assert [body.length for body in bodies] == [64, 5, 5, 5]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])

@@ -85,6 +85,12 @@ def test_every_field_reaches_the_engine() -> None:
     )
 
 
+def test_fields_of_other_servers_reach_the_engine() -> None:
+    [row] = rows(max_completion_tokens=9, ignore_eos=True, logprobs=3)
+    params = row.params
+    assert (params.max_tokens, params.ignore_eos, params.logprobs, params.top_logprobs) == (9, True, True, 3)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"n": 65}, "n"), ({"n": 33, "steering": {"baseline": True}}, "n"), ({"prompt": ["a"] * 65}, "prompt")],
@@ -119,6 +125,7 @@ class Complaining(TextEngine):
         ("prompt", "prompt[1]"),
         ("prompt[4]", "prompt[1][4]"),
         ("max_tokens", "max_tokens"),
+        ("top_p", "top_p"),
         (None, None),
     ],
 )
@@ -128,3 +135,10 @@ def test_an_engines_complaint_gets_the_requests_path(engine_says: str | None, re
     with pytest.raises(NotFoundError, match="no such thing") as caught:
         admit(engine, rows_of(body, 7, 64), body)
     assert caught.value.param == request_says
+
+
+def test_a_complaint_about_the_length_names_the_field_that_was_sent() -> None:
+    body = body_of(prompt=["a", "b"], max_completion_tokens=5)
+    with pytest.raises(RequestError) as caught:
+        admit(Complaining(RequestError("too long", "max_tokens")), rows_of(body, 7, 64), body)
+    assert caught.value.param == "max_completion_tokens"

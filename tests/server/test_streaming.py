@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from steerserve.engine.params import GenerationParams
-from tests.server.text_engine import END, TextEngine, response_tokens, serving
+from steerserve.engine.text import continuation
+from tests.server.text_engine import END, TextEngine, decode, response_tokens, serving
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,49 @@ def test_the_last_chunk_of_replace_is_the_plain_answer(shared_client: TestClient
     frames = stream(shared_client, **body | {"diffusion": body["diffusion"] | {"stream_mode": "replace"}})
     for choice in plain["choices"]:
         assert choices_of(frames, choice["index"])[-1]["text"] == choice["text"]
+
+
+@settings(max_examples=40)
+@given(BODIES, st.booleans())
+def test_replaying_the_events_rebuilds_the_answer(
+    shared_client: TestClient, body: dict[str, Any], baseline: bool
+) -> None:
+    body = body | {
+        "steering": {"interventions": [{"attribute": "topic/sports", "strength": 1.0}], "baseline": baseline}
+    }
+    plain = shared_client.post("/v1/completions", json={"model": "text"} | body).json()
+    frames = stream(shared_client, **body | {"diffusion": body["diffusion"] | {"stream_mode": "events"}})
+    prompt = body["prompt"]
+    before = list(prompt.encode()) if isinstance(prompt, str) else prompt or []
+    for choice in plain["choices"]:
+        for twin in (False, True)[: 1 + baseline]:
+            mine = [one for one in frames if one["index"] == choice["index"] and one["baseline"] is twin]
+            tokens: dict[int, int] = {}
+            for one in mine:
+                if one["type"] == "committed":
+                    assert not tokens.keys() & set(one["positions"]), "a position was committed twice"
+                    tokens |= dict(zip(one["positions"], one["tokens"], strict=True))
+            assert sorted(tokens) == list(range(body["max_tokens"]))
+            response = [tokens[position] for position in sorted(tokens)]
+            response = response[: response.index(END)] if END in response else response
+            text = continuation(decode, before, response)
+            for stop in body["stop"]:
+                text = text.split(stop)[0] if stop in text else text
+            answer = choice["baseline"] if twin else choice
+            assert text == answer["text"]
+            assert [one["text"] for one in mine if one["type"] == "done"] == [answer["text"]]
+            assert mine[-1]["type"] == "done"
+
+
+@settings(max_examples=20)
+@given(BODIES)
+def test_echoed_streams_join_to_the_echoed_answer(shared_client: TestClient, body: dict[str, Any]) -> None:
+    plain = shared_client.post("/v1/completions", json={"model": "text", "echo": True} | body).json()
+    for mode in ("append", "replace"):
+        frames = stream(shared_client, **body | {"echo": True, "diffusion": {**body["diffusion"], "stream_mode": mode}})
+        for choice in plain["choices"]:
+            texts = [chunk["text"] for chunk in choices_of(frames, choice["index"])]
+            assert ("".join(texts) if mode == "append" else texts[-1]) == choice["text"]
 
 
 def test_usage_comes_last_where_asked_for(client: TestClient) -> None:

@@ -8,13 +8,13 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Trace
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Steered, Trace
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.text import continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError
@@ -54,6 +54,9 @@ class TextRequest:
     steps: int
     step: int = 0
     traces: list[Trace] = field(default_factory=list)
+    since: int = 0
+    earlier: list[tuple[float | None, int]] = field(default_factory=list)
+    """Strengths of interventions that were replaced, and until when they held."""
 
 
 class TextEngine:
@@ -113,6 +116,21 @@ class TextEngine:
                     rows.remove(request)
                     self._events.append(Failed(request_id, "aborted", aborted=True))
                     return
+
+    def steer(self, request_id: str, request: TextRequest) -> int | None:
+        self._own()
+        for mine in [*self.waiting, *self.running]:
+            if mine.id == request_id:
+                mine.earlier += [(one.strength, mine.step) for one in mine.params.interventions if mine.step]
+                done = set(mine.order[: round(len(mine.order) * mine.step / mine.steps)])
+                mine.tokens = [
+                    old if position in done else new
+                    for position, (old, new) in enumerate(zip(mine.tokens, request.tokens, strict=True))
+                ]
+                mine.params, mine.plan, mine.since = request.params, request.plan, mine.step
+                self._events.append(Steered(mine.id, mine.step, tuple(mine.plan["interventions"])))
+                return mine.step
+        return None
 
     def step(self) -> list[Event]:
         self._own()
@@ -174,12 +192,25 @@ def result_of(request: TextRequest) -> Result:
         steps=request.steps,
         forward_passes=request.steps,
         prompt_tokens=len(request.prompt_ids),
-        receipt={"interventions": [{"strength": one.strength} for one in params.interventions]}
-        if params.interventions
-        else None,
+        receipt=receipt_of(request),
         trace=tuple(request.traces),
         logprobs=tuple(-0.5 for _ in tokens) if params.logprobs else None,
+        top_logprobs=tuple(likeliest(token)[: params.top_logprobs] for token in tokens)
+        if params.top_logprobs
+        else None,
     )
+
+
+def likeliest(token: int) -> tuple[tuple[int, float], ...]:
+    """The token itself, then letters."""
+    return ((token, -0.5), *((letter, -float(i)) for i, letter in enumerate(b"abcdefghijklmnopqrstu", 1)))
+
+
+def receipt_of(request: TextRequest) -> dict[str, Any] | None:
+    told: list[dict[str, Any]] = [{"strength": strength, "until_step": end} for strength, end in request.earlier]
+    begun = {"from_step": request.since} if request.since else {}
+    told += [{"strength": one.strength} | begun for one in request.params.interventions]
+    return {"interventions": told} if told else None
 
 
 def service_of(engine: TextEngine) -> Service:
@@ -198,9 +229,23 @@ def service_of(engine: TextEngine) -> Service:
     )
 
 
+def template(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A line a message, and the beginning of the answer."""
+    if any(message["content"] == "refused" for message in messages):
+        raise RequestError("the template refuses", "messages")
+    return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
+
+
+def with_chat(service: Service) -> Service:
+    """The service of a model that has a chat template."""
+    return replace(service, chat=template)
+
+
 @contextmanager
-def serving(engine: TextEngine, config: ServerConfig | None = None) -> Iterator[TestClient]:
+def serving(
+    engine: TextEngine, config: ServerConfig | None = None, service: Service | None = None
+) -> Iterator[TestClient]:
     """A client of a started app; leaving it shuts the app down."""
-    app = create_app(service_of(engine), config or ServerConfig(drain_seconds=5))
+    app = create_app(service or service_of(engine), config or ServerConfig(drain_seconds=5))
     with TestClient(app) as client:
         yield client

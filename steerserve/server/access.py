@@ -1,0 +1,70 @@
+"""Who is calling: the key in the Authorization header, and the limits on how often it may be used."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
+from steerserve.server.keys import MAX_KEY_LENGTH, Key, Keyring
+from steerserve.server.policy import Policy
+from steerserve.server.rate import Rates
+from steerserve.server.visit import VISIT
+
+OPEN: Final = frozenset({"/health", "/ready"})
+"""Paths that need no key, spelt exactly as the router spells them: any other spelling needs one."""
+COUNTED: Final = frozenset({"POST", "PATCH"})
+"""Methods that make work. To look something up, or to end a generation, is not counted."""
+
+_BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([\x21-\x7e]{1,%d})" % MAX_KEY_LENGTH)
+
+
+class Access:
+    """Lets a request through with the policy of its key; without a keyring everybody, under no policy's limits."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring | None) -> None:
+        self.app = app
+        self.keyring = keyring
+        self.rates = Rates()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = VISIT.get()
+        if self.keyring is None:
+            visit.policy = Policy()
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        try:
+            key = identify(scope["headers"], self.keyring)
+            visit.key, visit.policy = key.name, key.policy
+            if scope["method"] not in COUNTED:
+                await self.app(scope, receive, send)
+                return
+            with self.rates.counted(key):
+                await self.app(scope, receive, send)
+        except (UnauthorizedError, RateLimitError) as error:
+            answer = answer_to(error)
+            visit.reason = answer.code
+            await answer.response()(scope, receive, send)
+
+
+def identify(headers: Iterable[tuple[bytes, bytes]], keyring: Keyring) -> Key:
+    """The key that the one Authorization header presents; raises UnauthorizedError, which never repeats it."""
+    given = [value for name, value in headers if name.lower() == b"authorization"]
+    if not given:
+        raise UnauthorizedError("a key is needed: Authorization: Bearer KEY", presented=False)
+    if len(given) > 1:
+        raise UnauthorizedError("there must be one Authorization header", presented=True)
+    found = _BEARER.fullmatch(given[0])
+    if found is None:
+        raise UnauthorizedError("the Authorization header must be: Bearer KEY", presented=True)
+    key = keyring.find(found[1].decode("ascii"))
+    if key is None:
+        raise UnauthorizedError("the key is not known", presented=True)
+    return key

@@ -1,0 +1,133 @@
+"""The generations that run, by the id of their answer, and the routes that change or end one."""
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from steerserve.engine.base import Engine
+from steerserve.errors import NotFoundError
+from steerserve.server.body import parse, shown
+from steerserve.server.disconnect import unless_gone
+from steerserve.server.generation import Generation
+from steerserve.server.protocol import SteeringPatch
+from steerserve.server.pushes import check_model, pushes
+from steerserve.server.rows import Row, admit
+from steerserve.server.service import Service
+from steerserve.server.visit import VISIT
+from steerserve.server.worker import EngineWorker
+
+REMEMBERED: Final = 1024
+"""Deleted generations whose ids are kept, so that deleting one again is no error."""
+
+
+class Generations:
+    """Used by the server's loop alone. A caller sees the generations of its own key, and no others."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Generation] = {}
+        self._deleted: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Ids of those that run."""
+        return tuple(self._running)
+
+    def add(self, generation: Generation) -> None:
+        """Note one that has begun."""
+        self._running[generation.answer.id] = generation
+
+    def forget(self, name: str) -> None:
+        """Drop one that has ended."""
+        self._running.pop(name, None)
+
+    def find(self, name: str) -> Generation:
+        """The running generation of that id; raises NotFoundError."""
+        found = self._running.get(name)
+        if found is None or found.key != VISIT.get().key or found.deleted:
+            raise NotFoundError(f"no generation {shown(name)} runs", "id")
+        return found
+
+    def delete(self, name: str) -> None:
+        """End a generation; raises NotFoundError for one that neither runs nor has been deleted before."""
+        mark = (name, VISIT.get().key)
+        if mark not in self._deleted:
+            self.find(name).delete()
+            self._deleted[mark] = None
+            while len(self._deleted) > REMEMBERED:
+                self._deleted.popitem(last=False)
+
+
+class Changes:
+    """The routes."""
+
+    def __init__(self, service: Service, worker: EngineWorker, generations: Generations) -> None:
+        self._service = service
+        self._worker = worker
+        self._generations = generations
+
+    @property
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter()
+        # One route for both, so that what else is asked of the path is told of both.
+        router.add_api_route("/v1/generations/{id}", self.change, methods=["PATCH", "DELETE"])
+        return router
+
+    async def change(self, request: Request) -> Response:
+        """Steer a running generation otherwise, or end it."""
+        name = request.path_params["id"]
+        return self.delete(name) if request.method == "DELETE" else await self.steer(request, name)
+
+    def delete(self, name: str) -> Response:
+        """End a running generation; whoever waits for it is told so."""
+        self._generations.delete(name)
+        return JSONResponse({"id": name, "object": "generation.deleted", "deleted": True})
+
+    async def steer(self, request: Request, name: str) -> Response:
+        """Put other interventions in the place of a generation's, from the next step of each of its steered rows."""
+        raw = await request.body()
+        generation = self._generations.find(name)
+        answer = await unless_gone(request.receive, self._steer(raw, generation))
+        return JSONResponse(answer)
+
+    async def _steer(self, raw: bytes, generation: Generation) -> dict[str, Any]:
+        rows = generation.steerable
+        admitted = await run_in_threadpool(self._admit, raw, list(rows.values()))
+        changed = dict(zip(rows, admitted, strict=True))
+        since = await self._worker.ask(lambda engine: _steer(engine, changed))
+        if not since:
+            raise NotFoundError(f"generation {shown(generation.answer.id)} has ended", "id")
+        plans = {rows[name].prompt: changed[name].plan for name in since}
+        return {
+            "id": generation.answer.id,
+            "object": "generation.steering",
+            "rows": [{"index": rows[name].choice, "from_step": step} for name, step in since.items()],
+            "plans": [{"prompt": prompt, **plan} for prompt, plan in plans.items()],
+        }
+
+    def _admit(self, raw: bytes, rows: list[Row]) -> list[Any]:
+        """The rows as they would have been with other interventions: checked, and allowed by the caller's key, in the
+        same way."""
+        body = parse(raw, SteeringPatch)
+        check_model(body.steering, self._service.model_id)
+        interventions = tuple(one for one, _ in pushes(body.steering))
+        steered = [
+            dataclasses.replace(row, params=dataclasses.replace(row.params, interventions=interventions))
+            for row in rows
+        ]
+        return admit(self._service.engine, steered, body.steering)
+
+
+def _steer(engine: Engine, changed: dict[str, Any]) -> dict[str, int]:
+    """Steer the rows that still run; from which step on each is, by its id. Called in the engine's thread."""
+    since = {}
+    for request_id, admitted in changed.items():
+        step = engine.steer(request_id, admitted)
+        if step is not None:
+            since[request_id] = step
+    return since

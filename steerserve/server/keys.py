@@ -1,0 +1,169 @@
+"""The file of API keys: who may call, how often, and with which policy.
+
+A key is a long random string, of which the file holds the SHA-256: with nothing to guess, a salt or a slow hash would
+add nothing.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from steerserve.engine.params import Intervention, Operator
+from steerserve.errors import ArtifactError, RequestError
+from steerserve.server import protocol
+from steerserve.server.body import validate
+from steerserve.server.fields import Name, Strict
+from steerserve.server.policy import Policy
+from steerserve.server.protocol import CompletionRequest, Steering
+from steerserve.server.rows import rows_of
+
+logger = logging.getLogger(__name__)
+
+MAX_KEY_LENGTH = 512
+
+Limit = Annotated[float, Field(ge=0)]
+
+
+class KeyEntry(Strict):
+    """One key, as the file has it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_strength: dict[Annotated[str, Field(pattern="^(residual|max_act|raw|stored|kl|factor)$")], Limit] | None = None
+    max_kl: Limit | None = None
+    denied_attributes: list[Name] = []
+    operators: list[Operator] | None = Field(default=None, min_length=1)
+    vectors: bool | None = None
+    features: bool | None = None
+    mandatory: list[protocol.Intervention] = []
+    max_overlap: float = Field(default=0.2, ge=0, le=1)
+
+
+class KeyFile(Strict):
+    """The whole file."""
+
+    keys: list[KeyEntry] = Field(min_length=1, max_length=10_000)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Who calls."""
+
+    name: str
+    sha256: str
+    rate_per_minute: int | None
+    max_concurrent: int | None
+    policy: Policy
+
+
+class Keyring:
+    """The keys of one file, which may be read again while requests run; `check` tests a key's mandatory interventions.
+
+    Raises ArtifactError where the file cannot be read the first time.
+    """
+
+    def __init__(self, path: Path, check: Callable[[Policy], None]) -> None:
+        self._path = path
+        self._check = check
+        self._keys = self._read()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, presented: str) -> Key | None:
+        """The key whose hash that of `presented` is; takes as long whichever it is, or if it is none."""
+        sha256 = hashlib.sha256(presented.encode()).hexdigest()
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, sha256):
+                found = key
+        return found
+
+    def reload(self) -> bool:
+        """Read the file again; false, and the keys are left as they were, where it is broken."""
+        try:
+            self._keys = self._read()
+        except ArtifactError as error:
+            logger.error("the keys were not read again, the old ones stay: %s", error)
+            return False
+        logger.info("read %d keys from %s", len(self._keys), self._path)
+        return True
+
+    def _read(self) -> tuple[Key, ...]:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+            data: Any = tomllib.loads(text) if self._path.suffix == ".toml" else json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"{self._path}: not a readable file of keys: {error}") from error
+        if not isinstance(data, dict | list):
+            raise ArtifactError(f"{self._path}: must hold a list of keys")
+        try:
+            entries = validate({"keys": data} if isinstance(data, list) else data, KeyFile).keys
+            keys = tuple(_key(entry, f"keys[{index}]") for index, entry in enumerate(entries))
+            _require_unique(keys)
+            for index, key in enumerate(keys):
+                self._try(key, f"keys[{index}].mandatory")
+        except RequestError as error:
+            # The value may be the key itself, put where its hash belongs.
+            secret = (error.param or "").endswith("sha256")
+            said = f"{error.param}: must be the 64 hexadecimal digits of a key's SHA-256" if secret else error
+            raise ArtifactError(f"{self._path}: {said}") from None
+        return keys
+
+    def _try(self, key: Key, param: str) -> None:
+        if not key.policy.mandatory:
+            return
+        try:
+            self._check(key.policy)
+        except RequestError as error:
+            raise RequestError(f"{param}: {error}", param) from error
+
+
+def _key(entry: KeyEntry, param: str) -> Key:
+    for index, one in enumerate(entry.mandatory):
+        _check_mandatory(one, f"{param}.mandatory[{index}]")
+    # A vector or a feature can spell what an attribute does.
+    free = not entry.denied_attributes and not entry.mandatory
+    policy = Policy(
+        max_strength=entry.max_strength,
+        max_kl=entry.max_kl,
+        denied_attributes=tuple(entry.denied_attributes),
+        operators=tuple(entry.operators) if entry.operators is not None else None,
+        vectors=free if entry.vectors is None else entry.vectors,
+        features=free if entry.features is None else entry.features,
+        mandatory=_as_params(entry.mandatory),
+        max_overlap=entry.max_overlap,
+    )
+    return Key(entry.name, entry.sha256, entry.rate_per_minute, entry.max_concurrent, policy)
+
+
+def _check_mandatory(one: protocol.Intervention, param: str) -> None:
+    """Raise RequestError for a schedule, which a caller could escape by choosing steps."""
+    if one.schedule not in (None, "uniform"):
+        raise RequestError(f"{param}.schedule: a mandatory intervention is uniform, got {one.schedule!r}", param)
+
+
+def _as_params(mandatory: list[protocol.Intervention]) -> tuple[Intervention, ...]:
+    uniform = [one.model_copy(update={"schedule": "uniform"}) for one in mandatory]
+    body = CompletionRequest(model="", steering=Steering(interventions=uniform))
+    return rows_of(body, seed=0, max_rows=1)[0].params.interventions
+
+
+def _require_unique(keys: Sequence[Key]) -> None:
+    names: dict[str, str] = {}
+    for key in keys:
+        if key.name in names.values():
+            raise RequestError(f"two keys have the name {key.name!r}")
+        if key.sha256 in names:
+            raise RequestError(f"{names[key.sha256]!r} and {key.name!r} are the same key")
+        names[key.sha256] = key.name

@@ -1,0 +1,214 @@
+"""What the holder of a key may ask of the engine, and what the key adds to every row."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.server.errors import PolicyError
+
+OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal"})
+"""Schedules whose table of gains says before the run what will be pushed."""
+
+MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
+"""Scopes that hold every position that has yet to become a token."""
+
+NEUTRAL: Final = {"add": 0.0, "boost": 0.0, "multiply": 1.0, "project_out": 0.0}
+"""Strengths at which an operator does nothing."""
+
+JUDGED: Final = frozenset(
+    {
+        "prompt",
+        "suffix",
+        "max_tokens",
+        "steps",
+        "block_length",
+        "order",
+        "transfer",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "row",
+        "stop",
+        "ignore_eos",
+        "ends_last",
+        "logprobs",
+        "top_logprobs",
+        "interventions",
+        "trace",
+    }
+)
+"""Fields of a row of which it is known that they cannot weaken a mandatory intervention.
+
+Any other is refused to such keys: guidance can drown a push, and clipping, joint allocation or a control that flips
+signs would reach the mandatory one as well.
+"""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The limits of one key. The default allows everything."""
+
+    max_strength: Mapping[str, float] | None = None
+    """Largest strength by unit (`factor` for operators without one): the peaks of a request's interventions in a unit
+    add up to at most this, and a unit that is not named is refused. None: no limit."""
+    max_kl: float | None = None
+    """Largest predicted KL of a request, in nats."""
+    denied_attributes: tuple[str, ...] = ()
+    """Attributes that may be neither pushed nor read, as patterns (`topic/*`)."""
+    operators: tuple[str, ...] | None = None
+    """Operators that interventions may use; None: all. Clamp, cap and project_out take away what is there, however much
+    that is: a limit on strength does not limit them."""
+    vectors: bool = True
+    """Whether raw vectors may be pushed."""
+    features: bool = True
+    """Whether single features may be pushed."""
+    mandatory: tuple[Intervention, ...] = field(default=())
+    """Pushed in every row, baselines included, after the caller's own."""
+    max_overlap: float = 0.2
+    """With a mandatory intervention: largest |cosine| between a direction of the caller's and a mandatory one, over all
+    their layers. Along a mandatory direction the caller's pushes then add up to this times `max_strength` at most."""
+
+    def apply(self, params: GenerationParams) -> GenerationParams:
+        """The row with the mandatory interventions; raises PolicyError for what the caller may not name at all."""
+        for index, one in enumerate(params.interventions):
+            self._check_source(one, f"interventions[{index}]")
+        if params.trace is not None:
+            for index, name in enumerate(params.trace.attributes):
+                self._check_name(name, f"trace.attributes[{index}]")
+        for choice in ("order", "transfer"):
+            self._check_choice(getattr(params, choice), choice)
+        if not self.mandatory:
+            return params
+        for one_field in fields(params):
+            unset = one_field.default if one_field.default_factory is MISSING else one_field.default_factory()
+            if one_field.name not in JUDGED and getattr(params, one_field.name) != unset:
+                raise PolicyError(
+                    f"{one_field.name} may not be set with this key, which carries a mandatory intervention",
+                    one_field.name,
+                )
+        return replace(params, interventions=(*params.interventions, *self.mandatory))
+
+    def check(self, params: GenerationParams, plan: Mapping[str, Any]) -> None:
+        """Raise PolicyError where the plan of an admitted row pushes more than the key allows.
+
+        The plan and not the request is judged, since defaults and schedules decide how hard a push is. params: the row
+        as the caller asked for it.
+        """
+        own = list(plan.get("interventions", ()))[: len(params.interventions)]
+        if self.mandatory and own:
+            self._check_beside_mandatory(params, plan)
+        if self.max_strength is not None:
+            self._check_strength(own, self.max_strength)
+        if self.max_kl is not None and own:
+            predicted = plan.get("predicted_kl")
+            if not isinstance(predicted, int | float) or not predicted <= self.max_kl:
+                said = "this engine predicts none for it" if predicted is None else f"the plan predicts {predicted}"
+                raise PolicyError(f"this key allows a KL of {self.max_kl:g} nats; {said}", "interventions")
+
+    def check_mandatory(self, plan: Mapping[str, Any]) -> None:
+        """Raise PolicyError where the mandatory interventions, planned alone, would not reach every token, or where
+        what the caller may add could take half of one back."""
+        for one in plan.get("interventions", ()):
+            name, operator, strength = one.get("name"), one.get("operator"), one.get("strength")
+            if one.get("scope") not in MANDATORY_SCOPES:
+                raise PolicyError(f"{name}: scope {one.get('scope')!r} leaves positions out")
+            if operator in NEUTRAL and strength == NEUTRAL[operator]:
+                raise PolicyError(f"{name}: strength {strength:g} does nothing")
+            for unit, allowed in (self.max_strength or {}).items():
+                if unit != one.get("unit"):
+                    raise PolicyError(
+                        f"{name}: is in {one.get('unit')}, max_strength may not name another unit: {unit}"
+                    )
+                if operator == "add" and not self.max_overlap * allowed <= abs(float(strength)) / 2:
+                    raise PolicyError(
+                        f"{name}: a max_overlap of {self.max_overlap:g} and a max_strength of {allowed:g} could take "
+                        f"more than half of its {strength:g} back"
+                    )
+
+    def _check_source(self, one: Intervention, param: str) -> None:
+        if one.attribute is not None:
+            self._check_name(one.attribute, f"{param}.attribute")
+        if one.vector is not None and not self.vectors:
+            raise PolicyError("this key may not push raw vectors", f"{param}.vector")
+        if self.operators is not None and one.op not in self.operators:
+            raise PolicyError(f"this key may use op {', '.join(self.operators)}, not {one.op}", f"{param}.op")
+        if one.feature is not None and not self.features:
+            raise PolicyError("this key may not push single features", f"{param}.feature")
+        self._check_choice(one.schedule, f"{param}.schedule")
+
+    def _check_name(self, name: str, param: str) -> None:
+        if any(fnmatchcase(name, pattern) for pattern in self.denied_attributes):
+            raise PolicyError(f"this key may not use attribute {name!r}", param)
+
+    def _check_choice(self, choice: Any, param: str) -> None:
+        for name in _attributes_in(choice):
+            self._check_name(name, param)
+
+    def _check_beside_mandatory(self, params: GenerationParams, plan: Mapping[str, Any]) -> None:
+        if self.max_strength is None:
+            raise PolicyError("this key takes no interventions but its own", "interventions")
+        overlaps = plan.get("overlaps")
+        if overlaps is None:
+            raise PolicyError(
+                "this key carries a mandatory intervention, and this engine cannot tell whether another one undoes it",
+                "interventions",
+            )
+        count = len(params.interventions)
+        for index, one in enumerate(params.interventions):
+            param = f"interventions[{index}]"
+            # The others read the state, a mandatory push of an earlier layer included, and can take it back.
+            if one.op != "add":
+                raise PolicyError(f"this key may use op 'add' only, got {one.op!r}", f"{param}.op")
+            found = max(abs(overlap) for overlap in overlaps[index][count:])
+            if not found <= self.max_overlap:
+                raise PolicyError(
+                    f"its direction has a cosine of {found:.2f} with a mandatory intervention of this key; at most "
+                    f"{self.max_overlap:g} is allowed",
+                    param,
+                )
+
+    def _check_strength(self, own: list[Mapping[str, Any]], allowed: Mapping[str, float]) -> None:
+        totals: dict[str, float] = {}
+        for index, one in enumerate(own):
+            param = f"interventions[{index}]"
+            unit = str(one.get("unit"))
+            if unit not in allowed:
+                raise PolicyError(f"this key allows strengths in {', '.join(allowed)}, not in {unit}", f"{param}.unit")
+            peak = _peak(one, param)
+            totals[unit] = totals.get(unit, 0.0) + peak
+            # A sum may be off in its last digits.
+            if not totals[unit] <= allowed[unit] * (1 + 1e-9):
+                raise PolicyError(
+                    f"this key allows {allowed[unit]:g} in unit {unit}, all interventions together at their schedules' "
+                    f"peaks; these make {totals[unit]:.4g}",
+                    f"{param}.strength",
+                )
+
+
+def _peak(summary: Mapping[str, Any], param: str) -> float:
+    """The largest |strength| that a planned intervention reaches; for multiply, its distance from doing nothing."""
+    schedule = summary.get("schedule") or {}
+    gains, strength, kind = schedule.get("gains"), summary.get("strength"), schedule.get("type")
+    if kind not in OPEN_LOOP or not gains or strength is None:
+        raise PolicyError(
+            f"schedule {kind!r} does not say beforehand how hard it pushes, and this key limits that",
+            f"{param}.schedule",
+        )
+    neutral = NEUTRAL.get(str(summary.get("operator")), 0.0)
+    return abs(float(strength) - neutral) * max(abs(float(gain)) for gain in gains)
+
+
+def _attributes_in(choice: Any) -> Iterator[str]:
+    """Every attribute that the options of an order, a transfer or a schedule name, at any depth."""
+    if isinstance(choice, Mapping):
+        for name, value in choice.items():
+            if name in ("attribute", "attributes"):
+                named = value if isinstance(value, list | tuple) else [value]
+                yield from (one for one in named if isinstance(one, str))
+            yield from _attributes_in(value)
+    elif isinstance(choice, list | tuple):
+        for value in choice:
+            yield from _attributes_in(value)

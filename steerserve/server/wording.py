@@ -1,0 +1,123 @@
+"""How the two OpenAI interfaces word the same things: completions and chat completions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of the text: what it says there, and the log-probabilities of it and of its alternatives."""
+
+    text: str
+    offset: int
+    """Characters of the text before it."""
+    logprob: float | None
+    """None for a token of the prompt."""
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+class Wording(Protocol):
+    """The words of one interface."""
+
+    prefix: str
+    """Of the ids of its answers."""
+    answer: str
+    """The `object` of an answer."""
+    chunk: str
+    """The `object` of a chunk."""
+
+    def said(self, text: str) -> dict[str, Any]:
+        """A whole text, in a choice."""
+        ...
+
+    def opening(self, text: str) -> dict[str, Any] | None:
+        """The first words of a stream's choice, said before anything is generated; None where there are none."""
+        ...
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """A piece of a text, in a chunk's choice."""
+        ...
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """The log-probabilities of a text's tokens."""
+        ...
+
+
+class CompletionWording:
+    """Completions."""
+
+    prefix = "cmpl-"
+    answer = chunk = "text_completion"
+
+    def said(self, text: str) -> dict[str, Any]:
+        """See `Wording.said`."""
+        return {"text": text}
+
+    def opening(self, text: str) -> dict[str, Any] | None:
+        """See `Wording.opening`."""
+        return {"text": text} if text else None
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """See `Wording.piece`."""
+        return {"text": text}
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """See `Wording.logprobs`; of alternatives with one text the likelier is told."""
+        told = any(one.alternatives for one in pieces)
+        return {
+            "tokens": [one.text for one in pieces],
+            "token_logprobs": [None if one.logprob is None else finite(one.logprob) for one in pieces],
+            "top_logprobs": [_by_text(one) for one in pieces] if told else None,
+            "text_offset": [one.offset for one in pieces],
+        }
+
+
+class ChatWording:
+    """Chat completions."""
+
+    prefix = "chatcmpl-"
+    answer = "chat.completion"
+    chunk = "chat.completion.chunk"
+
+    def said(self, text: str) -> dict[str, Any]:
+        """See `Wording.said`."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def opening(self, text: str) -> dict[str, Any] | None:
+        """See `Wording.opening`: who speaks."""
+        return {"delta": {"role": "assistant", "content": text}}
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """See `Wording.piece`."""
+        return {"delta": {"content": text} if text else {}}
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """See `Wording.logprobs`."""
+        content = [
+            _chat_token(one.text, one.logprob or 0.0)
+            | {"top_logprobs": [_chat_token(text, logprob) for text, logprob in one.alternatives]}
+            for one in pieces
+        ]
+        return {"content": content, "refusal": None}
+
+
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can say it."""
+    return max(logprob, LOWEST_LOGPROB)
+
+
+def _by_text(piece: Piece) -> dict[str, float] | None:
+    if piece.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for text, logprob in piece.alternatives:
+        found.setdefault(text, finite(logprob))
+    return found
+
+
+def _chat_token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}

@@ -1,0 +1,102 @@
+"""A server on a real socket in a thread of this process, and clients that misbehave byte by byte."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from steerserve.config import ServerConfig
+from steerserve.server.app import create_app
+from steerserve.server.observe import Report
+from steerserve.server.process import ServerProcess
+from steerserve.server.visit import Visit
+from tests.server.text_engine import TextEngine, service_of
+
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A server that listens."""
+
+    app: FastAPI
+    port: int
+    visits: list[Visit]
+    """Every request that has ended."""
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def exchange(self, raw: bytes) -> bytes:
+        """Everything that comes back until the server closes."""
+        with self.connect() as client:
+            client.sendall(raw)
+            return read_all(client)
+
+
+@contextmanager
+def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: Report) -> Iterator[Listening]:
+    """Leaving it stops the server and waits for its end."""
+    config = replace(config or ServerConfig(drain_seconds=5), port=0)
+    visits: list[Visit] = []
+    app = create_app(service_of(engine), config, [visits.append, *reports])
+    ports: list[int] = []
+    ready = threading.Event()
+
+    def is_ready(_: str, port: int) -> None:
+        ports.append(port)
+        ready.set()
+
+    process = ServerProcess(app, config, lambda _: None, is_ready)
+    thread = threading.Thread(target=process.serve_until_stopped)
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE)
+        yield Listening(app, ports[0], visits)
+    finally:
+        process.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def request(body: bytes, *headers: str, path: str = "/v1/completions", length: int | None = None) -> bytes:
+    """A POST that closes its connection after the answer."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: test",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body) if length is None else length}",
+        *headers,
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def read_all(client: socket.socket) -> bytes:
+    received = b""
+    while True:
+        try:
+            piece = client.recv(65536)
+        except ConnectionError:
+            return received
+        if not piece:
+            return received
+        received += piece
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if os.path.isdir("/proc/self/fd") else 0
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until it holds; fails after a patience that only a hang uses up."""
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it never came to hold"
+        time.sleep(0.005)
