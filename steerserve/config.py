@@ -22,6 +22,8 @@ class ModelConfig:
     """Where the model runs: cpu, cuda, cuda:N; auto: CUDA where there is any."""
     tokenizer: Path | None = None
     """Folder of the tokenizer and chat template, for a model that comes without: MDLM and SEDD take GPT-2's."""
+    served_name: str | None = None
+    """Name that requests give as `model`; unset: the folder's."""
     revision: str | None = None
     """Revision the folder was fetched at; recorded in /v1/models."""
     sha256: str | None = None

@@ -9,12 +9,14 @@ import torch
 
 import schedulers
 from steerserve.config import EngineConfig, ModelConfig, SaeConfig
+from steerserve.digests import files_sha256
+from steerserve.engine.admission import check_method
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.errors import ArtifactError
-from steerserve.models import OpenedModel, SamplerDefaults, open_model
+from steerserve.errors import ArtifactError, RequestError
+from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.placement import type_name
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.saes.labels import read_labels
@@ -64,7 +66,7 @@ def load_runtime(
         saes, attributes = saes or BUNDLED / "saes", attributes or BUNDLED / "attributes"
     opened = open_model(model, model_config)
     facts, digest, defaults = opened.facts, opened.sha256, opened.defaults
-    check_defaults(model, defaults)
+    check_defaults(model, defaults, facts)
     if saes is None and sae_config != SaeConfig():
         raise ArtifactError("SAEs are chosen by layer or k, but no folder of SAEs is named")
     loaded_saes = load_saes(saes, sae_config.sae_layers, sae_config.sae_k) if saes is not None else {}
@@ -77,7 +79,7 @@ def load_runtime(
     named = {} if vectors is None else load_vectors(vectors, facts.num_layers, facts.hidden_size)
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
-    name = "bundled" if model == BUNDLED / "model" else model.resolve().name
+    name = model_config.served_name or ("bundled" if model == BUNDLED / "model" else model.resolve().name)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
@@ -92,7 +94,7 @@ def load_runtime(
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
         end_ids=frozenset(facts.end_ids),
-        max_length=facts.max_length,
+        max_length=min(facts.max_length, config.max_canvas),
         load=lambda: {
             "queue_length": len(engine.waiting),
             "running_rows": len(engine.running),
@@ -102,11 +104,12 @@ def load_runtime(
         model_card={
             "family": facts.family,
             "sha256": digest,
+            "config_sha256": files_sha256([model / "config.json"]),
             "sha256_pinned": model_config.sha256 is not None,
             "revision": model_config.revision,
             "dtype": type_name(opened.dtype),
             "device": str(opened.device),
-            "max_model_len": facts.max_length,
+            "max_model_len": min(facts.max_length, config.max_canvas),
             "num_layers": facts.num_layers,
             "hidden_size": facts.hidden_size,
             "vocab_size": facts.vocab_size,
@@ -114,8 +117,8 @@ def load_runtime(
             "parameters": opened.checkpoint.parameters,
         },
         attributes={one.name: attribute_card(one) for one in loaded.values()},
-        saes={sae_id: sae_card(sae) for sae_id, sae in loaded_saes.items()},
-        vectors={one.name: vector_card(one) for one in named.values()},
+        saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
+        vectors={one.name: vector_card(one, norms) for one in named.values()},
         capabilities=capabilities(engine),
         features=LoadedFeatures(engine, labels) if loaded_saes else None,
         chat=chat(opened),
@@ -152,7 +155,7 @@ def attribute_card(attribute: Attribute) -> dict[str, Any]:
     }
 
 
-def sae_card(sae: SparseAutoencoder) -> dict[str, Any]:
+def sae_card(sae: SparseAutoencoder, norms: Mapping[int, float]) -> dict[str, Any]:
     """What `/v1/saes` says of an SAE."""
     facts = sae.facts
     return {
@@ -162,27 +165,41 @@ def sae_card(sae: SparseAutoencoder) -> dict[str, Any]:
         "activation": facts.activation,
         "k": facts.k,
         "sha256": facts.sha256,
-        "units": ["residual", "raw"] + (["max_act"] if sae.stats is not None else []),
+        "trained_on": _trained_on(facts.metadata),
+        "units": [
+            *(["max_act"] if sae.stats is not None else []),
+            *(["residual"] if facts.layer in norms else []),
+            "raw",
+            "stored",
+        ],
     }
 
 
-def vector_card(vector: NamedVector) -> dict[str, Any]:
+def _trained_on(metadata: Mapping[str, Any]) -> str | None:
+    """The model an SAE says that it was trained on, as its layout names it."""
+    trainer = metadata.get("trainer")
+    named = trainer.get("lm_name") if isinstance(trainer, Mapping) else metadata.get("model_name")
+    return named if isinstance(named, str) else None
+
+
+def vector_card(vector: NamedVector, norms: Mapping[int, float]) -> dict[str, Any]:
     """What `/v1/vectors` says of a vector; `norms` are its own strength, in hidden units by layer."""
     return {
         "layers": sorted(vector.layers),
         "norms": {str(layer): norm for layer, norm in sorted(vector.norms.items())},
         "source": vector.source,
         "sha256": vector.sha256,
-        "units": ["residual", "raw", "stored"],
+        "units": [*(["residual"] if all(layer in norms for layer in vector.layers) else []), "raw", "stored"],
     }
 
 
-def check_defaults(folder: Path, defaults: SamplerDefaults) -> None:
-    """Raise ArtifactError for an order or transfer in `generation_config.json` that is not known."""
+def check_defaults(folder: Path, defaults: SamplerDefaults, facts: ModelFacts) -> None:
+    """Raise ArtifactError for an order or transfer in `generation_config.json` that is not known, or not for this
+    model."""
     try:
-        schedulers.build_order(defaults.order)
-        schedulers.build_transfer(defaults.transfer)
-    except ValueError as error:
+        order, transfer = schedulers.build_order(defaults.order), schedulers.build_transfer(defaults.transfer)
+        check_method(facts, order, transfer, blocks=1)
+    except (ValueError, RequestError) as error:
         raise ArtifactError(f"{folder}/generation_config.json: {error}") from error
 
 
@@ -203,9 +220,9 @@ def check_attributes(attributes: dict[str, Attribute], saes: dict[str, SparseAut
 
 def residual_norms(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> dict[int, float]:
     """Mean norm of the hidden state at masked positions by layer: what attributes say, else the SAEs' own measure."""
-    stated = {
-        sae.facts.layer: sae.facts.metadata.get("residual_norm") for sae in saes.values() if sae.facts.policy == "mask"
-    }
+    # An SAE of masked positions has the last word, and one of visible ones none: their states differ in norm.
+    usable = sorted((sae.facts for sae in saes.values() if sae.facts.policy != "visible"), key=lambda f: f.policy or "")
+    stated = {facts.layer: facts.metadata.get("residual_norm") for facts in usable}
     norms = {layer: float(norm) for layer, norm in stated.items() if isinstance(norm, int | float) and norm > 0}
     return norms | {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
 

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from steerserve.engine.base import Engine
-from steerserve.engine.events import Committed, Done, Event, Failed, Result
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised
 from steerserve.engine.params import GenerationParams
 from steerserve.errors import SteerserveError
 
@@ -39,6 +39,7 @@ class Canvas:
     def __init__(self, params: GenerationParams, plan: Mapping[str, Any], pieces: Pieces) -> None:
         self.tokens: list[int | None] = [None] * params.max_tokens
         self.fresh: set[int] = set()
+        self.revised: set[int] = set()
         self.step = 0
         self.steps = params.steps or params.max_tokens
         self.result: Result | None = None
@@ -48,14 +49,20 @@ class Canvas:
         )
 
     def apply(self, events: Sequence[Event]) -> None:
-        """Take in the events of one engine step; what they committed is fresh until the next."""
-        self.fresh = set()
+        """Take in the events of one engine step; what they committed is fresh, and what they took back marked, until
+        the next."""
+        self.fresh, self.revised = set(), set()
         for event in events:
             if isinstance(event, Committed):
                 self.step = event.step + 1
                 self.fresh |= set(event.positions)
                 for position, token in zip(event.positions, event.tokens, strict=True):
                     self.tokens[position] = token
+            elif isinstance(event, Revised):
+                self.step = event.step + 1
+                self.revised |= set(event.positions)
+                for position in event.positions:
+                    self.tokens[position] = None
             elif isinstance(event, Done):
                 self.result = event.result
 
@@ -65,13 +72,14 @@ class Canvas:
         return sum(token is not None for token in self.tokens) / len(self.tokens)
 
     def text(self) -> Text:
-        """Prompt dim, masks as ▯, tokens of the last step highlighted; the clean text once it is done."""
+        """Prompt dim, masks as ▯, tokens of the last step highlighted, as are masks for tokens that it took back; the
+        clean text once it is done."""
         if self.result is not None:
             return Text.assemble((self._prompt, "dim"), self.result.text, (self._suffix, "dim"))
         line = Text.assemble((self._prompt, "dim"))
         for position, token in enumerate(self.tokens):
             if token is None:
-                line.append(MASK, "dim cyan")
+                line.append(MASK, "bold red" if position in self.revised else "dim cyan")
             else:
                 line.append(self._pieces(token), "bold black on green" if position in self.fresh else "")
         return line.append(self._suffix, "dim")

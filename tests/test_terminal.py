@@ -3,13 +3,14 @@
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Committed
+from steerserve.engine.events import Committed, Revised
 from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.errors import RequestError
 from steerserve.runtime import Runtime, load_runtime
@@ -51,6 +52,30 @@ def test_a_canvas_shows_masks_and_what_was_committed_last(runtime: Runtime) -> N
     canvas.apply([Committed("x", 1, (0,), (king,))])
     assert canvas.fresh == {0}
     assert canvas.progress == pytest.approx(2 / 6)
+
+
+def test_what_was_taken_back_last_is_marked(runtime: Runtime) -> None:
+    canvas = Canvas(PARAMS, runtime.engine.admit(PARAMS).plan, Pieces(runtime.decode))
+    king = runtime.engine.tokenizer.encode("king", add_special_tokens=False).ids[0]
+    canvas.apply([Committed("x", 0, (0, 2), (king, king))])
+    canvas.apply([Revised("x", 1, (2,)), Committed("x", 1, (1,), (king,))])
+    assert canvas.text().plain == f"the team king king{MASK * 4}"
+    assert [span.style for span in canvas.text().spans if "bold" in str(span.style)] == [
+        "bold black on green",
+        "bold red",
+    ]
+    assert "step 2/3" in canvas.status().plain
+    canvas.apply([])
+    assert not any("bold" in str(span.style) for span in canvas.text().spans)
+
+
+def test_a_run_that_takes_tokens_back_ends_in_its_text(runtime: Runtime) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, highlight=False)
+    asked = replace(PARAMS, steps=20, order="random", transfer={"type": "remdm", "eta": 0.9})
+    results = run_requests(runtime.engine, runtime.decode, {"generated": asked}, console)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert f"the team{results['generated'].text}" in shown
 
 
 def test_a_run_is_drawn_step_by_step_and_ends_in_its_text(runtime: Runtime) -> None:

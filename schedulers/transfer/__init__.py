@@ -9,6 +9,7 @@ from schedulers.transfer.cosine import Cosine
 from schedulers.transfer.entropy_bound import EntropyBound
 from schedulers.transfer.independent import Analytic, Ddpm, Euler, Origin
 from schedulers.transfer.linear import Linear
+from schedulers.transfer.remdm import Remdm
 from schedulers.transfer.threshold import Threshold
 from schedulers.transfer.timesteps import Timesteps
 
@@ -21,6 +22,7 @@ TRANSFERS: Final[Mapping[str, type[Transfer]]] = {
     "origin": Origin,
     "ddpm": Ddpm,
     "ddpm_cache": Ddpm,
+    "remdm": Remdm,
     "analytic": Analytic,
     "euler": Euler,
 }
@@ -42,6 +44,7 @@ __all__ = [
     "NoiseSchedule",
     "Origin",
     "Quota",
+    "Remdm",
     "Threshold",
     "Timesteps",
     "Transfer",

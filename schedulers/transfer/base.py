@@ -26,9 +26,9 @@ class Quota:
     row: Tensor
     """[N] int64, 0 to R - 1, sorted."""
     probability: Tensor | None = None
-    """[N] float32, of each candidate token."""
+    """[N] float32 or float64, of each candidate token."""
     entropy: Tensor | None = None
-    """[N] float32, nats."""
+    """[N] float32 or float64, nats."""
     due: Tensor | None = None
     """[N] bool, whether a position's own draw falls within its `Transfer.hazard`."""
 
@@ -54,6 +54,11 @@ class Transfer:
     idles: ClassVar[bool] = False
     """Whether steps may commit nothing even where there are fewer of them than positions."""
 
+    @property
+    def remasks(self) -> bool:
+        """Whether committed positions of a block may be masked again while it has steps left."""
+        return False
+
     def counts(self, quota: Quota) -> Tensor:
         """How many commit [R] int64, 0 to `masked`."""
         raise NotImplementedError
@@ -77,6 +82,11 @@ class Transfer:
         """Probability [R] float64 that a masked position commits at a step, each by a draw of its own; None where
         positions do not decide by themselves. Where `needs` has `mass`, it is to be multiplied by the position's
         total ratio of token to mask probabilities."""
+        return None
+
+    def remask(self, step: Tensor, steps: Tensor) -> Tensor | None:  # noqa: ARG002 (the contract's)
+        """Probability [R] float64 that a position of the block that was committed before a step is masked again at it,
+        each by a draw of its own; None where none ever is."""
         return None
 
 

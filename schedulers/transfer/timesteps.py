@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from schedulers.choice import number
@@ -34,8 +33,9 @@ class Timesteps(Transfer):
         """See `Transfer.masked`."""
         left = [total]
         for step in range(steps - 1):
-            now, count = torch.tensor(left[-1]), torch.tensor(step)
-            left.append(left[-1] - int(self._count(now, count, torch.tensor(steps))))
+            # The arithmetic of `_count`, without a tensor a step.
+            now, then = (1 - (1 - self.eps) * i / steps for i in (step, step + 1))
+            left.append(left[-1] - int(left[-1] * (1 - then / now)))
         return left
 
     def time(self, step: Tensor, steps: Tensor) -> Tensor | None:

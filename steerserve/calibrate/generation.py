@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from steerserve.engine.base import Engine
-from steerserve.engine.events import Committed, Done, Failed
+from steerserve.engine.events import Committed, Done, Failed, Revised
 from steerserve.engine.params import GenerationParams
 from steerserve.errors import SteerserveError
 
@@ -20,7 +20,7 @@ class Written:
     tokens: tuple[int, ...]
     """Response tokens that were committed, before the first end of text."""
     committed_at: tuple[int, ...]
-    """Step at which each of them was committed, from 0."""
+    """Step at which each of them was committed for good, from 0."""
 
 
 def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> list[Written]:
@@ -42,6 +42,9 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
                     case Committed():
                         commits[place[event.request_id]].update(dict.fromkeys(event.positions, event.step))
                         bar.update(1)
+                    case Revised():
+                        for position in event.positions:
+                            del commits[place[event.request_id]][position]
                     case Done():
                         i, tokens = place[event.request_id], event.result.tokens
                         # Positions at which the model drew its own mask are no tokens of the result.

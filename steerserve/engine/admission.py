@@ -75,7 +75,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         transfer = build_transfer(transfer_choice)
     except ValueError as error:
         raise RequestError(str(error), "transfer") from error
-    _check_method(facts, order, transfer, blocks)
+    check_method(facts, order, transfer, blocks)
     if params.ends_last and "probability" not in order.needs:
         raise RequestError("ends_last needs an order by the model's own confidence", "ends_last")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
@@ -96,6 +96,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
+        "revises": transfer.remasks,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
         "interventions": [one.summary for one in interventions],
@@ -119,7 +120,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
 
 
-def _check_method(facts: ModelFacts, order: Order, transfer: Transfer, blocks: int) -> None:
+def check_method(facts: ModelFacts, order: Order, transfer: Transfer, blocks: int) -> None:
     """Raise RequestError for an order or transfer that the family's way of predicting does not allow."""
     of_ratios = "mass" in transfer.needs
     if of_ratios and facts.parameterisation != "score":

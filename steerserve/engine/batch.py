@@ -84,6 +84,14 @@ class Batch:
         row, position = (masked & (self.position < block_stop[:, None])).nonzero().unbind(1)
         return row, position
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The committed positions of the current blocks, as (row [N], canvas position [N])."""
+        spans = [(0, 0) if r.over else r.block_span for r in self.requests]
+        first, last = self._column(spans).to(self.canvas.device)[:, :, None].unbind(1)
+        inside = (self.position >= first) & (self.position < last)
+        row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)
+        return row, position
+
     def forward(self, model: DiffusionLM) -> Tensor:
         """Final states [R + G, W, hidden_size] of this step, steered."""
         masked = (self.canvas == self.facts.mask_id) & self.response

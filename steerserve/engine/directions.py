@@ -31,7 +31,7 @@ def feature_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
     if one.layers is not None:
         raise RequestError("a feature belongs to the layer of its SAE; leave layers out", f"{param}.layers")
     try:
-        push = _push(sae.facts.layer, sae.direction(one.feature.index))
+        push = _push(sae.facts.layer, sae.direction(one.feature.index).cpu())
     except NotFoundError as error:
         raise NotFoundError(str(error), f"{param}.feature.index") from error
     push.sae, push.feature, push.pair = sae, one.feature.index, catalogue.pair(sae)

@@ -6,13 +6,25 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Committed:
-    """Positions of the response (0-based) that became tokens at this step; `logprobs` only where asked for."""
+    """Positions of the response (0-based) that became tokens at this step; `logprobs` only where asked for.
+
+    A position is committed again only after a Revised event has named it."""
 
     request_id: str
     step: int
     positions: tuple[int, ...]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Revised:
+    """Positions of the response whose tokens were taken back at this step: they are masked again, and may be committed
+    anew at a later one. Only a request whose plan says that it `revises` has such events."""
+
+    request_id: str
+    step: int
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Result:
     """What steering was in fact applied; None for a request that asked for none."""
     trace: tuple[Trace, ...] = ()
     logprobs: tuple[float, ...] | None = None
-    """Log-probability of each of `tokens` when it was committed."""
+    """Log-probability of each of `tokens` when it was committed, for the last time."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
     asked for."""
@@ -74,6 +86,6 @@ class Failed:
     aborted: bool = False
 
 
-Event = Committed | Trace | Steered | Done | Failed
+Event = Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Steered", "Trace"]
+__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]

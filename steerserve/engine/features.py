@@ -14,6 +14,7 @@ from steerserve.engine.text import continuation
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.models.base import deciding
+from steerserve.models.sigma import level_of_share
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.pair import pairs
 
@@ -85,7 +86,7 @@ class LoadedFeatures:
         masked = torch.tensor([[*[False] * prepared.start, *prepared.masked]])
         canvas = tokens.masked_fill(masked, facts.mask_id).to(engine.device)
         share = torch.tensor([sum(prepared.masked) / len(prepared.masked)], device=engine.device)
-        sigma = None if facts.sigma is None else facts.sigma.total(share).float()
+        sigma = None if facts.sigma is None else level_of_share(facts.sigma, share)
         states = _outputs(engine, canvas, sigma, prepared.on_masked.facts.layer)
         # What a feature says of a token stands in the state that decides the token.
         states = deciding(states, facts.shift)[0, prepared.start :]

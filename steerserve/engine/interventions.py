@@ -46,10 +46,10 @@ def resolve(
         profile = CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
     elif one.feature is not None:
         pushes = [feature_site(catalogue, one, param)]
-        default_unit = "max_act"
+        default_unit = _known_unit(catalogue, one, pushes)
     else:
         pushes = vector_sites(catalogue, one, param)
-        default_unit = "residual"
+        default_unit = _known_unit(catalogue, one, pushes)
     # Against None and not by truth: an empty name is a wrong name, not a missing one.
     unit = default_unit if one.unit is None else one.unit
     if attribute is None and one.direction != "sae":
@@ -132,6 +132,15 @@ def _strength(one: Intervention, attribute: Attribute | None, unit: str, param: 
     return float(strength)
 
 
+def _known_unit(catalogue: Catalogue, one: Intervention, pushes: Sequence[Push]) -> str:
+    """The unit of a feature or vector where the request names none: the first that is known for it."""
+    if one.feature is not None and catalogue.saes[one.feature.sae].stats is not None:
+        return "max_act"
+    if all(push.layer in catalogue.residual_norms for push in pushes):
+        return "residual"
+    return "stored" if one.vector is not None and one.vector.name is not None else "raw"
+
+
 def _scale(
     catalogue: Catalogue, attribute: Attribute | None, push: Push, unit: str, one: Intervention, param: str
 ) -> float:
@@ -155,7 +164,12 @@ def _scale(
     if one.feature is None:
         raise RequestError("unit 'max_act' is for a feature; use 'residual' or 'raw'", param)
     stats = catalogue.saes[one.feature.sae].stats
-    largest = float(stats.max_act[one.feature.index]) if stats is not None else 0.0
+    if stats is None:
+        known = "'residual' or 'raw'" if push.layer in catalogue.residual_norms else "'raw'"
+        raise RequestError(
+            f"sae {one.feature.sae!r} has no feature_stats.safetensors, so max_act is not known; use {known}", param
+        )
+    largest = float(stats.max_act[one.feature.index])
     if largest <= 0.0:
         raise RequestError(
             f"feature {one.feature.index} of sae {one.feature.sae!r} was never active; use 'residual' or 'raw'",

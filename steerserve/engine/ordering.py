@@ -9,27 +9,37 @@ from torch import Tensor
 from schedulers import Candidates, Quota, Random, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import TOP_FEATURES, Batch
+from steerserve.engine.changes import revise
+from steerserve.engine.events import Event
 from steerserve.engine.sampler import Draw, pad_rows
+from steerserve.steering.plan import ENCODED
 
 
-def skip_idle(batch: Batch) -> None:
-    """Let rows pass the steps at which nothing of theirs commits, without a forward.
+def skip_idle(batch: Batch) -> tuple[list[Event], bool]:
+    """Let rows pass the steps at which nothing of theirs commits, without a forward; what these steps took back, and
+    whether a row came to the end of a block.
 
-    What commits then is drawn from the very forward it would have been drawn from: progress, steering and canvas have
-    not changed, and noise belongs to the step at which a position commits.
+    What commits after them is drawn from the very forward it would have been drawn from: where nothing was taken back,
+    progress, steering and canvas have not changed, and noise belongs to the step at which a position commits.
     """
+    events: list[Event] = []
+    ended: set[str] = set()
     while True:
-        due = [request.may_skip and not request.over for request in batch.requests]
+        due = [request.may_skip and not request.over and request.id not in ended for request in batch.requests]
         if not any(due):
-            return
+            return events, bool(ended)
         row, position = batch.open()
         uniform, commits = _own_draws(batch, row, position)
         counts = _counts(batch, due, _quota(batch, row, due=commits)).tolist()
         idle = [r for r, now, count in zip(batch.requests, due, counts, strict=True) if now and count == 0]
         if not idle:
-            return
+            return events, bool(ended)
+        events += revise(batch, idle)
         for request in idle:
+            block = request.block
             request.advance()
+            if request.block > block:
+                ended.add(request.id)
 
 
 def choose_blindly(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
@@ -136,8 +146,10 @@ def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
     for sae, members in batch.saes.items():
         index = members[row].nonzero()[:, 0]
         r, p = row[index], position[index]
-        states = pad_rows(batch.plan.captured[sae.facts.layer][r, batch.state(p)].float())
-        ids = sae.top_ids(states, min(TOP_FEATURES, sae.facts.features))[: len(index)]
+        states = batch.plan.captured[sae.facts.layer][r, batch.state(p)].float()
+        k = min(TOP_FEATURES, sae.facts.features)
+        parts = [sae.top_ids(pad_rows(part), k)[: len(part)] for part in torch.split(states, ENCODED)]
+        ids = torch.cat(parts)
         before = batch.features[r, p, : ids.shape[1]]
         stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
         batch.features[r, p, : ids.shape[1]] = ids

@@ -14,7 +14,8 @@ from steerserve.steering.plan import Push
 
 @dataclass(frozen=True)
 class Readout:
-    """An attribute's projection, read at one layer."""
+    """An attribute's projection, read at one layer; residual_norm is the mean norm of the hidden state there, in
+    hidden units, by which readings are divided."""
 
     attribute: str
     push: Push
@@ -59,7 +60,7 @@ class Request:
     block_total: int = field(init=False)
     """Masked positions of the current block when it began."""
     prefix: int = 0
-    """Response tokens committed without a gap from the left."""
+    """Response tokens committed without a gap from the left that nothing takes back any more."""
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0
@@ -143,6 +144,11 @@ class Request:
         return self.ending and self.transfer.ending == "likeliest"
 
     @property
+    def revises(self) -> bool:
+        """Whether committed tokens of the current block may be taken back."""
+        return self.transfer.remasks
+
+    @property
     def blocks(self) -> int:
         return self.params.max_tokens // self.block_length
 
@@ -173,14 +179,16 @@ class Request:
         self.interventions, self.plan = other.interventions, other.plan
 
     def advance(self) -> None:
-        """Count the step just made, and go to the next block when this one is full or out of steps."""
+        """Count the step just made, and go to the next block when this one is out of steps or full for good."""
         self.step += 1
         self.block_step += 1
         first, last = self.block_span
-        steps = self.block_steps + (self.transfer.ending != "none")
-        if self.block_step >= steps or self.mask_id not in self.canvas[first:last]:
+        full = self.mask_id not in self.canvas[first:last]
+        steps = self.block_steps + (self.transfer.ending != "none" and not full)
+        if self.block_step >= steps or full and not self.revises:
             self.block += 1
             self.block_step = 0
             self.block_total = self.block_length
-        while self.prefix < self.params.max_tokens and self.canvas[self.start + self.prefix] != self.mask_id:
+        stands = self.block * self.block_length if self.revises else self.params.max_tokens
+        while self.prefix < stands and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1

@@ -11,6 +11,8 @@ from steerserve.models import DiffusionLM
 
 _CHUNK_BYTES = 64 << 20
 """Bound on one block of logits; a block of [rows, vocabulary] and a few copies of it live at once."""
+_NUCLEUS = 512
+"""Likeliest tokens looked at first for top-p."""
 _TILE = 16
 """Matrix products of fewer rows take other kernels on CPUs, whose last bits differ; shorter blocks are padded."""
 
@@ -149,11 +151,8 @@ def _filtered(logits: Tensor, settings: Settings) -> Tensor:
     scaled = (logits - logits.amax(dim=1, keepdim=True)) / heat[:, None]
     nucleus = (settings.top_p < 1).nonzero()[:, 0]
     if len(nucleus):
-        ordered, index = scaled[nucleus].sort(dim=1, descending=True, stable=True)
-        share = ordered.softmax(dim=1)
-        beyond = share.cumsum(dim=1) - share >= settings.top_p[nucleus, None]
-        beyond[:, 0] = False
-        scaled[nucleus] = scaled[nucleus].masked_fill(beyond.scatter(1, index, beyond), -torch.inf)
+        cut = scaled[nucleus]
+        scaled[nucleus] = cut.masked_fill(cut < _least_kept(cut, settings.top_p[nucleus]), -torch.inf)
     few = (settings.top_k > 0).nonzero()[:, 0]
     if len(few):
         count = settings.top_k[few].clamp(max=logits.shape[1])
@@ -161,6 +160,29 @@ def _filtered(logits: Tensor, settings: Settings) -> Tensor:
         least = best.gather(1, count[:, None] - 1)
         scaled[few] = scaled[few].masked_fill(scaled[few] < least, -torch.inf)
     return scaled
+
+
+def _least_kept(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The smallest logit [N, 1] of the smallest set of likeliest tokens of mass top_p [N]; logits [N, vocabulary].
+
+    Most sets are small: only rows whose first tokens do not hold the mass are sorted whole.
+    """
+    total = logits.logsumexp(dim=1, keepdim=True)
+    few = min(_NUCLEUS, logits.shape[1])
+    best = logits.topk(few, dim=1).values
+    least = _last_within(best, total, top_p)
+    wide = ((best - total).exp().sum(1) < top_p).nonzero()[:, 0]
+    if few < logits.shape[1] and len(wide):
+        ordered = logits[wide].sort(dim=1, descending=True).values
+        least[wide] = _last_within(ordered, total[wide], top_p[wide])
+    return least
+
+
+def _last_within(ordered: Tensor, total: Tensor, top_p: Tensor) -> Tensor:
+    """Of descending logits [N, K], the last [N, 1] before which less than top_p [N] lies; total [N, 1] logsumexp."""
+    share = (ordered - total).exp()
+    kept = (share.cumsum(dim=1) - share < top_p[:, None]).sum(1, keepdim=True).clamp(min=1)
+    return ordered.gather(1, kept - 1)
 
 
 def _measures(logits: Tensor, token: Tensor, needs: frozenset[str], prefix: str) -> dict[str, Tensor]:

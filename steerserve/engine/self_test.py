@@ -17,7 +17,8 @@ def check_steering(engine: TorchEngine) -> None:
     The pushed row's logits must change, and its neighbour's must be those of a batch without steering, bit for bit.
     """
     facts = engine.model.facts
-    length = min(8, facts.max_length - 2)
+    start = 0 if facts.bos_id is None else 1
+    length = max(1, min(8, facts.max_length - start, engine.config.max_canvas - start))
     plain = GenerationParams(max_tokens=length, steps=1)
     direction = torch.randn(facts.hidden_size, generator=torch.Generator().manual_seed(0))
     reference = _logits(engine, [plain, plain])

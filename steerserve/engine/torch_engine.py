@@ -14,7 +14,8 @@ from steerserve.engine.admission import admit
 from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Steered, Trace
+from steerserve.engine.changes import commit, revise
+from steerserve.engine.events import Done, Event, Failed, Result, Steered, Trace
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt
@@ -27,6 +28,8 @@ from steerserve.models import DiffusionLM
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Failing steps in a row after which the engine gives up: by then it is not one batch's fault."""
+STEPS_A_ROW = 64
+"""Steps that fit into memory for each row more after some that did not."""
 
 
 class TorchEngine:
@@ -37,7 +40,12 @@ class TorchEngine:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.waiting: deque[Request] = deque()
+        self.rows: list[Request] = []
+        """The rows that run."""
         self.batch: Batch | None = None
+        """Them as tensors; None until the next step makes it."""
+        self.room: float = config.max_rows
+        """Rows of one forward: half after one that did not fit into memory, then one more every few steps that do."""
         self.aborted: set[str] = set()
         self.steered: list[Event] = []
         """Changes of steering since the last step, which have yet to be told."""
@@ -49,7 +57,7 @@ class TorchEngine:
     @property
     def running(self) -> list[Request]:
         """The rows of the next forward, as far as they are chosen."""
-        return [request for request in self.batch.requests if not request.finished] if self.batch else []
+        return [request for request in self.rows if not request.finished]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -96,44 +104,65 @@ class TorchEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.waiting.clear()
-        self.batch = None
+        self.rows, self.batch = [], None
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """See `Engine.step`. A step that fails ends the rows it ran, not the engine, unless the next ones fail too."""
         events = self._choose_rows()
-        if self.batch is None:
+        if not self.rows:
             return events
         try:
+            if self.batch is None:
+                self.batch = Batch(self.rows, self.model.facts, self.device, self.dtype)
             events += self._denoise(self.batch)
             self.failures = 0
+            self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
+        except (torch.OutOfMemoryError, MemoryError):
+            events += self._make_room()
         except Exception:
             self.failures += 1
             if self.failures >= MAX_FAILURES:
                 raise
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
-            self.batch = None
+            self.rows, self.batch = [], None
         return events
+
+    def _make_room(self) -> list[Event]:
+        """After a step that did not fit into memory: half of its rows wait for the others; a row that does not fit
+        alone ends here."""
+        rows = self.running
+        if self.batch is not None:
+            self.batch.close()
+        self.rows, self.batch = [], None
+        if len(rows) == 1:
+            logger.error("row %s does not fit into memory by itself", rows[0].id)
+            return [Failed(rows[0].id, "out of memory")]
+        self.room = len(rows) // 2
+        logger.warning("%d rows did not fit into memory: %d at a time now", len(rows), self.room)
+        self.waiting.extendleft(reversed(rows))
+        return []
 
     def _denoise(self, batch: Batch) -> list[Event]:
         """Forward with steering, sample, order, commit, emit."""
         began = time.perf_counter()
-        events: list[Event] = []
-        skip_idle(batch)
-        if any(request.over for request in batch.requests):
-            # Their last steps went by without a forward; one that the other rows make would count as theirs.
-            return self._collect(batch)
+        events, ended = skip_idle(batch)
+        if ended:
+            # Their blocks' last steps went by without a forward; one that the other rows make would count as theirs.
+            return events + self._collect(batch)
         row, position = batch.open()
-        if len(row):
-            hidden = batch.forward(self.model)
-            worth = choose_blindly(batch, row, position)
-            row, position = row[worth], position[worth]
-            drawn = self._sample(batch, hidden, row, position)
-            chosen = choose(batch, row, position, drawn)
-            note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
-            events += self._readings(batch)
-            events += self._commit(batch, drawn, row, position, chosen)
+        hidden = batch.forward(self.model)
+        worth = choose_blindly(batch, row, position)
+        row, position = row[worth], position[worth]
+        drawn = self._sample(batch, hidden, row, position)
+        chosen = choose(batch, row, position, drawn)
+        note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
+        events += self._readings(batch)
+        events += revise(batch, batch.requests)
+        events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
+        for request in batch.requests:
+            request.advance()
         events += self._collect(batch)
         cost = (time.perf_counter() - began) / len(batch.requests)
         self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
@@ -152,16 +181,15 @@ class TorchEngine:
             self.waiting = deque(request for request in self.waiting if request.id not in aborted)
         staying = [request for request in self.running if request.id not in aborted]
         joining: list[Request] = []
-        room = self.config.max_rows - sum(request.rows for request in staying)
+        room = self.room - sum(request.rows for request in staying)
         # A guided row is two of the forward; one that never fits runs alone.
         while self.waiting and (self.waiting[0].rows <= room or not staying and not joining):
             room -= self.waiting[0].rows
             joining.append(self.waiting.popleft())
-        if joining or steered or self.batch is not None and len(staying) < len(self.batch.requests):
+        if joining or steered or len(staying) < len(self.rows):
             if self.batch is not None:
                 self.batch.close()
-            rows = staying + joining
-            self.batch = Batch(rows, self.model.facts, self.device, self.dtype) if rows else None
+            self.rows, self.batch = staying + joining, None
         return steered + events
 
     def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
@@ -194,29 +222,6 @@ class TorchEngine:
             request.trace.append(trace)
         return list(traces)
 
-    def _commit(self, batch: Batch, drawn: Draw, row: Tensor, position: Tensor, chosen: Tensor) -> list[Event]:
-        """Write the chosen candidates into the canvas; the one transfer to the host of a step."""
-        row, position, token = row[chosen], position[chosen], drawn.token[chosen]
-        batch.canvas[row, position] = token
-        log_p = drawn.probability[chosen].log()
-        found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
-        for r, p, t, lp in zip(row.tolist(), position.tolist(), token.tolist(), log_p.tolist(), strict=True):
-            # A model that may draw its own mask token leaves the position masked: nothing was committed.
-            if t != self.model.facts.mask_id:
-                found[r].append((p, t, lp))
-        events: list[Event] = []
-        for request, commits in zip(batch.requests, found, strict=True):
-            for p, t, lp in commits:
-                request.canvas[p] = t
-                if request.params.logprobs:
-                    request.logprobs[p - request.start] = lp
-            if commits:
-                positions = tuple(p - request.start for p, _, _ in commits)
-                logprobs = tuple(lp for _, _, lp in commits) if request.params.logprobs else None
-                events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in commits), logprobs))
-            request.advance()
-        return events
-
     def _collect(self, batch: Batch) -> list[Event]:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         done = [request for request in batch.requests if self._settled(request)]
@@ -227,7 +232,8 @@ class TorchEngine:
         for request in done:
             request.finished = True
         if not self.running:
-            self.batch = None
+            self.rows, self.batch = [], None
+            self.room = self.room if self.waiting else self.config.max_rows
         return events
 
     def _settled(self, request: Request) -> bool:

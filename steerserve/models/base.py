@@ -56,6 +56,7 @@ class SamplerDefaults:
     order: Choice = "confidence"
     transfer: Choice = "linear"
     ignore_eos: bool = False
+    top_k: int | None = None
 
 
 class Sites(Protocol):

@@ -150,6 +150,12 @@ class LladaDiffusionLM(DiffusionLM):
             max_sequence_length=config.max_sequence_length,
             mlp_hidden_size=config.inner,
         )
+        for name, value in {"rope_theta": config.rope_theta, "rms_norm_eps": config.rms_norm_eps}.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ArtifactError(f"config.json: {name} must be a finite number above 0, got {value!r}")
+        for name, flag in {"weight_tying": config.weight_tying, "scale_logits": config.scale_logits}.items():
+            if not isinstance(flag, bool):
+                raise ArtifactError(f"config.json: {name} must be true or false, got {flag!r}")
         if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
             raise ArtifactError(
                 f"config.json: d_model {config.d_model} must be n_heads {config.n_heads} times an even number, "

@@ -29,6 +29,7 @@ class MdlmConfig:
     time_conditioning: bool = False
     mask_token_id: int | None = None
     eos_token_id: int | None = None
+    bos_token_id: int | None = None
 
     @property
     def dit(self) -> DitConfig:
@@ -51,11 +52,14 @@ class MdlmDiffusionLM(DitDiffusionLM):
     def from_config(cls, raw: dict[str, Any]) -> "MdlmDiffusionLM":
         """Build from a parsed `config.json`; a missing key is a TypeError, an impossible value an ArtifactError.
 
-        Unless the config names them, the mask is the last token and the end of text the one before it, as in the
-        published vocabulary: GPT-2's with a mask added.
+        Unless the config names them, the mask is the last token, and the end and the beginning of a text the one before
+        it, as in the published vocabulary: GPT-2's with a mask added.
         """
         config = _read(raw)
+        # The authors train on chunks that begin and end with GPT-2's one special token: without it in front, the model
+        # puts one there, which would end every text before it began.
         mask = config.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
+        eos = mask - 1 if config.eos_token_id is None else config.eos_token_id
         facts = ModelFacts(
             family="mdlm",
             vocab_size=config.vocab_size,
@@ -63,7 +67,8 @@ class MdlmDiffusionLM(DitDiffusionLM):
             num_layers=config.n_blocks,
             max_length=config.model_length,
             mask_id=mask,
-            eos_id=mask - 1 if config.eos_token_id is None else config.eos_token_id,
+            eos_id=eos,
+            bos_id=eos if config.bos_token_id is None else config.bos_token_id,
             forbidden_ids=(mask,),
             sigma=LogLinear() if config.time_conditioning else None,
         )

@@ -49,3 +49,10 @@ class Geometric:
     def rate(self, time: Tensor) -> Tensor:
         """See `Sigma.rate`."""
         return self.total(time) * (math.log(self.high) - math.log(self.low))
+
+
+def level_of_share(schedule: Sigma, share: Tensor) -> Tensor:
+    """Noise level [rows] float32 at which that share [rows] of a text is masked: `share = 1 - exp(-sigma)`, no further
+    than the schedule goes."""
+    low, high = schedule.total(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    return (-torch.log1p(-share.double())).clamp(low, high).float()

@@ -17,6 +17,9 @@ from steerserve.pickles import convert, converted, load_pickle
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 LIGHTNING = "*.ckpt"
 
+LFS = b"version https://git-lfs"
+"""How a file begins that only points to the one in large file storage."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -102,6 +105,9 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:
+    with open(file, "rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            raise ArtifactError(f"{file} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it has no __iter__)
@@ -114,12 +120,36 @@ def _state(file: Path) -> tuple[dict[str, Tensor], str | None]:
     raw: Any = load_pickle(file)
     note = None
     if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):
-        others = sorted(str(key) for key in raw if key != "state_dict")
-        note = f"{file.name}: its state_dict is taken" + (f", not its {', '.join(others)}" if others else "")
-        raw = raw["state_dict"]
+        taken = "its state_dict is taken"
+        others = sorted(str(key) for key in raw if key not in ("state_dict", "ema"))
+        state = raw["state_dict"]
+        if "ema" in raw:
+            state = _averaged(file, state, raw["ema"])
+            taken = "the averaged weights of its ema are taken"
+        note = f"{file.name}: {taken}" + (f", not its {', '.join(others)}" if others else "")
+        raw = state
     if not isinstance(raw, Mapping) or not raw:
         raise ArtifactError(f"{file} holds no tensors by name")
     for name, value in raw.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ArtifactError(f"{file}: {name!r} is a {type(value).__name__}, expected tensors by name")
     return {name: tensor.detach() for name, tensor in raw.items()}, note
+
+
+def _averaged(file: Path, state: Mapping[Any, Any], ema: Any) -> dict[Any, Any]:
+    """A Lightning state with its parameters replaced by their moving averages, which MDLM's authors sample with.
+
+    Their `ExponentialMovingAverage` keeps a list in the order of the parameters, which is that of the state without
+    its one buffer, the rotary frequencies.
+    """
+    names = [name for name in state if not str(name).endswith("rotary_emb.inv_freq")]
+    averages = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if (
+        not isinstance(averages, list)
+        or len(averages) != len(names)
+        or any(getattr(one, "shape", None) != state[name].shape for name, one in zip(names, averages, strict=True))
+    ):
+        raise ArtifactError(
+            f"{file}: its ema has no shadow_params of the shapes of its {len(names)} parameters, in their order"
+        )
+    return dict(state) | dict(zip(names, averages, strict=True))

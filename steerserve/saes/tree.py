@@ -78,4 +78,6 @@ def check_sweeps(folders: Mapping[str, Path], described: Mapping[str, Descriptio
     for (parent, layer, policy), several in sweeps.items():
         if len(several) > 1:
             trained = f", policy {policy}" if policy else ""
-            raise ArtifactError(f"{parent} has SAEs of k {sorted(several)} for layer {layer}{trained}: choose one k")
+            raise ArtifactError(
+                f"{parent} has SAEs of k {sorted(several)} for layer {layer}{trained}: choose one k (--sae-k)"
+            )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from steerserve.engine.events import Committed
+from steerserve.engine.events import Committed, Revised
 
 MASK = "\u25af"
 """How a position without a token is shown."""
@@ -14,25 +14,45 @@ class Canvas:
     """The committed tokens of a response of `length` positions; `decode` gives their text behind the prompt."""
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], end_ids: frozenset[int], length: int, stop: tuple[str, ...]
+        self,
+        decode: Callable[[Sequence[int]], str],
+        end_ids: frozenset[int],
+        length: int,
+        stop: tuple[str, ...],
+        revised_by: int | None = None,
     ) -> None:
+        """revised_by: length of the blocks within which tokens may be taken back while a block is being written."""
         self._decode = decode
         self._end_ids = end_ids
         self._length = length
         self._stop = stop
         self._tokens: dict[int, int] = {}
+        self._revised_by = revised_by
+        self._stands = length if revised_by is None else 0
+        """Before this position nothing is taken back any more."""
         self._prefix: list[int] = []
         self._sent = ""
 
     def commit(self, event: Committed) -> None:
         """Take over the tokens of an event."""
         self._tokens.update(zip(event.positions, event.tokens, strict=True))
-        while (token := self._tokens.get(len(self._prefix))) is not None and token not in self._end_ids:
+        if self._revised_by is not None and event.positions:
+            # Blocks are written one after another: what stands before this one's is finished.
+            self._stands = max(self._stands, max(event.positions) // self._revised_by * self._revised_by)
+        while len(self._prefix) < self._stands:
+            token = self._tokens.get(len(self._prefix))
+            if token is None or token in self._end_ids:
+                break
             self._prefix.append(token)
 
+    def revise(self, event: Revised) -> None:
+        """Forget the tokens that an event takes back."""
+        for position in event.positions:
+            del self._tokens[position]
+
     def grown(self) -> str:
-        """What has settled since the last call: text of the contiguous committed prefix, without what may yet become
-        part of a stop string or of a character whose other bytes are still masked."""
+        """What has settled since the last call: text of the contiguous committed prefix, without what may yet be taken
+        back or become part of a stop string or of a character whose other bytes are still masked."""
         settled = self._settled()
         if not settled.startswith(self._sent):
             # A decoder that rewrites what it has already said; the end of the row brings the rest.

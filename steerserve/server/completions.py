@@ -128,6 +128,7 @@ class Completions:
             decoders={one.id: partial(continuation, self._service.decode, one.prompt_ids) for one in admitted},
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
+            revised_by={one.id: one.plan["block_length"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)
         forget = self._generations.forget
@@ -139,7 +140,11 @@ class Completions:
         answer = generation.answer
         canvases = {
             request_id: Canvas(
-                answer.decoders[request_id], self._service.end_ids, row.params.max_tokens, row.params.stop
+                answer.decoders[request_id],
+                self._service.end_ids,
+                row.params.max_tokens,
+                row.params.stop,
+                answer.revised_by.get(request_id),
             )
             for request_id, row in answer.rows.items()
         }

@@ -30,6 +30,8 @@ class Answer:
     decode: Decoder
     echo: bool = False
     """Whether the prompt is part of the text."""
+    revised_by: Mapping[str, int] = field(default_factory=dict)
+    """For the rows that may take tokens back: length of the blocks within which they do."""
     results: dict[str, Result] = field(default_factory=dict)
 
     def head(self, of: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from steerserve.engine.events import Committed, Done, Event, Steered, Trace
+from steerserve.engine.events import Committed, Done, Event, Revised, Steered, Trace
 from steerserve.server.canvas import Canvas
 from steerserve.server.protocol import StreamMode, StreamOptions
 from steerserve.server.render import Answer, trace
@@ -45,7 +45,11 @@ class Chunks(ABC):
             if isinstance(event, Committed):
                 canvas.commit(event)
                 self._committed[request_id] += len(event.tokens)
-                frames += self._text_chunks(row.choice, self._at_commit(canvas), request_id)
+                frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
+            if isinstance(event, Revised):
+                canvas.revise(event)
+                self._committed[request_id] -= len(event.positions)
+                frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
             if isinstance(event, Done):
                 frames += self._text_chunks(row.choice, self._at_end(canvas, event.result.text), request_id)
         if isinstance(event, Done) and self._answer.finished(row.choice):
@@ -88,8 +92,8 @@ class Chunks(ABC):
         """What a chunk repeats of the text before the response."""
 
     @abstractmethod
-    def _at_commit(self, canvas: Canvas) -> str:
-        """Text of the chunk after a commit; empty for none."""
+    def _at_change(self, canvas: Canvas) -> str:
+        """Text of the chunk after tokens were committed or taken back; empty for none."""
 
     @abstractmethod
     def _at_end(self, canvas: Canvas, text: str) -> str:
@@ -106,7 +110,7 @@ class AppendView(Chunks):
     def _before(self, request_id: str) -> str:  # noqa: ARG002
         return ""
 
-    def _at_commit(self, canvas: Canvas) -> str:
+    def _at_change(self, canvas: Canvas) -> str:
         return canvas.grown()
 
     def _at_end(self, canvas: Canvas, text: str) -> str:
@@ -122,7 +126,7 @@ class ReplaceView(Chunks):
     def _before(self, request_id: str) -> str:
         return self._answer.opening(request_id)
 
-    def _at_commit(self, canvas: Canvas) -> str:
+    def _at_change(self, canvas: Canvas) -> str:
         return canvas.provisional()
 
     def _at_end(self, canvas: Canvas, text: str) -> str:  # noqa: ARG002
@@ -133,7 +137,7 @@ class ReplaceView(Chunks):
 
 
 class EventsView:
-    """Typed frames: committed, trace, steered, receipt, done and usage."""
+    """Typed frames: committed, revised, trace, steered, receipt, done and usage."""
 
     def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:  # noqa: ARG002
         self._answer = answer
@@ -143,6 +147,8 @@ class EventsView:
         """An event as one frame; a row's end as its receipt, where it has one, and done."""
         if isinstance(event, Committed):
             return [self._committed(event)]
+        if isinstance(event, Revised):
+            return [self._revised(event)]
         if isinstance(event, Trace):
             return [self._frame("trace", event.request_id, **trace(event))]
         if isinstance(event, Steered):
@@ -169,6 +175,12 @@ class EventsView:
         if event.logprobs is not None:
             frame["logprobs"] = [finite(value) for value in event.logprobs]
         return frame
+
+    def _revised(self, event: Revised) -> dict[str, Any]:
+        canvas = self._canvases[event.request_id]
+        canvas.revise(event)
+        text = canvas.provisional()
+        return self._frame("revised", event.request_id, step=event.step, positions=event.positions, text=text)
 
     def _ended(self, event: Done) -> list[dict[str, Any]]:
         result = event.result

@@ -127,10 +127,12 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
         stored = {_place(name): tensor for name, tensor in tensors.items()}
         fields = {name: raw[name] for name in AttributeCard.__dataclass_fields__}
         card = AttributeCard(**fields | {"layers": tuple(raw["layers"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
     if card.format != FORMAT:
-        raise ArtifactError(f"{folder}: format is {card.format}, this version reads {FORMAT}")
+        raise ArtifactError(f"{folder}: format is {card.format!r}, this version reads {FORMAT}")
+    if not isinstance(card.name, str) or not card.name:
+        raise ArtifactError(f"{folder}: name must be text, got {card.name!r}")
     if card.model_sha256 != model_sha256:
         raise ArtifactError(
             f"{folder}: attribute {card.name!r} was calibrated for the model {card.model_sha256[:12]}, "

@@ -17,6 +17,10 @@ from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
 SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
 
 
+ENCODED: Final = 128
+"""States encoded at once."""
+
+
 class Encoder(Protocol):
     """What boost and multiply need of an SAE."""
 
@@ -146,9 +150,11 @@ class Site:
         if self.encodes:
             largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
             for r, p, sae, feature, pair in self.encodes:
-                code = sae.encode(state[r].float())
-                best = code if pair is None else pair.encode(state[r].float(), self.masked[r])
-                largest[r, p], activation[r, p] = best.amax(dim=1), code[:, feature]
+                # In parts: the activations of a long canvas under a wide SAE would be the largest thing in memory.
+                for part in torch.split(torch.arange(state.shape[1], device=state.device), ENCODED):
+                    code = sae.encode(state[r, part].float())
+                    best = code if pair is None else pair.encode(state[r, part].float(), self.masked[r, part])
+                    largest[r, p, part], activation[r, p, part] = best.amax(dim=1), code[:, feature]
         weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
         self._record(weight, state)
         delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, Sites, deciding
-from steerserve.models.sigma import Sigma
+from steerserve.models.sigma import level_of_share
 from steerserve.saes.sae import Policy
 from steerserve.train.dlm import Documents, draw_masks
 
@@ -76,13 +76,6 @@ class Capture:
         if layer == max(self.layers):
             raise _Deepest
         return hidden
-
-
-def level_of_share(schedule: Sigma, share: Tensor) -> Tensor:
-    """Noise level [rows] float32 at which that share [rows] of a text is masked: `share = 1 - exp(-sigma)`, no further
-    than the schedule goes."""
-    low, high = schedule.total(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-    return (-torch.log1p(-share.double())).clamp(low, high).float()
 
 
 def final_states(model: DiffusionLM, batch: NoisedBatch, sites: Sites | None = None) -> Tensor:

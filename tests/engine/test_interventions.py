@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
+from steerserve.saes import SparseAutoencoder
 from tests import tiny
 
 VALUES = tuple(float(i + 1) for i in range(tiny.HIDDEN))
@@ -173,3 +175,23 @@ def test_a_named_vector_pushes_at_all_of_its_layers_or_at_those_asked_for(served
     assert [(push.layer, push.strength) for push in one.pushes] == [(2, 0.5)]
     assert both.summary["name"] == "warm"
     assert both.summary["unit"] == "stored"
+
+
+def test_a_unit_that_is_not_named_is_one_that_is_known(tmp_path: Path) -> None:
+    asked = (FEATURE, VECTOR, Intervention(vector=VectorRef(name="warm"), strength=1.0))
+
+    def units(engine: TorchEngine) -> list[str]:
+        return [engine.admit(replace(PLAIN, interventions=(one,))).interventions[0].summary["unit"] for one in asked]
+
+    bare = tiny.engine(tiny.bert(), tmp_path)
+    saes = {
+        name: SparseAutoencoder(sae.facts, dict(sae.named_buffers()), sae.activation)
+        for name, sae in bare.catalogue.saes.items()
+    }
+    assert units(bare) == ["max_act", "residual", "residual"]
+    bare.catalogue = replace(bare.catalogue, saes=saes)
+    assert units(bare) == ["residual", "residual", "residual"]
+    with pytest.raises(RequestError, match="has no feature_stats.safetensors"):
+        bare.admit(replace(PLAIN, interventions=(replace(FEATURE, unit="max_act"),)))
+    bare.catalogue = replace(bare.catalogue, residual_norms={})
+    assert units(bare) == ["raw", "raw", "stored"]

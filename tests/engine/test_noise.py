@@ -47,7 +47,7 @@ def test_counters_are_not_interchangeable() -> None:
         for row in (0, 1)
         for step in range(4)
         for position in range(4)
-        for stream in (noise.TOKEN, noise.ORDER)
+        for stream in (noise.TOKEN, noise.ORDER, noise.REMASK)
     ]
     assert len(set(grid)) == len(grid)
 

@@ -235,3 +235,14 @@ def test_ends_that_come_last_have_no_probability_for_the_order_and_leave_theirs_
     seen = logits.softmax(1).gather(1, drawn.token[:, None])[:, 0]
     assert tiny.EOS in drawn.token[:300]
     torch.testing.assert_close(drawn.measures["probability"], seen, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("first", [1, 4, 30])
+def test_a_nucleus_is_the_same_however_many_tokens_are_looked_at_first(
+    monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    model, states = tiny.bert(), hidden(60)
+    chosen = replace(settings(60, 0.9), top_p=torch.linspace(0.05, 1, 60))
+    whole = draw(model, states, chosen, EVERYTHING)
+    monkeypatch.setattr(sampler, "_NUCLEUS", first)
+    assert same(draw(model, states, chosen, EVERYTHING), whole)

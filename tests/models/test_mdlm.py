@@ -224,7 +224,7 @@ def test_facts_and_defaults_are_the_published_ones() -> None:
     facts = model().facts
     assert (facts.family, facts.vocab_size, facts.hidden_size) == ("mdlm", dit.VOCAB, dit.HIDDEN)
     assert (facts.num_layers, facts.max_length, facts.shift) == (dit.BLOCKS, dit.LENGTH, 0)
-    assert (facts.mask_id, facts.eos_id, facts.bos_id) == (dit.MASK, dit.EOS, None)
+    assert (facts.mask_id, facts.eos_id, facts.bos_id) == (dit.MASK, dit.EOS, dit.EOS)
     assert facts.forbidden_ids == (dit.MASK,)
     assert (facts.parameterisation, facts.sigma) == ("logits", None)
     assert model(TIMED).facts.sigma == LogLinear(eps=1e-3)

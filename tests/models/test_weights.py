@@ -90,10 +90,26 @@ def test_pickled_shards_are_read(tmp_path: Path) -> None:
 
 
 def test_of_a_lightning_checkpoint_the_state_is_taken_and_the_rest_is_said(tmp_path: Path) -> None:
-    state = pickled(tmp_path, "last.ckpt", ema={"shadow": [torch.ones(2)]}, epoch=3)
+    state = pickled(tmp_path, "last.ckpt", epoch=3)
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.weights.notes == ("last.ckpt: its state_dict is taken, not its ema, epoch",)
+    assert checkpoint.weights.notes == ("last.ckpt: its state_dict is taken, not its epoch",)
     assert same(checkpoint.load(torch.float32).state_dict(), state)
+
+
+def test_of_a_lightning_checkpoint_with_averages_those_are_taken(tmp_path: Path) -> None:
+    state = pickled(tmp_path, "last.ckpt")
+    averages = [tensor + 1 for tensor in state.values()]
+    torch.save({"state_dict": state, "ema": {"decay": 0.9999, "shadow_params": averages}}, tmp_path / "last.ckpt")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.weights.notes == ("last.ckpt: the averaged weights of its ema are taken",)
+    assert same(checkpoint.load(torch.float32).state_dict(), dict(zip(state, averages, strict=True)))
+
+
+@pytest.mark.parametrize("ema", [{}, {"shadow_params": []}, {"shadow_params": [torch.ones(2)]}, [1]])
+def test_averages_that_do_not_fit_are_refused(tmp_path: Path, ema: object) -> None:
+    pickled(tmp_path, "last.ckpt", ema=ema)
+    with pytest.raises(ArtifactError, match="its ema has no shadow_params of the shapes"):
+        open_checkpoint(tmp_path)
 
 
 class Payload:
@@ -180,3 +196,10 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) 
     save_file(tensors | {name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(ArtifactError, match=f"no floating-point numbers: {name} is torch.int8"):
         load_model(tmp_path)
+
+
+def test_a_pointer_to_large_file_storage_is_told_from_a_broken_file(tmp_path: Path) -> None:
+    write(tmp_path, "llada")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(ArtifactError, match="is a Git LFS pointer, not the weights"):
+        open_checkpoint(tmp_path)

@@ -246,7 +246,7 @@ def test_as_many_commit_as_draws_say_so_and_all_after_the_last_step(due: list[li
         assert transfer.counts(due_quota(steps, steps, due)).tolist() == [len(row) for row in due]
 
 
-@pytest.mark.parametrize("name", ["timesteps", "origin", "ddpm", "ddpm_cache", "analytic", "euler"])
+@pytest.mark.parametrize("name", ["timesteps", "origin", "ddpm", "ddpm_cache", "remdm", "analytic", "euler"])
 @pytest.mark.parametrize("eps", [0, 1, -0.1, 2.0, float("nan"), "small", True, None])
 def test_a_last_time_outside_0_and_1_is_refused(name: str, eps: object) -> None:
     with pytest.raises(ValueError, match="eps"):
@@ -273,6 +273,7 @@ def test_endings_and_idle_steps_are_those_of_the_published_loops() -> None:
         "origin": ("none", True),
         "ddpm": ("likeliest", True),
         "ddpm_cache": ("likeliest", True),
+        "remdm": ("likeliest", True),
         "analytic": ("draw", True),
         "euler": ("draw", True),
     }
@@ -288,6 +289,7 @@ def test_needs_name_what_is_read() -> None:
         "origin": {"uniform"},
         "ddpm": {"uniform"},
         "ddpm_cache": {"uniform"},
+        "remdm": {"uniform"},
         "analytic": {"uniform", "mass"},
         "euler": {"uniform", "mass"},
     }

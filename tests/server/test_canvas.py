@@ -1,9 +1,10 @@
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.events import Committed
+from steerserve.engine.events import Committed, Revised
 from steerserve.server.canvas import Canvas
 from tests.server.text_engine import END, decode
 
@@ -11,8 +12,8 @@ TEXTS = st.text(alphabet="ab é▯", min_size=1, max_size=12)
 STOPS = st.lists(st.text(alphabet="ab é", min_size=1, max_size=4), max_size=3)
 
 
-def canvas_of(length: int, stop: tuple[str, ...] = ()) -> Canvas:
-    return Canvas(decode, frozenset({END}), length, stop)
+def canvas_of(length: int, stop: tuple[str, ...] = (), revised_by: int | None = None) -> Canvas:
+    return Canvas(decode, frozenset({END}), length, stop, revised_by)
 
 
 def commit(canvas: Canvas, *pairs: tuple[int, int]) -> None:
@@ -80,3 +81,56 @@ def test_a_continuation_is_decoded_after_what_stands_before_it() -> None:
     canvas = Canvas(lambda ids: " ".join(words[token] for token in ids), frozenset(), 4, ())
     commit(canvas, (0, 1), (2, 2), (3, 3))
     assert canvas.provisional() == "the▯ sea won"
+
+
+@given(TEXTS, STOPS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
+def test_nothing_is_sent_that_is_taken_back(text: str, stops: list[str], block: int, blocks: int, seed: int) -> None:
+    """Any log that writes block after block and takes back within them."""
+    draw = random.Random(seed)
+    alphabet = [*text.encode(), *b" ab", END]
+    final: dict[int, int] = {}
+    canvas = canvas_of(block * blocks, tuple(stops), block)
+    sent = []
+    for first in range(0, block * blocks, block):
+        span = range(first, first + block)
+        while not all(position in final for position in span) or draw.random() < 0.5:
+            held = [position for position in span if position in final]
+            if held and draw.random() < 0.4:
+                taken = draw.sample(held, draw.randint(1, len(held)))
+                canvas.revise(Revised("r", 0, tuple(taken)))
+                for position in taken:
+                    del final[position]
+            free = [position for position in span if position not in final]
+            if free:
+                position = draw.choice(free)
+                final[position] = draw.choice(alphabet)
+                commit(canvas, (position, final[position]))
+            sent.append(canvas.grown())
+    tokens = [final[position] for position in sorted(final)]
+    ended = cut(decode(tokens[: tokens.index(END)] if END in tokens else tokens), stops)
+    assert "".join(sent) + canvas.rest(ended) == ended
+
+
+def test_finished_blocks_are_sent() -> None:
+    canvas = canvas_of(6, revised_by=2)
+    commit(canvas, (0, ord("a")), (1, ord("b")))
+    assert canvas.grown() == ""
+    canvas.revise(Revised("r", 1, (1,)))
+    assert canvas.provisional() == "a▯▯▯▯▯"
+    commit(canvas, (1, ord("c")))
+    assert canvas.grown() == ""
+    commit(canvas, (3, ord("d")))
+    assert canvas.grown() == "ac"
+    commit(canvas, (2, ord("e")), (4, ord("f")))
+    assert canvas.grown() == "ed"
+    assert canvas.rest("acedfg") == "fg"
+
+
+def test_what_was_sent_cannot_be_taken_back() -> None:
+    canvas = canvas_of(2)
+    commit(canvas, (0, ord("a")))
+    assert canvas.grown() == "a"
+    canvas.revise(Revised("r", 1, (0,)))
+    commit(canvas, (0, ord("b")), (1, ord("c")))
+    with pytest.raises(ValueError, match="does not continue"):
+        canvas.rest("bc")

@@ -31,6 +31,7 @@ SAMPLERS: dict[str, list[dict[str, Any]]] = {
     "mdlm": [
         {"order": "random", "transfer": "ddpm_cache"},
         {"order": "random", "transfer": "ddpm"},
+        {"order": "random", "transfer": {"type": "remdm", "eta": 0.3}},
         {"order": "entropy", "transfer": "linear"},
         {"order": "sae_stability", "transfer": "threshold"},
     ],
@@ -156,6 +157,43 @@ def test_a_stream_comes_to_the_text_of_the_answer(client: TestClient, family: st
         lines = client.post("/v1/completions", json=body).text.splitlines()
         chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"]) == whole
+
+
+def test_every_stream_of_a_text_that_is_revised_comes_to_the_answer(client: TestClient, family: str) -> None:
+    if family == "sedd":
+        return
+    block = 12 if family == "mdlm-timed" else 4
+    sampler = {"order": "random", "transfer": {"type": "remdm", "eta": 0.4}, "block_length": block, "steps": 24}
+    early, revised = 0, 0
+    for seed in range(4):
+        more: dict[str, Any] = {"seed": seed, "stop": ["e"] if seed % 2 else []}
+        body = {"model": family, "prompt": "the king", "max_tokens": 12, "temperature": 1.0, "stream": True, **more}
+        whole = answer(client, family, sampler, **more, prompt="the king")["choices"][0]["text"]
+        told = {}
+        for mode in ("append", "replace", "events"):
+            diffusion = {"ignore_eos": True, **sampler, "stream_mode": mode}
+            lines = client.post("/v1/completions", json=body | {"diffusion": diffusion}).text.splitlines()
+            told[mode] = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        pieces = [chunk["choices"][0]["text"] for chunk in told["append"]]
+        early += len([piece for piece in pieces if piece]) > 1
+        assert "".join(pieces) == whole
+        assert told["replace"][-1]["choices"][0]["text"] == whole
+        assert told["events"][-1]["text"] == whole
+        revised += sum(one["type"] == "revised" for one in told["events"])
+        tokens: dict[int, int] = {}
+        for one in told["events"]:
+            if one["type"] == "committed":
+                assert not tokens.keys() & set(one["positions"])
+                tokens |= dict(zip(one["positions"], one["tokens"], strict=True))
+            if one["type"] == "revised":
+                for position in one["positions"]:
+                    del tokens[position]
+        if not more["stop"]:
+            assert sorted(tokens) == list(range(12))
+            last = [one["text"] for one in told["events"] if one["type"] in ("committed", "revised")][-1]
+            assert last == whole
+    assert revised > 4
+    assert early > 0 or block == 12
 
 
 def test_what_a_family_cannot_do_is_refused_with_the_reason(client: TestClient, family: str) -> None:

@@ -11,11 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
+from steerserve.engine.text import continuation
 from tests.server.asgi import Call, running
-from tests.server.text_engine import TextEngine
+from tests.server.text_engine import END, TextEngine, decode
 
 STEERED = {"steering": {"interventions": [{"attribute": "topic/sports", "strength": 1.0}]}}
-BODY = {"model": "text", "prompt": "a", "seed": 4, "max_tokens": 40}
+BODY: dict[str, Any] = {"model": "text", "prompt": "a", "seed": 4, "max_tokens": 40}
 
 
 class Gate:
@@ -100,6 +101,27 @@ def test_new_interventions_hold_from_the_next_step() -> None:
                 assert token == (plain - 32 if letter and step >= 6 else plain)
     receipts = [one for one in told if one["type"] == "receipt"]
     assert [one["steering"] for one in receipts] == [{"interventions": [{"strength": 1.0, "from_step": 6}]}] * 2
+
+
+def test_a_text_that_is_revised_can_be_steered() -> None:
+    [patch], stream = scenario(
+        ("PATCH", STEERED), body={"diffusion": {"stream_mode": "events", "transfer": "remdm"}}, steps=12
+    )
+    assert patch.status == 200, patch.body
+    told = frames(stream)
+    kinds = [one["type"] for one in told]
+    assert "revised" in kinds[: kinds.index("steered")]
+    assert "revised" in kinds[kinds.index("steered") :]
+    tokens: dict[int, int] = {}
+    for one in told:
+        if one["type"] == "committed":
+            tokens |= dict(zip(one["positions"], one["tokens"], strict=True))
+        if one["type"] == "revised":
+            for position in one["positions"]:
+                del tokens[position]
+    said = [tokens[position] for position in sorted(tokens)]
+    said = said[: said.index(END)] if END in said else said
+    assert told[-1]["text"] == continuation(decode, list(BODY["prompt"].encode()), said)
 
 
 def test_earlier_interventions_stay_in_the_receipt() -> None:

@@ -36,7 +36,9 @@ BODIES = st.fixed_dictionaries(
         "seed": st.integers(0, 10_000),
         "n": st.integers(1, 3),
         "max_tokens": st.integers(1, 40),
-        "diffusion": st.fixed_dictionaries({"steps": st.integers(1, 40)}),
+        "diffusion": st.fixed_dictionaries(
+            {"steps": st.integers(1, 40), "transfer": st.sampled_from(["linear", "remdm", "remdm"])}
+        ),
         "stop": st.lists(st.sampled_from(["e", "the s", "st", "stop s", "a▯", " ", "ï"]), max_size=3),
     }
 )
@@ -52,6 +54,8 @@ def test_joined_chunks_are_the_plain_answer(shared_client: TestClient, body: dic
         assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
         assert [chunk["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + [choice["finish_reason"]]
         assert "\ufffd" not in "".join(chunk["text"] for chunk in chunks[:-2])
+        if body["diffusion"]["transfer"] == "remdm":
+            assert len(chunks) <= 2, "what may yet be taken back was sent"
 
 
 @settings(max_examples=20)
@@ -61,6 +65,22 @@ def test_the_last_chunk_of_replace_is_the_plain_answer(shared_client: TestClient
     frames = stream(shared_client, **body | {"diffusion": body["diffusion"] | {"stream_mode": "replace"}})
     for choice in plain["choices"]:
         assert choices_of(frames, choice["index"])[-1]["text"] == choice["text"]
+
+
+def test_replace_shows_a_mask_for_what_was_taken_back(client: TestClient) -> None:
+    body: dict[str, Any] = {"seed": 5, "max_tokens": 40, "prompt": "a"}
+    told = stream(client, **body, diffusion={"transfer": "remdm", "stream_mode": "events"})
+    texts = [one["text"] for one in told if one["type"] in ("committed", "revised")]
+    shown = choices_of(stream(client, **body, diffusion={"transfer": "remdm", "stream_mode": "replace"}), 0)
+    assert [chunk["text"] for chunk in shown[:-1]] == [text for text in texts if text]
+    before = 0
+    for one in told:
+        if one["type"] in ("committed", "revised"):
+            masks = one["text"].count("▯")
+            if one["type"] == "revised" and "".join(texts).isascii():
+                assert masks >= before
+            before = masks
+    assert sum(one["type"] == "revised" for one in told) > 5
 
 
 @settings(max_examples=40)
@@ -83,6 +103,10 @@ def test_replaying_the_events_rebuilds_the_answer(
                 if one["type"] == "committed":
                     assert not tokens.keys() & set(one["positions"]), "a position was committed twice"
                     tokens |= dict(zip(one["positions"], one["tokens"], strict=True))
+                if one["type"] == "revised":
+                    assert body["diffusion"]["transfer"] == "remdm"
+                    for position in one["positions"]:
+                        del tokens[position]
             assert sorted(tokens) == list(range(body["max_tokens"]))
             response = [tokens[position] for position in sorted(tokens)]
             response = response[: response.index(END)] if END in response else response
@@ -112,6 +136,19 @@ def test_usage_comes_last_where_asked_for(client: TestClient) -> None:
     assert frames[-1]["usage"]["denoising_steps"] == 6
     assert all(frame["usage"] is None for frame in frames[:-1])
     assert not any("usage" in frame for frame in stream(client, max_tokens=6))
+
+
+def test_the_usage_so_far_counts_what_stands(client: TestClient) -> None:
+    body: dict[str, Any] = {"seed": 5, "max_tokens": 30, "stream_options": {"continuous_usage_stats": True}}
+    told = stream(client, seed=5, max_tokens=30, diffusion={"transfer": "remdm", "stream_mode": "events"})
+    standing = [0]
+    for one in told:
+        if one["type"] in ("committed", "revised"):
+            standing.append(standing[-1] + len(one["positions"]) * (1 if one["type"] == "committed" else -1))
+    frames = stream(client, **body, diffusion={"transfer": "remdm", "stream_mode": "replace"})
+    assert [frame["usage"]["completion_tokens"] for frame in frames[:-1]] == standing[1:]
+    assert max(standing) <= 30
+    assert any(after < before for before, after in zip(standing, standing[1:], strict=False))
 
 
 def test_the_closing_chunk_carries_receipt_trace_and_baseline(client: TestClient) -> None:

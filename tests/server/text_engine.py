@@ -1,7 +1,8 @@
 """A second implementation of the engine seam, in plain Python: it denoises bytes of a text in a seeded order.
 
 It keeps the contract of `steerserve.engine.base.Engine` (checks at admission, atomic add, aborts before the next
-step, one terminal event a row), so what the server does with it, it does with any engine.
+step, one terminal event a row), so what the server does with it, it does with any engine. With transfer `remdm` it
+changes its mind: it commits what it may take back later, other tokens than those of the text among them.
 """
 
 import random
@@ -14,7 +15,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Steered, Trace
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Trace
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.text import continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError
@@ -24,6 +25,9 @@ from steerserve.server.service import Service
 END = 256
 WORDS = ("naïve", "the", "▯", "stop", "sea", "📈", "won", "\n", "of", "café")
 ATTRIBUTES = ("topic/sports", "sentiment/positive")
+SAMPLERS = {"order": ("confidence", "random"), "transfer": ("linear", "cosine", "remdm")}
+SLIPS = (*b"ae st", *"é".encode(), END)
+"""Tokens that are committed by mistake."""
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -57,6 +61,12 @@ class TextRequest:
     since: int = 0
     earlier: list[tuple[float | None, int]] = field(default_factory=list)
     """Strengths of interventions that were replaced, and until when they held."""
+    held: dict[int, int] = field(default_factory=dict)
+    """What is committed of a row that may take it back."""
+
+    @property
+    def revises(self) -> bool:
+        return bool(self.plan.get("revises"))
 
 
 class TextEngine:
@@ -78,9 +88,9 @@ class TextEngine:
         self._owner: int | None = None
 
     def admit(self, params: GenerationParams) -> TextRequest:
-        for name in ("order", "transfer"):
-            if getattr(params, name) not in (None, "confidence", "random", "linear", "cosine"):
-                raise RequestError(f"{name}: unknown name, known: confidence, random", name)
+        for name, known in SAMPLERS.items():
+            if getattr(params, name) not in (None, *known):
+                raise RequestError(f"{name}: unknown name, known: {', '.join(known)}", name)
         if params.prompt == "bad":
             raise RequestError("prompt: bad", "prompt")
         if params.max_tokens > 512:
@@ -98,7 +108,12 @@ class TextEngine:
         with self._admission:
             self._count += 1
             request_id = f"row-{self._count}"
-        plan = {"steps": steps, "interventions": [{"attribute": one.attribute} for one in params.interventions]}
+        plan: dict[str, Any] = {
+            "steps": steps,
+            "interventions": [{"attribute": one.attribute} for one in params.interventions],
+        }
+        if params.transfer == "remdm":
+            plan |= {"revises": True, "block_length": params.max_tokens}
         return TextRequest(request_id, params, prompt_ids, plan, tokens, order, steps)
 
     def add(self, requests: list[TextRequest]) -> None:
@@ -168,15 +183,36 @@ class TextEngine:
             events.append(request.traces[-1])
         done, until = (round(size * step / request.steps) for step in (request.step, request.step + 1))
         request.step += 1
-        if positions := tuple(request.order[done:until]):
+        if request.revises:
+            events += self._change(request, until)
+        elif positions := tuple(request.order[done:until]):
             tokens = tuple(request.tokens[position] for position in positions)
-            logprobs = tuple(-0.5 for _ in positions) if params.logprobs else None
-            events.append(Committed(request.id, request.step - 1, positions, tokens, logprobs))
+            events.append(committed(request, positions, tokens))
         if request.step == request.steps:
             self.running.remove(request)
             self.finished.append(request.id)
             events.append(Done(request.id, result_of(request)))
         return events
+
+    def _change(self, request: TextRequest, until: int) -> list[Event]:
+        """Take some of what is committed back, and commit what else is due; what is held at the end is the text."""
+        draw = random.Random(f"{request.params.seed} {request.params.row} {request.step}")
+        last = request.step == request.steps
+        due = [p for p in request.order[:until] if p not in request.held and (last or draw.random() < 0.8)]
+        taken = () if last else tuple(p for p in request.held if draw.random() < 0.3)
+        for position in taken:
+            del request.held[position]
+        tokens = tuple(draw.choice(SLIPS) if draw.random() < 0.3 else request.tokens[p] for p in due)
+        request.held |= dict(zip(due, tokens, strict=True))
+        if last:
+            request.tokens = [request.held[position] for position in sorted(request.held)]
+        events: list[Event] = [Revised(request.id, request.step - 1, taken)] if taken else []
+        return [*events, committed(request, tuple(due), tokens)] if due else events
+
+
+def committed(request: TextRequest, positions: tuple[int, ...], tokens: tuple[int, ...]) -> Committed:
+    logprobs = tuple(-0.5 for _ in positions) if request.params.logprobs else None
+    return Committed(request.id, request.step - 1, positions, tokens, logprobs)
 
 
 def result_of(request: TextRequest) -> Result:

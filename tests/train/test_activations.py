@@ -17,13 +17,12 @@ from torch import Tensor
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
-from steerserve.models.sigma import Geometric, LogLinear, Sigma
+from steerserve.models.sigma import Geometric, LogLinear, Sigma, level_of_share
 from steerserve.train.activations import (
     NoisedBatch,
     Store,
     final_states,
     gather,
-    level_of_share,
     noised_batches,
     states,
 )

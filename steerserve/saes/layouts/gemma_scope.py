@@ -21,6 +21,20 @@ from steerserve.saes.layouts.fold import plain_input
 from steerserve.saes.layouts.parts import Description, Parts
 
 WEIGHTS = "params.npz"
+ARRAYS = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+
+BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    MemoryError,  # a header that claims more than there is
+    RuntimeError,  # an encrypted member
+    NotImplementedError,  # a compression that is not known
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 _OTHER_SITES = re.compile(r"gemma-scope-[\w.-]*-(?:mlp|att|transcoders)\b")
 
@@ -59,6 +73,9 @@ def read_archive(path: Path) -> dict[str, Tensor]:
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ArtifactError(f"{path.name} holds one array, but an archive of them is needed")
+            # Before anything is unpacked: a small archive may hold much that is not asked for.
+            if unexpected := sorted(set(archive.files) - ARRAYS):
+                raise ArtifactError(f"{path.name}: unexpected arrays {unexpected[:8]}, allowed are {sorted(ARRAYS)}")
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN as error:
         raise ArtifactError(f"{path.name} cannot be read as an archive of arrays: {error}") from error

@@ -1,0 +1,60 @@
+"""What a step changes in the canvases of a batch, and the events that tell it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steerserve.engine import noise
+from steerserve.engine.batch import Batch
+from steerserve.engine.events import Committed, Revised
+from steerserve.engine.request import Request
+
+
+def commit(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[Committed]:
+    """Write token [N] at (row [N], canvas position [N])."""
+    batch.canvas[row, position] = token
+    found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
+    for r, p, t, lp in zip(*(one.tolist() for one in (row, position, token, probability.log())), strict=True):
+        # A model that may draw its own mask token leaves the position masked: nothing was committed.
+        if t != batch.facts.mask_id:
+            found[r].append((p, t, lp))
+    events = []
+    for request, commits in zip(batch.requests, found, strict=True):
+        for p, t, lp in commits:
+            request.canvas[p] = t
+            if request.params.logprobs:
+                request.logprobs[p - request.start] = lp
+        if commits:
+            positions = tuple(p - request.start for p, _, _ in commits)
+            logprobs = tuple(lp for _, _, lp in commits) if request.params.logprobs else None
+            events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in commits), logprobs))
+    return events
+
+
+def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
+    """Mask those committed positions of `requests` again whose draws say so at this step."""
+    due = [one for one in requests if one.revises]
+    if not due:
+        return []
+    row, position = batch.held()
+    uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
+    chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
+    step, steps, _ = batch.steps()
+    for transfer in dict.fromkeys(one.transfer for one in due):
+        own = transfer.remask(step, steps)
+        if own is not None:
+            mine = torch.tensor([r in due and r.transfer == transfer for r in batch.requests], device=row.device)
+            chance = torch.where(mine, own, chance)
+    taken = uniform < chance[row]
+    row, position = row[taken], position[taken]
+    batch.canvas[row, position] = batch.facts.mask_id
+    if batch.saes:
+        # What an order remembers of a position is of the last time it was masked, not of the last step.
+        batch.features[row, position] = -1
+    found: list[list[int]] = [[] for _ in batch.requests]
+    for r, p in zip(row.tolist(), position.tolist(), strict=True):
+        batch.requests[r].canvas[p] = batch.facts.mask_id
+        found[r].append(p - batch.requests[r].start)
+    told = zip(batch.requests, found, strict=True)
+    return [Revised(request.id, request.step, tuple(positions)) for request, positions in told if positions]
