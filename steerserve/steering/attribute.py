@@ -46,7 +46,7 @@ class AttributeSite:
 
 @dataclass(frozen=True)
 class Attribute:
-    """What calibration writes; see `design` of each field in the README's section on attributes."""
+    """What calibration writes."""
 
     name: str
     model_sha256: str

@@ -63,7 +63,7 @@ def test_every_family_is_calibrated_by_its_own_sampler(name: str, tiny_model: Pa
 @pytest.mark.parametrize("name", made.FAMILIES)
 def test_a_curve_is_read_where_tokens_are_decided_at_the_steps_that_changed_something(name: str) -> None:
     lm, sae = made.family(name), tiny.sae(1)
-    tokens, start = [7, 9, 11, 13], [2] if name == "bert" else []
+    tokens, start = [7, 9, 11, 13], {"bert": [2], "mdlm": [3], "mdlm-timed": [3]}.get(name, [])
     mask = lm.facts.mask_id
     (found,) = feature_curves(lm, [Written("", tuple(tokens), (3, 17, 3, 90))], {1: sae}, {1: [4, 9]}, 4, 7)[1]
     canvases = {0: [mask] * 4, 2: [7, mask, 11, mask], 3: [7, 9, 11, mask], 4: tokens}

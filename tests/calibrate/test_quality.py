@@ -31,7 +31,7 @@ def texts(*lengths: int) -> list[list[int]]:
 
 def written_out(lm: DiffusionLM, name: str, text: list[int], draws: Tensor) -> float:
     """The mean over mask ratios of the mean of -log p of the hidden tokens; draws [positions, ratios]."""
-    start = [2] if name == "bert" else []
+    start = {"bert": [2], "mdlm": [3], "mdlm-timed": [3]}.get(name, [])
     mask, never = {"bert": (4, {0, 2, 4}), "sedd": (60, {60})}.get(name, (4, {4} if "mdlm" in name else set()))
     count, ratios = len(text), draws.shape[1]
     total = 0.0

@@ -31,7 +31,8 @@ from tests.engine.loops import (
     settled_responses,
 )
 
-START = (5, tiny.MASK, tiny.MASK, tiny.MASK, 6)
+START = (tiny.EOS, 5, tiny.MASK, tiny.MASK, tiny.MASK, 6)
+"""Behind the BOS, which is the end of text too."""
 
 
 def small(seed: int, conditioned: bool) -> DiffusionLM:
@@ -80,7 +81,7 @@ def published(
         stages.append((level, lambda canvas, logits, c=chances: moved(canvas, logits, *c)))
     if removal:
         stages.append((noise(eps) if told else 0.0, cleaned))
-    return settled_responses(exact(model, START, stages), 1, 3, tiny.EOS)
+    return settled_responses(exact(model, START, stages), 2, 3, tiny.EOS)
 
 
 def ask(sampler: str, steps: int, eps: float, **changes: Any) -> GenerationParams:
@@ -127,7 +128,7 @@ def test_one_row_goes_through_the_canvases_of_a_loop_at_their_noise_levels(tmp_p
             asked = ask("ddpm", steps, eps, max_tokens=12, temperature=0.0, seed=seed, ignore_eos=True)
             request = served.admit(asked)
             served.add([request])
-            x = [5, *[tiny.MASK] * 12, 6]
+            x = [tiny.EOS, 5, *[tiny.MASK] * 12, 6]
             for event in tiny.drain(served):
                 if not isinstance(event, Committed):
                     continue
@@ -135,12 +136,12 @@ def test_one_row_goes_through_the_canvases_of_a_loop_at_their_noise_levels(tmp_p
                 logits[:, [tiny.MASK, tiny.EOS]] = -math.inf
                 want = logits.argmax(1).tolist()
                 if event.step == steps:
-                    assert list(event.positions) == [i - 1 for i, token in enumerate(x) if token == tiny.MASK]
+                    assert list(event.positions) == [i - 2 for i, token in enumerate(x) if token == tiny.MASK]
                 assert event.step <= steps
                 for position, token in zip(event.positions, event.tokens, strict=True):
-                    assert token == want[position + 1]
-                    x[position + 1] = token
-            assert x[1:-1] == request.response
+                    assert token == want[position + 2]
+                    x[position + 2] = token
+            assert x[2:-1] == request.response
             assert tiny.MASK not in x
 
 
@@ -185,7 +186,7 @@ def test_steering_takes_effect_at_the_step_whose_gain_it_is(tmp_path: Path, cond
         )
         request = served.admit(asked)
         served.add([request])
-        x = [5, *[tiny.MASK] * 8, 6]
+        x = [tiny.EOS, 5, *[tiny.MASK] * 8, 6]
         for event in tiny.drain(served):
             if not isinstance(event, Committed):
                 continue
@@ -203,10 +204,10 @@ def test_steering_takes_effect_at_the_step_whose_gain_it_is(tmp_path: Path, cond
             for logits in (pushed, plain):
                 logits[:, [tiny.MASK, tiny.EOS]] = -math.inf
             for position, token in zip(event.positions, event.tokens, strict=True):
-                assert token == int(pushed[position + 1].argmax())
-                changed += token != int(plain[position + 1].argmax())
+                assert token == int(pushed[position + 2].argmax())
+                changed += token != int(plain[position + 2].argmax())
             for position, token in zip(event.positions, event.tokens, strict=True):
-                x[position + 1] = token
+                x[position + 2] = token
     assert changed > 3
 
 

@@ -64,7 +64,7 @@ def test_other_sites_are_refused(tmp_path: Path, release: str) -> None:
     [
         ({"threshold": None}, r"missing tensors \['threshold'\]"),
         ({"b_dec": None}, r"missing tensors \['b_dec'\]"),
-        ({"extra": np.zeros(3)}, r"unexpected tensors \['extra'\]"),
+        ({"extra": np.zeros(3)}, r"unexpected arrays \['extra'\]"),
         ({"W_enc": np.zeros((FEATURES, HIDDEN))}, r"W_enc has shape \[15, 6\], expected \[6, 15\] .it is transposed"),
         ({"W_dec": np.full((FEATURES, HIDDEN), np.nan)}, "W_dec has 90 values that are not finite"),
         ({"b_enc": np.zeros(FEATURES, dtype=np.int32)}, "b_enc has type torch.int32"),
