@@ -52,10 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def inspect_model(folder: Path) -> dict[str, Any]:
+def inspect_model(folder: Path, tokenizer_folder: Path | None = None) -> dict[str, Any]:
     """Facts of a model and its tensors in the type they have on disk, which are read one at a time.
 
-    A model without a tokenizer of its own is shown nevertheless.
+    A model without a tokenizer of its own is shown nevertheless, unless one is named.
     """
     from steerserve.models import load_tokenizer, open_checkpoint, weights_sha256
     from steerserve.models.placement import type_name
@@ -63,7 +63,8 @@ def inspect_model(folder: Path) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(folder)
     tensors = dict(checkpoint.tensors)
-    tokenizer = load_tokenizer(folder, checkpoint.facts.family) if has_tokenizer(folder) else None
+    place = tokenizer_folder or (folder if has_tokenizer(folder) else None)
+    tokenizer = load_tokenizer(place, checkpoint.facts.family) if place else None
     facts = asdict(checkpoint.facts) | {
         "parameters": checkpoint.parameters,
         "dtype": type_name(checkpoint.dtype),
@@ -106,7 +107,7 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
 
 INSPECTORS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "attribute": lambda arguments: inspect_attribute(arguments.path),
-    "model": lambda arguments: inspect_model(arguments.path),
+    "model": lambda arguments: inspect_model(arguments.path, getattr(arguments, "ModelConfig.tokenizer", None)),
     "sae": inspect_sae,
 }
 
