@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import logging
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class KeyEntry(Strict):
     features: bool | None = None
     mandatory: list[protocol.Intervention] = []
     max_overlap: float = Field(default=0.2, ge=0, le=1)
+    max_loudness: float = Field(default=0.5, ge=0)
 
 
 class KeyFile(Strict):
@@ -75,6 +77,7 @@ class Keyring:
     def __init__(self, path: Path, check: Callable[[Policy], None]) -> None:
         self._path = path
         self._check = check
+        self._reading = threading.Lock()
         self._keys = self._read()
 
     def __len__(self) -> int:
@@ -91,11 +94,13 @@ class Keyring:
 
     def reload(self) -> bool:
         """Read the file again; false, and the keys are left as they were, where it is broken."""
-        try:
-            self._keys = self._read()
-        except ArtifactError as error:
-            logger.error("the keys were not read again, the old ones stay: %s", error)
-            return False
+        # One at a time: what was read first must not be put in the place of what was read last.
+        with self._reading:
+            try:
+                self._keys = self._read()
+            except ArtifactError as error:
+                logger.error("the keys were not read again, the old ones stay: %s", error)
+                return False
         logger.info("read %d keys from %s", len(self._keys), self._path)
         return True
 
@@ -143,6 +148,7 @@ def _key(entry: KeyEntry, param: str) -> Key:
         features=free if entry.features is None else entry.features,
         mandatory=_as_params(entry.mandatory),
         max_overlap=entry.max_overlap,
+        max_loudness=entry.max_loudness,
     )
     return Key(entry.name, entry.sha256, entry.rate_per_minute, entry.max_concurrent, policy)
 

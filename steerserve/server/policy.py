@@ -1,6 +1,6 @@
 """What the holder of a key may ask of the engine, and what the key adds to every row."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -70,6 +70,10 @@ class Policy:
     max_overlap: float = 0.2
     """With a mandatory intervention: largest |cosine| between a direction of the caller's and a mandatory one, over all
     their layers. Along a mandatory direction the caller's pushes then add up to this times `max_strength` at most."""
+    max_loudness: float = 0.5
+    """With a mandatory push: how large the caller's pushes may be together, whichever way they point, as a share of the
+    smallest mandatory one; each counts at its schedule's peak, in hidden units, at every one of its layers. A text
+    follows whoever pushes hardest, also across: no direction alone says that a push is heard."""
 
     def apply(self, params: GenerationParams) -> GenerationParams:
         """The row with the mandatory interventions; raises PolicyError for what the caller may not name at all."""
@@ -169,6 +173,20 @@ class Policy:
                     f"{self.max_overlap:g} is allowed",
                     param,
                 )
+        self._check_loudness(plan["interventions"], count)
+
+    def _check_loudness(self, planned: Sequence[Mapping[str, Any]], count: int) -> None:
+        # An operator that sets or takes away has no size of its own.
+        mandatory = [_loudness(one, "interventions") for one in planned[count:] if one.get("operator") == "add"]
+        if not mandatory:
+            return
+        own = sum(_loudness(one, f"interventions[{index}]") for index, one in enumerate(planned[:count]))
+        if not own <= self.max_loudness * min(mandatory) * (1 + 1e-9):
+            raise PolicyError(
+                f"this key allows interventions that are together {self.max_loudness:g} times as large as its "
+                f"mandatory one, over all layers; these are {own / min(mandatory):.4g} times as large",
+                "interventions",
+            )
 
     def _check_strength(self, own: list[Mapping[str, Any]], allowed: Mapping[str, float]) -> None:
         totals: dict[str, float] = {}
@@ -199,6 +217,15 @@ def _peak(summary: Mapping[str, Any], param: str) -> float:
         )
     neutral = NEUTRAL.get(str(summary.get("operator")), 0.0)
     return abs(float(strength) - neutral) * max(abs(float(gain)) for gain in gains)
+
+
+def _loudness(summary: Mapping[str, Any], param: str) -> float:
+    """How large a planned push is at its schedule's peak, in hidden units, its layers added up."""
+    sites, strength = summary.get("sites"), summary.get("strength")
+    if not sites:
+        raise PolicyError("this engine cannot tell how large a push is, and this key limits that", param)
+    total = sum(abs(float(site["strength_hidden"])) for site in sites)
+    return total * _peak(summary, param) / abs(float(strength)) if strength else 0.0
 
 
 def _attributes_in(choice: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ from uvicorn import Config, Server
 
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
+from steerserve.server.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class ServerProcess(Server):
                 log_config=None,
                 log_level="warning",
                 access_log=False,
-                # The one of the two that bounds the size of headers.
-                http="h11",
+                # Of h11: the one of the two that bounds the size of headers.
+                http=Connection,
                 ws="none",
                 server_header=False,
                 proxy_headers=False,

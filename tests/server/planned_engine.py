@@ -46,14 +46,16 @@ def source(one: Intervention) -> str:
 
 def planned(name: str, one: Intervention) -> dict[str, Any]:
     schedule = one.schedule if isinstance(one.schedule, Mapping) else {"type": one.schedule or "uniform"}
+    strength = DEFAULT_STRENGTH if one.strength is None else one.strength
     factor = one.op in ("boost", "multiply", "project_out")
     return {
         "name": name,
         "operator": one.op,
-        "strength": DEFAULT_STRENGTH if one.strength is None else one.strength,
+        "strength": strength,
         "unit": "factor" if factor else one.unit or "residual",
         "scope": one.scope or "masked",
         "schedule": {**schedule, "gains": GAINS[schedule["type"]]},
+        "sites": [{"layer": layer, "strength_hidden": 10 * strength} for layer in one.layers or (1,)],
     }
 
 

@@ -26,7 +26,7 @@ from tests.server.text_engine import TextEngine, service_of
 
 MANDATORY = {"attribute": "topic/sports", "strength": 0.5}
 APPLIED = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
-BOUND: dict[str, Any] = {"mandatory": [MANDATORY], "max_strength": {"residual": 1.0}}
+BOUND: dict[str, Any] = {"mandatory": [MANDATORY], "max_strength": {"residual": 1.0}, "max_loudness": 2.0}
 OWN = {"attribute": "sentiment/positive", "strength": 0.4}
 
 

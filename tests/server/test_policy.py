@@ -108,7 +108,7 @@ def test_a_kl_that_is_not_predicted_is_over_the_limit() -> None:
 
 
 def test_mandatory_interventions_come_last_and_in_every_row() -> None:
-    policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5})
+    policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5}, max_loudness=1.0)
     assert judge(policy, asked()).interventions == (SPORTS,)
     assert judge(policy, asked(POSITIVE)).interventions == (POSITIVE, SPORTS)
 
