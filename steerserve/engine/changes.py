@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Revised
+from steerserve.engine.events import Committed, Revised, Trace
 from steerserve.engine.request import Request
 
 
@@ -58,3 +58,27 @@ def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
         found[r].append(p - batch.requests[r].start)
     told = zip(batch.requests, found, strict=True)
     return [Revised(request.id, request.step, tuple(positions)) for request, positions in told if positions]
+
+
+def readings(batch: Batch) -> list[Trace]:
+    """Traces that are due at this step, read before its push."""
+    due = [
+        request
+        for request in batch.requests
+        if request.params.trace is not None and request.step % request.params.trace.every == 0
+    ]
+    if not due:
+        return []
+    values = batch.plan.readings()
+    traces = [
+        Trace(
+            request.id,
+            request.step,
+            request.progress,
+            {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
+        )
+        for request in due
+    ]
+    for request, trace in zip(due, traces, strict=True):
+        request.trace.append(trace)
+    return traces

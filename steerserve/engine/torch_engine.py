@@ -14,8 +14,8 @@ from steerserve.engine.admission import admit
 from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.changes import commit, revise
-from steerserve.engine.events import Done, Event, Failed, Result, Steered, Trace
+from steerserve.engine.changes import commit, readings, revise
+from steerserve.engine.events import Done, Event, Failed, Result, Steered
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.receipt import receipt
@@ -158,7 +158,7 @@ class TorchEngine:
         drawn = self._sample(batch, hidden, row, position)
         chosen = choose(batch, row, position, drawn)
         note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
-        events += self._readings(batch)
+        events += readings(batch)
         events += revise(batch, batch.requests)
         events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
         for request in batch.requests:
@@ -198,29 +198,6 @@ class TorchEngine:
         state = batch.state(position)
         unguided = hidden[batch.twin[row], state] if len(batch.guided) else None
         return draw(self.model, hidden[row, state], batch.settings(row, position), needs, unguided)
-
-    def _readings(self, batch: Batch) -> list[Event]:
-        """Traces that are due at this step, read before its push."""
-        due = [
-            request
-            for request in batch.requests
-            if request.params.trace is not None and request.step % request.params.trace.every == 0
-        ]
-        if not due:
-            return []
-        values = batch.plan.readings()
-        traces = [
-            Trace(
-                request.id,
-                request.step,
-                request.progress,
-                {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
-            )
-            for request in due
-        ]
-        for request, trace in zip(due, traces, strict=True):
-            request.trace.append(trace)
-        return list(traces)
 
     def _collect(self, batch: Batch) -> list[Event]:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
