@@ -3,14 +3,18 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 
 @contextmanager
@@ -67,3 +71,23 @@ def test_rows_that_outlast_the_drain_end_in_an_answer(tiny_model: Path) -> None:
         [(status, text)] = answers
         assert status in (500, 503)
         assert json.loads(text)["error"]["message"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_both_outputs_keeps_nobody_from_being_served(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "steerserve.cli", "serve", "--model", str(tiny_model), "--port", str(port)]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
+        try:
+            while True:
+                assert process.poll() is None, "the server ended before it was ready"
+                with suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}/ready", timeout=5):
+                    break
+                time.sleep(0.1)
+            assert post(address, {"model": tiny_model.name, "max_tokens": 4})[0] == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masked positions that may commit now, one entry each, in (row, position) order; every field [N], of float32 or
-    float64."""
+    """The masked positions that may commit now, one entry each, in (row, position) order; every field [N], float32
+    or float64."""
 
     probability: Tensor | None = None
     """Of the candidate token, under the model's distribution."""

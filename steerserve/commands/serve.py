@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
@@ -65,7 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     from steerserve.server.tracing import Tracing, exporter_to
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    said = partial(console.print, markup=False)
+
+    def said(line: str) -> None:
+        # What a person would read is no reason not to serve: the disk behind standard error may be full.
+        with suppress(OSError):
+            console.print(line, markup=False)
+
     tracing = Tracing(exporter_to(server_config.otel_endpoint)) if server_config.otel_endpoint is not None else None
     folders = (arguments.model, arguments.sae, arguments.attributes)
     runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors)
