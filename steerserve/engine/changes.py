@@ -76,9 +76,21 @@ def readings(batch: Batch) -> list[Trace]:
             request.step,
             request.progress,
             {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
+            _by_position(batch, request),
         )
         for request in due
     ]
     for request, trace in zip(due, traces, strict=True):
         request.trace.append(trace)
     return traces
+
+
+def _by_position(batch: Batch, request: Request) -> dict[str, tuple[float, ...]] | None:
+    """Readings of the state that decides each position of a row's response, in residual units, if it asks for them."""
+    if request.params.trace is None or not request.params.trace.positions:
+        return None
+    states = batch.state(torch.arange(request.start, request.stop, device=batch.canvas.device))
+    return {
+        one.attribute: tuple((batch.plan.projections(one.push)[states] / one.residual_norm).tolist())
+        for one in request.readouts
+    }

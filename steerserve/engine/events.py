@@ -35,6 +35,9 @@ class Trace:
     step: int
     progress: float
     values: dict[str, float]
+    positions: dict[str, tuple[float, ...]] | None = None
+    """The same of the state that decides each position of the response, whose mean `values` has; only where asked
+    for."""
 
 
 @dataclass(frozen=True)

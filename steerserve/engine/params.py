@@ -53,6 +53,8 @@ class TraceParams:
 
     attributes: tuple[str, ...]
     every: int = 1
+    positions: bool = False
+    """Whether to read each position of the response as well as their mean."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class Trace(Strict):
 
     attributes: list[Name] = Field(min_length=1, max_length=64)
     every: int = Field(default=1, ge=1, le=1_000_000)
+    positions: bool = False
 
 
 LANGUAGES = ("interventions", "ember", "neuronpedia", "easysteer")

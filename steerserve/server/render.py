@@ -125,7 +125,8 @@ class Answer:
 
 def trace(one: Trace) -> dict[str, Any]:
     """A trace entry as JSON."""
-    return {"step": one.step, "progress": one.progress, "values": one.values}
+    told = {"step": one.step, "progress": one.progress, "values": one.values}
+    return told if one.positions is None else told | {"positions": one.positions}
 
 
 def pieces(result: Result, behind_prompt: Decoder, decode: Decoder, last: Sequence[int], start: int) -> list[Piece]:

@@ -133,5 +133,5 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         logprobs=body.alternatives is not None,
         top_logprobs=body.alternatives or 0,
         interventions=tuple(one for one, _ in pushes(body.steering)),
-        trace=TraceParams(tuple(trace.attributes), trace.every) if trace is not None else None,
+        trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
     )

@@ -116,6 +116,8 @@ class Site:
         self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)
         """States that decide a masked token [rows, length]."""
         self.reading = torch.zeros(shape, device=device)
+        self.projection: Tensor | None = None
+        """<h, v> [rows, pushes, length] of the last forward, where something is read."""
         # Sums stay on the device until they are flushed, so that a step does not wait for them.
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
         self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
@@ -145,6 +147,7 @@ class Site:
         shape = (*self.code.shape, state.shape[1])
         projection = self._project(state.float()) if self.projects else torch.zeros(shape, device=hidden.device)
         if self.reads:
+            self.projection = projection
             self.reading = (projection * self.mask).sum(2) / self.mask.sum(2).clamp(min=1)
         largest = activation = None
         if self.encodes:
@@ -239,6 +242,13 @@ class SteeringPlan:
             for push, value in zip(row, values, strict=False)
             if push.op == "read"
         }
+
+    def projections(self, push: Push) -> Tensor:
+        """<h, v> [length] at each state of the last forward, of a `read` push of this plan."""
+        site = self.sites[push.layer]
+        assert site.projection is not None
+        row, place = next((r, row.index(push)) for r, row in enumerate(site.pushes) if push in row)
+        return site.projection[row, place]
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         """See `steerserve.models.Sites`."""

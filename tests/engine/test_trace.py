@@ -1,0 +1,26 @@
+"""Readings of attributes while a row denoises."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steerserve.engine.params import GenerationParams, TraceParams
+from steerserve.models import DiffusionLM
+from tests import tiny
+
+FAMILIES: dict[str, Callable[[int], DiffusionLM]] = {"bert": tiny.bert, "dream": tiny.dream}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_readings_by_position_have_the_reading_as_their_mean(tmp_path: Path, family: str) -> None:
+    served = tiny.engine(FAMILIES[family](2), tmp_path)
+    asked = GenerationParams(prompt=(7, 8), max_tokens=6, steps=3, trace=TraceParams(("topic/sports",), positions=True))
+    plain = GenerationParams(prompt=(7, 8), max_tokens=6, steps=3, trace=TraceParams(("topic/sports",)))
+    [(_, told), (_, short)] = tiny.run(served, asked, plain)
+    assert [one.values for one in told.trace] == [one.values for one in short.trace]
+    for one, other in zip(told.trace, short.trace, strict=True):
+        assert one.positions is not None and other.positions is None
+        read = one.positions["topic/sports"]
+        assert len(set(read)) == 6
+        assert sum(read) / 6 == pytest.approx(one.values["topic/sports"], rel=1e-4, abs=1e-6)
