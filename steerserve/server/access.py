@@ -8,11 +8,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
 from steerserve.server.keys import MAX_KEY_LENGTH, Key, Keyring
+from steerserve.server.playground import PAGES
 from steerserve.server.policy import Policy
 from steerserve.server.rate import Rates
 from steerserve.server.visit import VISIT
 
-OPEN: Final = frozenset({"/health", "/ready"})
+OPEN: Final = frozenset({"/health", "/ready", *PAGES})
 """Paths that need no key, spelt exactly as the router spells them: any other spelling needs one."""
 COUNTED: Final = frozenset({"POST", "PATCH"})
 """Methods that make work. To look something up, or to end a generation, is not counted."""

@@ -30,6 +30,7 @@ from steerserve.server.metrics import Metrics
 from steerserve.server.observe import Observe, Report
 from steerserve.server.openapi import OpenApi
 from steerserve.server.operation import Operation
+from steerserve.server.playground import playground
 from steerserve.server.service import Service
 from steerserve.server.worker import EngineWorker
 
@@ -72,6 +73,7 @@ def create_app(
     app.include_router(FeatureRoutes(guarded, worker).router)
     app.include_router(Operation(config, worker, metrics).router)
     app.include_router(OpenApi(service, config).router)
+    app.include_router(playground())
     app.add_exception_handler(SteerserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     # The last one added is the outermost.

@@ -1,0 +1,36 @@
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from steerserve.config import ServerConfig
+from steerserve.server.app import create_app
+from steerserve.server.playground import PAGES
+from tests.server.text_engine import TextEngine, service_of
+
+
+@pytest.fixture
+def client() -> TestClient:
+    return TestClient(create_app(service_of(TextEngine()), ServerConfig()))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_served_with_a_policy_that_runs_nothing_else(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200 and answer.text
+    assert answer.headers["content-type"] == PAGES[path][1]
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+def test_the_page_loads_only_what_is_served_beside_it(client: TestClient) -> None:
+    page = client.get("/playground").text
+    assert {f"/{path}" for path in re.findall(r'(?:src|href)="([^"]+)"', page)} == set(PAGES) - {"/playground"}
+    assert "<script>" not in page and "style=" not in page and "onclick=" not in page
+
+
+def test_the_script_names_elements_and_routes_that_exist(client: TestClient) -> None:
+    page, script = client.get("/playground").text, client.get("/playground/page.js").text
+    assert set(re.findall(r'at\("(\w+)"\)', script)) <= set(re.findall(r'id="(\w+)"', page))
+    for path in re.findall(r'"(v1/\w+|capabilities)"', script):
+        assert client.request("OPTIONS", f"/{path}").status_code == 405, path
