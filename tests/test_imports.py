@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "steerserve.server": {
         "steerserve.server",
         "steerserve.engine.base",
+        "steerserve.engine.conditions",
         "steerserve.engine.events",
         "steerserve.engine.params",
         "steerserve.engine.text",

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.governor import most_steps, react
 from steerserve.engine.interventions import readout, resolve
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
@@ -90,13 +91,17 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         readouts = tuple(
             readout(catalogue, name, f"trace.attributes[{i}]") for i, name in enumerate(params.trace.attributes)
         )
+    reactions = react(params, catalogue, steps, config.max_steps)
+    remask = None if reactions is None else reactions.remask
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
         "steps": steps,
+        "max_steps": most_steps(steps, remask),
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
-        "revises": transfer.remasks,
+        "revises": transfer.remasks or remask is not None,
+        "revised_within": block if remask is None or remask.span == "block" else params.max_tokens,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
         "interventions": [one.summary for one in interventions],
@@ -117,6 +122,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
         uptake=_read_by(order, params, catalogue) if "uptake" in order.needs else None,
         plan=plan,
+        reactions=reactions,
     )
 
 

@@ -33,8 +33,8 @@ class Engine(Protocol):
         """Check everything and resolve every name, without queueing: raises RequestError or NotFoundError with the
         field to blame. The `plan` of the result is JSON: canvas and steps, and for each intervention the operator,
         site(s), unit, schedule (grid and gains), strength per step, rho where it has a profile, and notes. Where it
-        `revises`, committed tokens may be taken back within the block (of `block_length`) that is being written, and
-        no other."""
+        `revises`, committed tokens may be taken back within the stretch (of `revised_within` positions; stretches
+        follow one another) that is being written, and no other."""
         ...
 
     def add(self, requests: list[Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from steerserve.engine import noise
 from steerserve.engine.request import Request
 from steerserve.engine.sampler import Settings
+from steerserve.engine.watch import Watch
 from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.plan import Applied, SteeringPlan
@@ -57,6 +58,8 @@ class Batch:
         """Rows [R] bool whose positions can be chosen before anything is drawn."""
         captures = frozenset(r.stability.facts.layer for r in requests if r.stability is not None)
         captures |= frozenset(r.uptake.push.layer for r in requests if r.uptake is not None)
+        self.watch = Watch(self.requests, device)
+        captures |= self.watch.layers
         # A twin is pushed as its row is: guidance is towards the prompt alone, and no receipt counts it.
         twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
         self.plan = SteeringPlan([*(r.pushes for r in requests), *twins], device, dtype, captures)

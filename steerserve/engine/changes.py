@@ -34,7 +34,7 @@ def commit(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probabili
 
 def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
     """Mask those committed positions of `requests` again whose draws say so at this step."""
-    due = [one for one in requests if one.revises]
+    due = [one for one in requests if one.transfer.remasks]
     if not due:
         return []
     row, position = batch.held()
@@ -47,7 +47,11 @@ def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
             mine = torch.tensor([r in due and r.transfer == transfer for r in batch.requests], device=row.device)
             chance = torch.where(mine, own, chance)
     taken = uniform < chance[row]
-    row, position = row[taken], position[taken]
+    return take_back(batch, row[taken], position[taken])
+
+
+def take_back(batch: Batch, row: Tensor, position: Tensor) -> list[Revised]:
+    """Mask committed positions, (row [N], canvas position [N]), again."""
     batch.canvas[row, position] = batch.facts.mask_id
     if batch.saes:
         # What an order remembers of a position is of the last time it was masked, not of the last step.

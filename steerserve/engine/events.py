@@ -58,7 +58,8 @@ class Result:
     at the end, because the model drew its own mask token there, is left out."""
     text: str
     """The response decoded, cut before the first stop string or EOS."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
+    """`content_filter`: its own `abort_when` ended it; the text is then the tokens committed without a gap."""
     steps: int
     forward_passes: int
     prompt_tokens: int

@@ -9,6 +9,8 @@ import torch
 from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
+from steerserve.engine.feedback import closed_loop
+from steerserve.engine.governor import govern
 from steerserve.engine.params import Choice, Intervention
 from steerserve.engine.request import Readout, Resolved
 from steerserve.errors import RequestError
@@ -64,7 +66,9 @@ def resolve(
     asked_scope = default_scope if one.scope is None else one.scope
     scope = _scope(asked_scope, response, catalogue.facts.shift, param)
     schedule = default_schedule if one.schedule is None else one.schedule
-    table = _gains(schedule, profile, one.op, f"{param}.schedule")
+    loop = closed_loop(schedule, attribute, one.op, strength, profile, param)
+    table = _gains(schedule, profile, one.op, f"{param}.schedule") if loop is None else loop.bound(SLICES)
+    governor = govern(catalogue, loop, one.when, param)
     sites, built = [], []
     neutral = strength == NEUTRAL.get(one.op, 0.0) and one.op not in ("clamp", "cap")
     for push in pushes:
@@ -73,9 +77,12 @@ def resolve(
             {"layer": push.layer, "strength_hidden": strength * scale, "sae_sha256": _sae_hash(attribute, push)}
         )
         push.strength, push.op, push.scope, push.gains = strength * scale, one.op, scope, table.gains
+        push.dial = None if governor is None else governor.dial
         built.append(push)
     gains = table.gains.tolist()
-    predicted = None if progress is None else [round(strength * gains[_slice(p)], 6) for p in progress]
+    predicted = None
+    if progress is not None and governor is None:
+        predicted = [round(strength * gains[_slice(p)], 6) for p in progress]
     never = predicted is not None and not any(predicted) and not neutral and one.op not in SETS_PROJECTION
     summary = {
         "name": _name(one),
@@ -84,7 +91,9 @@ def resolve(
         "strength": strength,
         "unit": "factor" if one.op in PURE_NUMBERS else unit,
         "scope": list(asked_scope) if isinstance(asked_scope, tuple) else asked_scope,
-        "schedule": _shown(schedule) | {"norm": table.norm, "gains": [round(gain, 6) for gain in gains]},
+        "schedule": _shown(schedule) | {"norm": table.norm, "gains": [round(gain, 6) for gain in gains]}
+        if loop is None
+        else loop.told(),
         "strength_per_step": predicted,
         "rho": table.rho,
         "sites": sites,
@@ -99,9 +108,12 @@ def resolve(
             ),
             *([f"strength {strength:g} changes nothing: not applied"] if neutral else []),
             *(["no step falls where the schedule pushes: not applied"] if never else []),
+            *([] if governor is None else governor.notes(strength)),
         ],
     }
-    return Resolved(summary, () if neutral else tuple(built))
+    if one.when is not None:
+        summary["when"] = one.when
+    return Resolved(summary, () if neutral else tuple(built), None if neutral else governor)
 
 
 def readout(catalogue: Catalogue, name: str, param: str) -> Readout:

@@ -45,6 +45,8 @@ class Intervention:
     layers: tuple[int, ...] | None = None
     direction: Literal["sae", "diff_means"] = "sae"
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
+    when: Mapping[str, Any] | None = None
+    """Condition (`steerserve.engine.conditions`) under which it pushes: judged after each forward, for the next."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,7 @@ class GenerationParams:
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
+    abort_when: Mapping[str, Any] | None = None
+    """Condition that ends the row after the step at which it holds, with the text there is."""
+    remask_when: Mapping[str, Any] | None = None
+    """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""

@@ -10,7 +10,7 @@ def receipt(request: Request) -> dict[str, Any] | None:
     """JSON of a finished row (the plan must have been flushed); None where no steering was asked for.
 
     What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
-    if not request.interventions and not request.earlier:
+    if not request.interventions and not request.earlier and request.reactions is None:
         return None
     told = [_intervention(one) | {"from_step": first, "until_step": end} for one, first, end in request.earlier]
     begun = {"from_step": request.since} if request.since else {}
@@ -18,6 +18,7 @@ def receipt(request: Request) -> dict[str, Any] | None:
         "interventions": [*told, *(_intervention(one) | begun for one in request.interventions)],
         "steps": request.step,
         "forward_passes": request.forwards,
+        **({} if request.reactions is None else request.reactions.receipt()),
     }
 
 
@@ -26,7 +27,7 @@ def _intervention(one: Resolved) -> dict[str, Any]:
     predicted."""
     applied = any(push.applied.positions for push in one.pushes)
     notes = list(one.summary["notes"])
-    if not applied and not notes:
+    if not applied and (not notes or one.governor is not None):
         notes.append(
             "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
         )
@@ -37,6 +38,7 @@ def _intervention(one: Resolved) -> dict[str, Any]:
         "strength_per_step": [round(one.summary["strength"] * gain, 6) for gain in gains],
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
         "notes": notes,
+        **({} if one.governor is None else one.governor.receipt(gains)),
     }
 
 

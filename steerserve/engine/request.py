@@ -6,7 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from schedulers import Order, Transfer
+from steerserve.engine.conditions import Reading
 from steerserve.engine.events import Trace
+from steerserve.engine.gauges import Gauge
+from steerserve.engine.governor import Governor, Reactions
 from steerserve.engine.params import GenerationParams
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.plan import Push
@@ -28,6 +31,8 @@ class Resolved:
 
     summary: dict[str, Any]
     pushes: tuple[Push, ...]
+    governor: Governor | None = None
+    """What decides about it while the row runs; None where its schedule alone does."""
 
 
 @dataclass(eq=False)
@@ -50,6 +55,8 @@ class Request:
     uptake: Readout | None
     """The attribute that an order reads at each position."""
     plan: dict[str, Any]
+    reactions: Reactions | None = None
+    """What ends the row or rewrites it; None where nothing does."""
     canvas: list[int] = field(init=False)
     step: int = 0
     """Denoising steps done."""
@@ -70,6 +77,8 @@ class Request:
     trace: list[Trace] = field(default_factory=list)
     features: Tensor | None = None
     """Top feature ids of each position at the last step [canvas, k], for orders that compare steps."""
+    rewound: int | None = None
+    """The block to go back to, where tokens have been masked again since the last step."""
     finished: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +131,7 @@ class Request:
         """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
         read = self.params.trace is not None and self.step % self.params.trace.every == 0
         idles = self.transfer.idles or self.block_steps > self.block_total
-        return idles and not read and self.transfer.needs <= {"uniform"} and self.stability is None
+        return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
 
     @property
     def guided(self) -> bool:
@@ -144,9 +153,50 @@ class Request:
         return self.ending and self.transfer.ending == "likeliest"
 
     @property
-    def revises(self) -> bool:
-        """Whether committed tokens of the current block may be taken back."""
-        return self.transfer.remasks
+    def governors(self) -> list[Governor]:
+        """What decides about its interventions while it runs."""
+        return [one.governor for one in self.interventions if one.governor is not None]
+
+    @property
+    def gauges(self) -> dict[Reading, Gauge]:
+        """What it reads after each forward."""
+        found = {} if self.reactions is None else dict(self.reactions.gauges)
+        for governor in self.governors:
+            found.update(governor.gauges)
+        return found
+
+    @property
+    def watches(self) -> bool:
+        """Whether anything is decided after each of its forwards."""
+        return self.reactions is not None or any(one.governor is not None for one in self.interventions)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether a condition of its own has ended it."""
+        return self.reactions is not None and self.reactions.aborted is not None
+
+    @property
+    def remask_span(self) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) of which the committed ones are masked when its condition says so."""
+        assert self.reactions is not None and self.reactions.remask is not None
+        span = self.reactions.remask.span
+        if isinstance(span, tuple):
+            return self.start + span[0], self.start + span[1]
+        return self.block_span if span == "block" else (self.start, self.stop)
+
+    @property
+    def stands(self) -> int:
+        """Response positions from the left of which none is taken back any more, once it is committed."""
+        before = self.block * self.block_length if self.transfer.remasks else self.params.max_tokens
+        if self.aborted:
+            return self.params.max_tokens
+        if self.over or self.reactions is None or not self.reactions.rewrites:
+            return before
+        assert self.reactions.remask is not None
+        span = self.reactions.remask.span
+        if isinstance(span, tuple):
+            return min(before, span[0])
+        return min(before, self.block * self.block_length if span == "block" else 0)
 
     @property
     def blocks(self) -> int:
@@ -178,17 +228,42 @@ class Request:
         self.params = replace(self.params, interventions=other.params.interventions)
         self.interventions, self.plan = other.interventions, other.plan
 
+    def rewind(self, position: int) -> None:
+        """Go back to the block of a canvas position, which has been masked again, with the next step."""
+        self.rewound = (position - self.start) // self.block_length
+
+    def _go_on(self) -> None:
+        """Past blocks that were written before an earlier one was written again, to where one lacks tokens."""
+        while not self.over and self.mask_id not in self.canvas[slice(*self.block_span)]:
+            self.block += 1
+        if not self.over:
+            self.block_step = self._usual_step()
+
+    def _usual_step(self) -> int:
+        """The latest step of a block before which as many of its positions are masked as are now."""
+        masked = self.canvas[slice(*self.block_span)].count(self.mask_id)
+        planned = self.transfer.masked(self.block_length, self.block_steps)
+        if planned is not None:
+            return max(step for step, left in enumerate(planned) if left >= masked)
+        return min(self.block_steps - 1, self.block_steps * (self.block_length - masked) // self.block_length)
+
     def advance(self) -> None:
-        """Count the step just made, and go to the next block when this one is out of steps or full for good."""
+        """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
+        an earlier one, or an earlier step, where tokens have been masked again."""
         self.step += 1
         self.block_step += 1
-        first, last = self.block_span
-        full = self.mask_id not in self.canvas[first:last]
-        steps = self.block_steps + (self.transfer.ending != "none" and not full)
-        if self.block_step >= steps or full and not self.revises:
-            self.block += 1
-            self.block_step = 0
-            self.block_total = self.block_length
-        stands = self.block * self.block_length if self.revises else self.params.max_tokens
-        while self.prefix < stands and self.canvas[self.start + self.prefix] != self.mask_id:
+        if self.rewound is not None:
+            self.block, self.rewound = self.rewound, None
+            self.block_step = self._usual_step()
+        else:
+            first, last = self.block_span
+            full = self.mask_id not in self.canvas[first:last]
+            steps = self.block_steps + (self.transfer.ending != "none" and not full)
+            if self.block_step >= steps or full and not self.transfer.remasks:
+                self.block += 1
+                self.block_step = 0
+                self.block_total = self.block_length
+                if self.reactions is not None and self.reactions.remasked:
+                    self._go_on()
+        while self.prefix < self.stands and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1

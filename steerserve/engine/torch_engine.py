@@ -18,6 +18,7 @@ from steerserve.engine.changes import commit, readings, revise
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.reactions import react
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.sampler import Draw, draw
@@ -161,6 +162,7 @@ class TorchEngine:
         events += readings(batch)
         events += revise(batch, batch.requests)
         events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
+        events += react(batch)
         for request in batch.requests:
             request.advance()
         events += self._collect(batch)
@@ -217,6 +219,7 @@ class TorchEngine:
         prefix = request.response[: request.prefix]
         return (
             request.over
+            or request.aborted
             or request.prefix == request.params.max_tokens
             or any(end in prefix for end in self.model.facts.end_ids)
             or bool(request.params.stop)
@@ -237,7 +240,7 @@ class TorchEngine:
         return Result(
             tokens=tuple(tokens),
             text=text,
-            finish_reason="stop" if ends or stopped else "length",
+            finish_reason="content_filter" if request.aborted else "stop" if ends or stopped else "length",
             steps=request.step,
             forward_passes=request.forwards,
             prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),

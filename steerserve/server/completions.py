@@ -128,7 +128,7 @@ class Completions:
             decoders={one.id: partial(continuation, self._service.decode, one.prompt_ids) for one in admitted},
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
-            revised_by={one.id: one.plan["block_length"] for one in admitted if one.plan.get("revises")},
+            revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)
         forget = self._generations.forget

@@ -1,9 +1,13 @@
 """Goodfire Ember's `controller`, as its SDK serialises it, translated into interventions.
 
-A DLM has no next token, so what Ember gates by one (`min_nudge_entropy`, ...) has no meaning here; scopes are
-conditions on features. Both are refused. An intervention holds at every position of every step, as Ember's did.
+A DLM has no next token, so what Ember gates by one (`min_nudge_entropy`, ...) has no meaning here and is refused, and
+so are events (`event_name`), which Ember's SDK turned into exceptions: `steering.abort_when` ends a row. An intervention
+holds at every position of every step, as Ember's did. A scope's interventions push while its conditions on features
+hold: a feature is compared by its largest activation over the response, masked positions included, in shares of its
+largest one, as the values of interventions are; the reading of one step decides about the next.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -19,6 +23,16 @@ MODES: Final[dict[str, tuple[Operator, Unit | None]]] = {
 }
 """Operator and unit of each mode. Ember's values are shares of a feature's largest activation; ours is the one measured
 for the SAE that is loaded, and `clamp` sets the projection on the feature's direction."""
+
+BOUNDS: Final = {
+    ">": ("above",),
+    "<": ("below",),
+    ">=": ("at_least",),
+    "<=": ("at_most",),
+    "==": ("at_least", "at_most"),
+    "!=": ("at_least", "at_most"),
+}
+"""The bounds of each comparison; those of `!=` are negated."""
 
 
 class EmberFeature(Strict):
@@ -44,8 +58,41 @@ class EmberIntervention(Strict):
     value: Strength
 
 
-class EmberController(Strict):
-    """The controller."""
+class EmberCompared(Strict):
+    """What is compared: one feature, since of a group Ember does not say what it compared."""
+
+    features: list[EmberFeature] = Field(min_length=1, max_length=1)
+
+
+class EmberConditional(Strict):
+    """A comparison of a feature with a number."""
+
+    left_hand: EmberCompared
+    right_hand: Strength
+    operator: Literal[">", "<", ">=", "<=", "==", "!="]
+
+    def condition(self, sae: str) -> dict[str, Any]:
+        """It as a condition of ours."""
+        named = {"sae": sae, "index": self.left_hand.features[0].index_in_sae}
+        bounds = dict.fromkeys(BOUNDS[self.operator], self.right_hand)
+        found: dict[str, Any] = {"feature": named, "unit": "max_act", "over": "max", **bounds}
+        return {"not": found} if self.operator == "!=" else found
+
+
+class EmberConditionals(Strict):
+    """Comparisons, joined."""
+
+    conditionals: list[EmberConditional] = Field(min_length=1, max_length=16)
+    operator: Literal["AND", "OR"] = "AND"
+
+    def condition(self, sae: str) -> dict[str, Any]:
+        """They as a condition of ours."""
+        parts = [one.condition(sae) for one in self.conditionals]
+        return parts[0] if len(parts) == 1 else {"all" if self.operator == "AND" else "any": parts}
+
+
+class EmberScoped(Strict):
+    """The controller of a scope."""
 
     interventions: list[EmberIntervention] = Field(default=[], max_length=256)
     scopes: Annotated[Any, fields.neutral([])] = None
@@ -53,6 +100,21 @@ class EmberController(Strict):
     nonzero_strength_threshold: Annotated[Any, fields.neutral()] = None
     min_nudge_entropy: Annotated[Any, fields.neutral()] = None
     max_nudge_entropy: Annotated[Any, fields.neutral()] = None
+
+
+class EmberScope(Strict):
+    """Interventions that hold under conditions."""
+
+    conditionals: EmberConditionals
+    controller: EmberScoped
+    is_active: Annotated[Any, fields.neutral(False)] = None
+    event_name: Annotated[Any, fields.neutral()] = None
+
+
+class EmberController(EmberScoped):
+    """The controller; scopes are one level deep."""
+
+    scopes: list[EmberScope] = Field(default=[], max_length=64)
 
 
 class Ember(Strict):
@@ -63,18 +125,24 @@ class Ember(Strict):
 
     def translate(self) -> list[tuple[Intervention, str]]:
         """Our interventions, each with the field it comes from."""
-        return [
-            (
-                Intervention(
+        found = list(self._pushes(self.controller, "controller", None))
+        for i, scope in enumerate(self.controller.scopes):
+            condition = scope.conditionals.condition(self.sae)
+            found += self._pushes(scope.controller, f"controller.scopes[{i}].controller", condition)
+        return found
+
+    def _pushes(
+        self, controller: EmberScoped, path: str, when: dict[str, Any] | None
+    ) -> Iterator[tuple[Intervention, str]]:
+        for i, one in enumerate(controller.interventions):
+            for k, feature in enumerate(one.features.features):
+                intervention = Intervention(
                     feature=FeatureRef(self.sae, feature.index_in_sae),
                     strength=one.value,
                     op=MODES[one.mode][0],
                     unit=MODES[one.mode][1],
                     scope="all",
                     schedule="uniform",
-                ),
-                f"controller.interventions[{i}].features.features[{k}]",
-            )
-            for i, one in enumerate(self.controller.interventions)
-            for k, feature in enumerate(one.features.features)
-        ]
+                    when=when,
+                )
+                yield intervention, f"{path}.interventions[{i}].features.features[{k}]"

@@ -66,7 +66,7 @@ PLANS: Final[Json] = {"type": "array", "items": _object(prompt=NUMBER)}
 
 
 def _answer(kind: str, **choice: Json) -> Json:
-    choices = _object(index=NUMBER, finish_reason={"enum": ["stop", "length"]}, **choice)
+    choices = _object(index=NUMBER, finish_reason={"enum": ["stop", "length", "content_filter"]}, **choice)
     return _object(
         id=TEXT,
         object={"const": kind},

@@ -38,6 +38,8 @@ JUDGED: Final = frozenset(
         "top_logprobs",
         "interventions",
         "trace",
+        "abort_when",
+        "remask_when",
     }
 )
 """Fields of a row of which it is known that they cannot weaken a mandatory intervention.
@@ -82,7 +84,7 @@ class Policy:
         if params.trace is not None:
             for index, name in enumerate(params.trace.attributes):
                 self._check_name(name, f"trace.attributes[{index}]")
-        for choice in ("order", "transfer"):
+        for choice in ("order", "transfer", "abort_when", "remask_when"):
             self._check_choice(getattr(params, choice), choice)
         if not self.mandatory:
             return params
@@ -119,6 +121,8 @@ class Policy:
             name, operator, strength = one.get("name"), one.get("operator"), one.get("strength")
             if one.get("scope") not in MANDATORY_SCOPES:
                 raise PolicyError(f"{name}: scope {one.get('scope')!r} leaves positions out")
+            if one.get("when") is not None:
+                raise PolicyError(f"{name}: a mandatory intervention has no condition")
             if operator in NEUTRAL and strength == NEUTRAL[operator]:
                 raise PolicyError(f"{name}: strength {strength:g} does nothing")
             for unit, allowed in (self.max_strength or {}).items():
@@ -142,6 +146,7 @@ class Policy:
         if one.feature is not None and not self.features:
             raise PolicyError("this key may not push single features", f"{param}.feature")
         self._check_choice(one.schedule, f"{param}.schedule")
+        self._check_choice(one.when, f"{param}.when")
 
     def _check_name(self, name: str, param: str) -> None:
         if any(fnmatchcase(name, pattern) for pattern in self.denied_attributes):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from steerserve.server import fields
+from steerserve.server.conditions import Condition, Remask
 from steerserve.server.easysteer import EasySteer
 from steerserve.server.ember import Ember
 from steerserve.server.fields import Choice, Layer, Name, Prompt, Stop, Strength, Strict, Suffix
@@ -77,6 +78,8 @@ class Intervention(Strict):
     schedule: Choice | None = None
     layers: list[Layer] | None = Field(default=None, min_length=1, max_length=256)
     direction: Literal["sae", "diff_means"] = "sae"
+    when: Condition | None = None
+    """It pushes only while this holds, judged after each forward for the next."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -122,6 +125,10 @@ class Steering(Change):
     limits: Annotated[Any, fields.neutral()] = None
     baseline: bool = False
     trace: Trace | None = None
+    abort_when: Condition | None = None
+    """A choice ends after the step at which this holds, with finish_reason `content_filter`."""
+    remask_when: Remask | None = None
+    """After a step at which its condition holds, tokens of its span are masked again and written anew."""
     control: Annotated[Any, fields.neutral()] = None
 
 

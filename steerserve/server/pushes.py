@@ -51,6 +51,7 @@ def _intervention(one: protocol.Intervention) -> Intervention:
         schedule=one.schedule,
         layers=tuple(one.layers) if one.layers is not None else None,
         direction=one.direction,
+        when=one.when,
     )
 
 

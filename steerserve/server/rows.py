@@ -50,7 +50,8 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
         params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
-            rows.append(Row(dataclasses.replace(params, interventions=(), trace=None), choice, prompt, baseline=True))
+            twin = dataclasses.replace(params, interventions=(), trace=None, abort_when=None, remask_when=None)
+            rows.append(Row(twin, choice, prompt, baseline=True))
     return rows
 
 
@@ -67,6 +68,8 @@ def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change)
 
 _SECTIONS = {
     "trace": "steering.",
+    "abort_when": "steering.",
+    "remask_when": "steering.",
     "steps": "diffusion.",
     "block_length": "diffusion.",
     "order": "diffusion.",
@@ -134,4 +137,6 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         top_logprobs=body.alternatives or 0,
         interventions=tuple(one for one, _ in pushes(body.steering)),
         trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
+        abort_when=body.steering.abort_when,
+        remask_when=body.steering.remask_when,
     )

@@ -53,6 +53,21 @@ class Applied:
 
 
 @dataclass(eq=False)
+class Dial:
+    """What a run sets a push to between two steps."""
+
+    gain: float | None = None
+    """In place of its table's; None: the table's."""
+    held: bool = True
+    """Whether it pushes at all."""
+
+    def turn(self, gain: Tensor) -> Tensor:
+        """The gain [] that holds where the table says `gain` []."""
+        chosen = gain if self.gain is None else torch.full_like(gain, self.gain)
+        return chosen if self.held else torch.zeros_like(gain)
+
+
+@dataclass(eq=False)
 class Push:
     """One direction at one layer for one row."""
 
@@ -71,6 +86,8 @@ class Push:
     pair: StateEncoder | None = None
     """The SAE's pair for the layer, where one is loaded: `boost` then takes each token's largest activation from the
     SAE of its state."""
+    dial: Dial | None = None
+    """Of a push that is not its table's alone."""
     applied: Applied = field(default_factory=Applied)
 
 
@@ -100,6 +117,9 @@ class Site:
                     scope[r, p], span[r, p] = len(SCOPES), torch.tensor(push.scope)
                 else:
                     scope[r, p] = SCOPES[push.scope]
+        self.dials = [
+            (r, p, push.dial) for r, row in enumerate(pushes) for p, push in enumerate(row) if push.dial is not None
+        ]
         self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
         self.directions = directions.to(device, dtype)
         self.reads = any(push.op == "read" for row in pushes for push in row)
@@ -129,6 +149,8 @@ class Site:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool on the device."""
         index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
         gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
+        for r, p, dial in self.dials:
+            gain[r, p] = dial.turn(gain[r, p])
         self.gains.append(gain)
         self.active = self.reads or bool((gain != 0).any())
         if not self.active:

@@ -113,7 +113,7 @@ class TextEngine:
             "interventions": [{"attribute": one.attribute} for one in params.interventions],
         }
         if params.transfer == "remdm":
-            plan |= {"revises": True, "block_length": params.max_tokens}
+            plan |= {"revises": True, "revised_within": params.max_tokens}
         return TextRequest(request_id, params, prompt_ids, plan, tokens, order, steps)
 
     def add(self, requests: list[TextRequest]) -> None:

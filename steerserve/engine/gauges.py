@@ -1,0 +1,189 @@
+"""Gauges: what a forward tells of a row's response, as one number a row.
+
+A gauge reads the hidden state as it arrives at a layer, before the row's own push there. Pushes of earlier layers do
+show in it. What is read at a position is read from the state that decides its token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.conditions import Reading
+from steerserve.errors import NotFoundError, RequestError
+from steerserve.saes import SparseAutoencoder
+from steerserve.saes.activation import JumpRelu, Relu
+from steerserve.steering.attribute import Attribute
+from steerserve.steering.plan import ENCODED
+
+UNITS_IN_ONE = 2.0**24
+"""Readings are added up as whole numbers of this fineness: an integer sum is the same in any order, and so on a canvas
+of any width."""
+LARGEST = 1e6
+"""Activations are cut off here, so that the sum of any canvas fits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Numbers read at one layer, `<h - origin, weight_f> + bias_f` for each f, of which the sum is taken."""
+
+    layer: int
+    weight: Tensor
+    """[F, hidden_size]."""
+    origin: Tensor
+    """[hidden_size]."""
+    bias: Tensor
+    """[F]."""
+    threshold: Tensor
+    """[F]: what is not above it counts as 0; minus infinity keeps all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge:
+    """The sum of its probes at each position, or a feature of an SAE whose activation needs the whole code."""
+
+    probes: tuple[Probe, ...]
+    over: str
+    """`mean` or `max`, over the positions of the response."""
+    scale: float
+    """By which it is divided."""
+    whole: tuple[SparseAutoencoder, int] | None = None
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers it reads."""
+        found = frozenset(probe.layer for probe in self.probes)
+        return found if self.whole is None else found | {self.whole[0].facts.layer}
+
+
+def gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
+    """What a reading reads; raises RequestError or NotFoundError."""
+    if reading.attribute is None:
+        return _feature_gauge(catalogue, reading, param)
+    attribute = catalogue.attribute(reading.attribute, param)
+    if reading.read == "activation":
+        probes = _steering_features(catalogue, attribute, param)
+        return Gauge(probes, reading.over, float(sum(len(probe.weight) for probe in probes)))
+    layer = attribute.layers[0]
+    weight = attribute.directions[layer, "sae"][None]
+    nowhere = torch.full((1,), -torch.inf)
+    probe = Probe(layer, weight, torch.zeros_like(weight[0]), torch.zeros(1), nowhere)
+    return Gauge((probe,), reading.over, attribute.sites[layer].residual_norm)
+
+
+def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -> tuple[Probe, ...]:
+    """The features of which the attribute's commitment curve is the mean: of the layers it steers, each feature that
+    steers, its full ReLU encoding whatever the SAE's activation (arXiv 2605.10971, equation 15)."""
+    probes = []
+    for layer in attribute.layers:
+        site = attribute.sites[layer]
+        ids = [feature.index for feature in site.features if feature.weight > 0]
+        sae = next((one for one in catalogue.saes.values() if one.facts.sha256 == site.sae_sha256), None)
+        if sae is None or sae.facts.layer != layer:
+            raise RequestError(
+                f"reading the features of attribute {attribute.name!r} needs the SAE {site.sae!r} "
+                f"({site.sae_sha256[:12]}) of layer {layer}, which is not loaded",
+                param,
+            )
+        if not ids or max(ids) >= sae.facts.features:
+            raise RequestError(f"attribute {attribute.name!r} names no features to read at layer {layer}", param)
+        probes.append(_columns(sae, ids, torch.zeros(len(ids))))
+    return tuple(probes)
+
+
+def _feature_gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
+    assert reading.sae is not None and reading.feature is not None
+    sae, index = catalogue.sae(reading.sae, param), reading.feature
+    if index >= sae.facts.features:
+        raise NotFoundError(f"SAE {sae.facts.id} has features 0 to {sae.facts.features - 1}, got {index}", param)
+    scale = 1.0
+    if reading.unit == "max_act":
+        largest = 0.0 if sae.stats is None else float(sae.stats.max_act[index])
+        if largest <= 0:
+            raise RequestError(
+                f"the largest activation of feature {index} of sae {sae.facts.id!r} is not known or 0; use unit 'raw'",
+                param,
+            )
+        scale = largest
+    # Of a subclass only its `encode` says what is active.
+    if type(sae) is SparseAutoencoder and isinstance(sae.activation, Relu):
+        return Gauge((_columns(sae, [index], torch.zeros(1)),), reading.over, scale)
+    if type(sae) is SparseAutoencoder and isinstance(sae.activation, JumpRelu):
+        threshold = sae.activation.threshold.expand(sae.facts.features)[[index]].clamp(min=0)
+        return Gauge((_columns(sae, [index], threshold),), reading.over, scale)
+    return Gauge((), reading.over, scale, (sae, index))
+
+
+def _columns(sae: SparseAutoencoder, ids: Sequence[int], threshold: Tensor) -> Probe:
+    return Probe(
+        sae.facts.layer, sae.W_enc[:, list(ids)].T.float(), sae.b_dec.float(), sae.b_enc[list(ids)].float(), threshold
+    )
+
+
+class Meter:
+    """G gauges, each of a row of the batch, read in one go."""
+
+    def __init__(self, gauges: Sequence[tuple[int, Gauge]], device: torch.device) -> None:
+        """gauges: each with its row of the batch."""
+        self.gauges = [one for _, one in gauges]
+        self.rows = torch.tensor([row for row, _ in gauges], dtype=torch.int64, device=device)
+        self.scale = torch.tensor([one.scale for one in self.gauges], dtype=torch.float64, device=device)
+        self.largest = torch.tensor([one.over == "max" for one in self.gauges], device=device)
+        self.linear = [self._stacked(layer, device) for layer in sorted(self.layers)]
+        self.wholes = [(g, row, *one.whole) for g, (row, one) in enumerate(gauges) if one.whole is not None]
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers that must be captured."""
+        return frozenset[int]().union(*(one.layers for one in self.gauges))
+
+    def read(self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor) -> Tensor:
+        """The numbers [G] float64, on the device.
+
+        captured: the output of each layer as it arrived [at least R, W, hidden_size]; response [R, W] bool; states [W]:
+        where the state stands that decides a position.
+        """
+        values = torch.zeros(len(self.rows), len(states), dtype=torch.float64, device=self.rows.device)
+        for layer, index, weight, origin, bias, threshold in self.linear:
+            state = captured[layer][self.rows[index]].float() - origin[:, None]
+            for f in range(weight.shape[1]):
+                # Multiplied and summed, not contracted: a row must read the same beside any others.
+                pre = (state * weight[:, f, None]).sum(2) + bias[:, f, None]
+                part = torch.where(pre > threshold[:, f, None], pre, 0.0)
+                values = values.index_add(0, index, part.double())
+        for g, row, sae, feature in self.wholes:
+            values[g] = _encoded(sae, captured[sae.facts.layer][row], feature).double()
+        values = values.index_select(1, states).clamp(-LARGEST, LARGEST).nan_to_num()
+        inside = response[self.rows]
+        whole = (values.masked_fill(~inside, 0.0) * UNITS_IN_ONE).round().long().sum(1)
+        mean = whole.double() / UNITS_IN_ONE / inside.sum(1)
+        most = values.masked_fill(~inside, -torch.inf).amax(1)
+        return torch.where(self.largest, most, mean) / self.scale
+
+    def _stacked(self, layer: int, device: torch.device) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The probes at one layer, padded with numbers that are always 0: whose they are [P], weight
+        [P, F, hidden_size], origin [P, hidden_size], bias and threshold [P, F]."""
+        found = [(g, probe) for g, one in enumerate(self.gauges) for probe in one.probes if probe.layer == layer]
+        width = max((len(probe.weight) for _, probe in found), default=0)
+        size = len(found[0][1].origin) if found else 0
+        weight, origin = torch.zeros(len(found), width, size), torch.zeros(len(found), size)
+        bias, threshold = torch.zeros(len(found), width), torch.zeros(len(found), width)
+        for p, (_, probe) in enumerate(found):
+            count = len(probe.weight)
+            weight[p, :count], origin[p] = probe.weight, probe.origin
+            bias[p, :count], threshold[p, :count] = probe.bias, probe.threshold
+        index = torch.tensor([g for g, _ in found], dtype=torch.int64)
+        tensors = (one.to(device) for one in (index, weight, origin, bias, threshold))
+        return (layer, *tensors)  # type: ignore[return-value]
+
+
+def _encoded(sae: SparseAutoencoder, hidden: Tensor, feature: int) -> Tensor:
+    """Activation of one feature [W] at states [W, hidden_size], in parts that are always of one size: the last bits of
+    a product depend on how many rows it has."""
+    parts = []
+    for part in torch.split(hidden.float(), ENCODED):
+        padded = torch.cat([part, part.new_zeros(ENCODED - len(part), part.shape[1])])
+        parts.append(sae.encode(padded)[: len(part), feature])
+    return torch.cat(parts)

@@ -1,0 +1,61 @@
+"""What the rows of a batch read of themselves after each forward, and how hard they push at the next."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steerserve.engine.conditions import Reading
+from steerserve.engine.feedback import Loops
+from steerserve.engine.gauges import Meter
+from steerserve.engine.request import Request
+
+
+class Watch:
+    """The gauges and governors of a batch's rows. What lasts is the rows' own: a batch may be rebuilt at any step."""
+
+    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+        self.requests = requests
+        self.rows = [row for row, request in enumerate(requests) if request.watches]
+        """The rows that watch anything."""
+        read = [(row, reading, one) for row in self.rows for reading, one in requests[row].gauges.items()]
+        self.keys = [(row, reading) for row, reading, _ in read]
+        self.meter = Meter([(row, one) for row, _, one in read], device) if read else None
+        self.layers = frozenset[int]() if self.meter is None else self.meter.layers
+        """The layers whose outputs it reads."""
+        self.governed = [(row, one) for row in self.rows for one in requests[row].governors]
+        self.looped = [(row, one.loop) for row, one in self.governed if one.loop is not None]
+        self.loops = Loops([loop for _, loop in self.looped])
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set the first push of what is new; nothing has been read for it."""
+        new = [(row, one) for row, one in self.governed if not one.begun]
+        fresh = [(row, one.loop) for row, one in new if one.loop is not None]
+        progress = [self.requests[row].progress for row, _ in fresh]
+        Loops([loop for _, loop in fresh]).turn([math.nan] * len(fresh), progress)
+        for row, one in new:
+            one.settle({}, self.requests[row].progress)
+
+    def read(
+        self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor
+    ) -> dict[int, dict[Reading, float]]:
+        """What the forward just made told of each watching row, by row: one transfer from the device. See
+        `Meter.read`."""
+        values: dict[int, dict[Reading, float]] = {row: {} for row in self.rows}
+        told = [] if self.meter is None else self.meter.read(captured, response, states).tolist()
+        for (row, reading), value in zip(self.keys, told, strict=True):
+            values[row][reading] = value
+        for row, one in self.governed:
+            one.count(values[row])
+        return values
+
+    def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
+        """Set the pushes of the next forward."""
+        progress = {row: self.requests[row].progress for row in self.rows}
+        self.loops.turn(
+            [values[row][loop.reading] for row, loop in self.looped], [progress[row] for row, _ in self.looped]
+        )
+        for row, one in self.governed:
+            one.settle(values[row], progress[row])
