@@ -36,6 +36,8 @@ class Loop:
     streak: int = 0
     readings: list[float] = field(default_factory=list)
     """Of each forward made."""
+    gains: list[float] = field(default_factory=list)
+    """Of each forward made, 0 where the push did not hold."""
     released_at: float | None = None
     """Progress at which it let go."""
 
@@ -47,13 +49,13 @@ class Loop:
         """The most that it may push, at every slice of progress."""
         return GainTable(torch.full((slices,), self.config.peak), "peak", None, None)
 
-    def receipt(self, gains: Sequence[float]) -> dict[str, Any]:
-        """What it read and did; gains: of each forward made. `spent` adds up what a uniform push of the same strength
-        adds up to the number of forward passes."""
-        spent = {"gain": round(sum(gains), 6), "gain_squared": round(sum(gain * gain for gain in gains), 6)}
+    def receipt(self) -> dict[str, Any]:
+        """What it read and did. `spent` adds up what a uniform push of the same strength adds up to the number of
+        forward passes."""
+        spent = {"gain": round(sum(self.gains), 6), "gain_squared": round(sum(gain * gain for gain in self.gains), 6)}
         curve = self.profile.curve
         return {
-            "gains": [round(gain, 6) for gain in gains],
+            "gains": [round(gain, 6) for gain in self.gains],
             "readings": [round(value, 6) for value in self.readings],
             "target": round(curve[0] + self.config.hold * (curve[-1] - curve[0]), 6),
             "let_go_at": self.released_at,

@@ -131,7 +131,8 @@ class Meter:
         self.rows = torch.tensor([row for row, _ in gauges], dtype=torch.int64, device=device)
         self.scale = torch.tensor([one.scale for one in self.gauges], dtype=torch.float64, device=device)
         self.largest = torch.tensor([one.over == "max" for one in self.gauges], device=device)
-        self.linear = [self._stacked(layer, device) for layer in sorted(self.layers)]
+        probed = sorted({probe.layer for one in self.gauges for probe in one.probes})
+        self.linear = [self._stacked(layer, device) for layer in probed]
         self.wholes = [(g, row, *one.whole) for g, (row, one) in enumerate(gauges) if one.whole is not None]
 
     @property
@@ -166,8 +167,7 @@ class Meter:
         """The probes at one layer, padded with numbers that are always 0: whose they are [P], weight
         [P, F, hidden_size], origin [P, hidden_size], bias and threshold [P, F]."""
         found = [(g, probe) for g, one in enumerate(self.gauges) for probe in one.probes if probe.layer == layer]
-        width = max((len(probe.weight) for _, probe in found), default=0)
-        size = len(found[0][1].origin) if found else 0
+        width, size = max(len(probe.weight) for _, probe in found), len(found[0][1].origin)
         weight, origin = torch.zeros(len(found), width, size), torch.zeros(len(found), size)
         bias, threshold = torch.zeros(len(found), width), torch.zeros(len(found), width)
         for p, (_, probe) in enumerate(found):

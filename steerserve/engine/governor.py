@@ -60,10 +60,11 @@ class Governor:
         self.passes += self.dial.held
         if self.loop is not None:
             self.loop.readings.append(values[self.loop.reading])
+            self.loop.gains.append(self.loop.gain if self.dial.held else 0.0)
 
-    def receipt(self, gains: list[float]) -> dict[str, Any]:
-        """What it adds to the receipt of its intervention; gains: of each forward made."""
-        told: dict[str, Any] = {} if self.loop is None else {"feedback": self.loop.receipt(gains)}
+    def receipt(self) -> dict[str, Any]:
+        """What it adds to the receipt of its intervention."""
+        told: dict[str, Any] = {} if self.loop is None else {"feedback": self.loop.receipt()}
         return told if self.when is None else told | {"held_passes": self.passes}
 
 

@@ -38,7 +38,7 @@ def _intervention(one: Resolved) -> dict[str, Any]:
         "strength_per_step": [round(one.summary["strength"] * gain, 6) for gain in gains],
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
         "notes": notes,
-        **({} if one.governor is None else one.governor.receipt(gains)),
+        **({} if one.governor is None else one.governor.receipt()),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from steerserve.engine.conditions import parse_condition
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server.body import parse
@@ -61,6 +62,15 @@ SCOPE = {
     "is_active": False,
     "event_name": None,
 }
+GROUP = {"features": [{"index_in_sae": 1}, {"index_in_sae": 2}]}
+
+
+def compared(**changes: Any) -> dict[str, Any]:
+    """SCOPE with another comparison."""
+    inner: Any = SCOPE["conditionals"]
+    return SCOPE | {"conditionals": inner | {"conditionals": [inner["conditionals"][0] | changes]}}
+
+
 # Neuronpedia's inference server and its public API.
 INFERENCE: dict[str, Any] = {
     "steerMethod": "SIMPLE_ADDITIVE",
@@ -117,13 +127,48 @@ def test_ember_nudges_pins_and_multiplies() -> None:
         (FeatureRef("s", 12), "clamp", 0.4, "max_act"),
         (FeatureRef("s", 13), "multiply", 2.0, None),
     ]
-    assert {(one.scope, one.schedule) for one in told} == {("all", "uniform")}
+    assert {(one.scope, one.schedule, one.when) for one in told} == {("all", "uniform", None)}
+
+
+def feature_of(index: int, **bounds: float) -> dict[str, Any]:
+    return {"feature": {"sae": "s", "index": index}, "unit": "max_act", "over": "max", **bounds}
+
+
+@pytest.mark.parametrize(
+    ("scope", "when"),
+    [
+        (SCOPE, feature_of(41, above=0.25)),
+        (compared(operator="<"), feature_of(41, below=0.25)),
+        (compared(operator=">="), feature_of(41, at_least=0.25)),
+        (compared(operator="<="), feature_of(41, at_most=0.25)),
+        (compared(operator="=="), feature_of(41, at_least=0.25, at_most=0.25)),
+        (compared(operator="!="), {"not": feature_of(41, at_least=0.25, at_most=0.25)}),
+    ],
+)
+def test_a_scope_of_ember_pushes_while_its_conditions_hold(scope: dict[str, Any], when: dict[str, Any]) -> None:
+    scope = scope | {"controller": {"interventions": [EMBER["interventions"][0]], "scopes": []}}
+    told = interventions(ember={"sae": "s", "controller": EMBER | {"scopes": [scope]}})
+    assert [one.when for one in told] == [None] * 4 + [when]
+    assert told[4].feature == FeatureRef("s", 7)
+    parse_condition(when)
+
+
+def test_comparisons_of_ember_are_joined_as_it_says() -> None:
+    inner: Any = compared()["conditionals"]
+    both = {"conditionals": inner["conditionals"] * 2, "operator": "OR"}
+    scope = SCOPE | {"conditionals": both, "controller": {"interventions": EMBER["interventions"]}}
+    told = interventions(ember={"sae": "s", "controller": {"scopes": [scope]}})
+    assert {json.dumps(one.when) for one in told} == {json.dumps({"any": [feature_of(41, above=0.25)] * 2})}
+    assert len(told) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"scopes": [SCOPE]}, "scopes"),
+        ({"scopes": [SCOPE | {"event_name": "abort"}]}, "scopes[0].event_name"),
+        ({"scopes": [SCOPE | {"controller": {"scopes": [SCOPE]}}]}, "scopes[0].controller.scopes"),
+        ({"scopes": [compared(left_hand=GROUP)]}, "scopes[0].conditionals.conditionals[0].left_hand.features"),
+        ({"scopes": [compared(operator="~")]}, "scopes[0].conditionals.conditionals[0].operator"),
         ({"nonzero_strength_threshold": 0.1}, "nonzero_strength_threshold"),
         ({"min_nudge_entropy": 0.5}, "min_nudge_entropy"),
         ({"max_nudge_entropy": 0.5}, "max_nudge_entropy"),
