@@ -236,7 +236,7 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "operators": [op for op in CODES if op != "read"],
         "units": ["residual", "max_act", "raw", "stored"],
         "scopes": [*SCOPES, "positions"],
-        "schedules": list(schedulers.STRENGTHS),
+        "schedules": [*schedulers.STRENGTHS, *schedulers.CONTROLLERS],
         "norms": list(schedulers.NORMS),
         "orders": list(schedulers.ORDERS),
         "transfers": list(schedulers.TRANSFERS),

@@ -80,8 +80,9 @@ def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -
     for layer in attribute.layers:
         site = attribute.sites[layer]
         ids = [feature.index for feature in site.features if feature.weight > 0]
-        sae = next((one for one in catalogue.saes.values() if one.facts.sha256 == site.sae_sha256), None)
-        if sae is None or sae.facts.layer != layer:
+        known = (one for one in catalogue.saes.values() if one.facts.layer == layer)
+        sae = next((one for one in known if one.facts.sha256 == site.sae_sha256), None)
+        if sae is None:
             raise RequestError(
                 f"reading the features of attribute {attribute.name!r} needs the SAE {site.sae!r} "
                 f"({site.sae_sha256[:12]}) of layer {layer}, which is not loaded",

@@ -38,9 +38,7 @@ class Watch:
         for row, one in new:
             one.settle({}, self.requests[row].progress)
 
-    def read(
-        self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor
-    ) -> dict[int, dict[Reading, float]]:
+    def read(self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor) -> dict[int, dict[Reading, float]]:
         """What the forward just made told of each watching row, by row: one transfer from the device. See
         `Meter.read`."""
         values: dict[int, dict[Reading, float]] = {row: {} for row in self.rows}

@@ -1,10 +1,10 @@
 """Goodfire Ember's `controller`, as its SDK serialises it, translated into interventions.
 
 A DLM has no next token, so what Ember gates by one (`min_nudge_entropy`, ...) has no meaning here and is refused, and
-so are events (`event_name`), which Ember's SDK turned into exceptions: `steering.abort_when` ends a row. An intervention
-holds at every position of every step, as Ember's did. A scope's interventions push while its conditions on features
-hold: a feature is compared by its largest activation over the response, masked positions included, in shares of its
-largest one, as the values of interventions are; the reading of one step decides about the next.
+so are events (`event_name`), which Ember's SDK turned into exceptions: `steering.abort_when` ends a row. What is pushed
+is pushed at every position of every step, as Ember did. A scope's interventions push while its conditions on features
+hold: a feature is compared by its largest activation over the response, masked positions included, in shares of the
+largest one known, as the values of interventions are; the reading of one step decides about the next.
 """
 
 from collections.abc import Iterator

@@ -154,7 +154,9 @@ def _key(entry: KeyEntry, param: str) -> Key:
 
 
 def _check_mandatory(one: protocol.Intervention, param: str) -> None:
-    """Raise RequestError for a schedule, which a caller could escape by choosing steps."""
+    """Raise RequestError for a schedule, which a caller could escape by choosing steps, and for a condition."""
+    if one.when is not None:
+        raise RequestError(f"{param}.when: a mandatory intervention has no condition", param)
     if one.schedule not in (None, "uniform"):
         raise RequestError(f"{param}.schedule: a mandatory intervention is uniform, got {one.schedule!r}", param)
 

@@ -169,7 +169,9 @@ def test_a_feature_is_read_as_its_sae_encodes_it(
     for reading in readings:
         for row in range(2):
             deciding = hidden[row][states][response[row]]
-            values = sae.encode(deciding)[:, reading.feature] if reading.sae else deciding @ attribute.directions[1, "sae"]
+            values = (
+                sae.encode(deciding)[:, reading.feature] if reading.sae else deciding @ attribute.directions[1, "sae"]
+            )
             scale = 6.0 if reading.sae is None else 1.0
             if reading.unit == "max_act":
                 assert like.stats is not None
@@ -187,9 +189,13 @@ def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges
     model, catalogue = served.model, served.catalogue
     with pytest.raises(RequestError, match="which is not loaded"):
         gauge(catalogue, Reading(attribute="register/archaic", read="activation"), "p")
-    catalogue = replace(catalogue, saes={name: one for name, one in catalogue.saes.items() if name != "layer-2-visible"})
+    catalogue = replace(
+        catalogue, saes={name: one for name, one in catalogue.saes.items() if name != "layer-2-visible"}
+    )
     gauges = [(0, gauge(catalogue, replace(one), "p")) for one in readings]
-    hidden = {layer: torch.randn(3, 64, tiny.HIDDEN, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}
+    hidden = {
+        layer: torch.randn(3, 64, tiny.HIDDEN, generator=torch.Generator().manual_seed(layer)) for layer in range(3)
+    }
     response = (torch.arange(64) >= 3) & (torch.arange(64) < 13)
     wide = Meter([(2, one) for _, one in gauges] + gauges, torch.device("cpu"))
     swapped = {layer: one[[1, 2, 0]] for layer, one in hidden.items()}

@@ -63,6 +63,7 @@ def test_a_key_that_denies_attributes_takes_no_directions_unless_told_to(tmp_pat
         ({"max_overlap": 2}, "max_overlap"),
         ({"mandatory": [{"attribute": "x", "schedule": "commitment"}]}, "uniform"),
         ({"mandatory": [{"strength": 1}]}, "exactly one of"),
+        ({"mandatory": [{"attribute": "x", "when": {"progress": {"above": 0}}}]}, "has no condition"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, fields: dict[str, Any], said: str) -> None:

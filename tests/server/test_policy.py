@@ -40,6 +40,12 @@ def test_the_default_allows_everything() -> None:
             asked(dataclasses.replace(POSITIVE, schedule={"type": "x", "attribute": "topic/sports"})),
             "interventions[0].schedule",
         ),
+        (
+            asked(dataclasses.replace(POSITIVE, when={"not": {"attribute": "topic/sports", "above": 0.1}})),
+            "interventions[0].when",
+        ),
+        (asked(abort_when={"any": [{"attribute": "topic/sports", "above": 0.1}]}), "abort_when"),
+        (asked(remask_when={"condition": {"attribute": "topic/sports", "above": 0.1}}), "remask_when"),
         (asked(Intervention(feature=FeatureRef("layer-1", 3), strength=1.0)), "interventions[0].feature"),
         (asked(Intervention(vector=VectorRef(1, (1.0,)), strength=1.0)), "interventions[0].vector"),
         (asked(dataclasses.replace(POSITIVE, op="clamp")), "interventions[0].op"),
@@ -111,6 +117,16 @@ def test_mandatory_interventions_come_last_and_in_every_row() -> None:
     policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5}, max_loudness=1.0)
     assert judge(policy, asked()).interventions == (SPORTS,)
     assert judge(policy, asked(POSITIVE)).interventions == (POSITIVE, SPORTS)
+
+
+def test_a_condition_of_the_callers_holds_for_its_own_interventions_only() -> None:
+    when = {"progress": {"above": 0.5}}
+    policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5}, max_loudness=1.0)
+    params = asked(dataclasses.replace(POSITIVE, when=when), abort_when=when, remask_when={"condition": when})
+    assert [one.when for one in policy.apply(params).interventions] == [when, None]
+    plan = {"interventions": [{"name": "x", "scope": "masked", "operator": "add", "strength": 1.0, "when": when}]}
+    with pytest.raises(PolicyError, match="has no condition"):
+        policy.check_mandatory(plan)
 
 
 def test_a_field_nobody_has_judged_is_refused_beside_a_mandatory_intervention() -> None:
