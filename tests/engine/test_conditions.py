@@ -51,7 +51,8 @@ def in_python(condition: dict[str, Any]) -> str:
 
 def depth(condition: Any) -> int:
     if isinstance(condition, dict):
-        nested = [condition["not"]] if "not" in condition else condition.get("all", condition.get("any", []))
+        nested: list[Any] = [condition["not"]] if "not" in condition else []
+        nested = nested or condition.get("all") or condition.get("any") or []
         return 1 + max(map(depth, nested), default=0)
     return 0
 
