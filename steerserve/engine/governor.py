@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from schedulers import Transfer
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.conditions import (
     Condition,
@@ -84,6 +85,14 @@ class Reactions:
         """Whether tokens may yet be masked again."""
         return self.remask is not None and len(self.remasked) < self.remask.times
 
+    def span(self, block: tuple[int, int], response: tuple[int, int]) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) of which the committed ones are masked; block and response are those of
+        the canvas, as it is."""
+        assert self.remask is not None
+        if isinstance(self.remask.span, tuple):
+            return response[0] + self.remask.span[0], response[0] + self.remask.span[1]
+        return block if self.remask.span == "block" else response
+
     def due(self, values: Mapping[Reading, float], progress: float) -> tuple[bool, bool]:
         """Whether to end the row, and whether to mask tokens again."""
         abort = self.abort is not None and holds(self.abort, values, progress)
@@ -138,6 +147,15 @@ def react(params: GenerationParams, catalogue: Catalogue, steps: int, max_steps:
 def most_steps(steps: int, remask: Remask | None) -> int:
     """The most steps that a row of `steps` makes: what is masked again is written in as many at most."""
     return steps * (1 + (0 if remask is None else remask.times))
+
+
+def usual_step(transfer: Transfer, length: int, steps: int, masked: int) -> int:
+    """The latest of a block's steps before which as many of its positions are masked as are now; by the masked share
+    where the transfer does not say beforehand."""
+    planned = transfer.masked(length, steps)
+    if planned is not None:
+        return max(step for step, left in enumerate(planned) if left >= masked)
+    return min(steps - 1, steps * (length - masked) // length)
 
 
 def condition_of(value: Any, param: str) -> Condition:

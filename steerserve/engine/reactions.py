@@ -23,7 +23,7 @@ def react(batch: Batch) -> list[Revised]:
         if abort:
             request.reactions.aborted = {"step": request.step, "progress": progress}
         if again:
-            first, last = request.remask_span
+            first, last = request.reactions.span(request.block_span, (request.start, request.stop))
             held = [position for position in range(first, last) if request.canvas[position] != request.mask_id]
             if held:
                 events += take_back(batch, torch.full((len(held),), row), torch.tensor(held))

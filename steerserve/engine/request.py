@@ -9,7 +9,7 @@ from schedulers import Order, Transfer
 from steerserve.engine.conditions import Reading
 from steerserve.engine.events import Trace
 from steerserve.engine.gauges import Gauge
-from steerserve.engine.governor import Governor, Reactions
+from steerserve.engine.governor import Governor, Reactions, usual_step
 from steerserve.engine.params import GenerationParams
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.plan import Push
@@ -176,15 +176,6 @@ class Request:
         return self.reactions is not None and self.reactions.aborted is not None
 
     @property
-    def remask_span(self) -> tuple[int, int]:
-        """Canvas positions [first, last + 1) of which the committed ones are masked when its condition says so."""
-        assert self.reactions is not None and self.reactions.remask is not None
-        span = self.reactions.remask.span
-        if isinstance(span, tuple):
-            return self.start + span[0], self.start + span[1]
-        return self.block_span if span == "block" else (self.start, self.stop)
-
-    @property
     def stands(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
         before = self.block * self.block_length if self.transfer.remasks else self.params.max_tokens
@@ -192,11 +183,7 @@ class Request:
             return self.params.max_tokens
         if self.over or self.reactions is None or not self.reactions.rewrites:
             return before
-        assert self.reactions.remask is not None
-        span = self.reactions.remask.span
-        if isinstance(span, tuple):
-            return min(before, span[0])
-        return min(before, self.block * self.block_length if span == "block" else 0)
+        return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
 
     @property
     def blocks(self) -> int:
@@ -242,10 +229,7 @@ class Request:
     def _usual_step(self) -> int:
         """The latest step of a block before which as many of its positions are masked as are now."""
         masked = self.canvas[slice(*self.block_span)].count(self.mask_id)
-        planned = self.transfer.masked(self.block_length, self.block_steps)
-        if planned is not None:
-            return max(step for step, left in enumerate(planned) if left >= masked)
-        return min(self.block_steps - 1, self.block_steps * (self.block_length - masked) // self.block_length)
+        return usual_step(self.transfer, self.block_length, self.block_steps, masked)
 
     def advance(self) -> None:
         """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
