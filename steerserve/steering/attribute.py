@@ -64,6 +64,9 @@ class Attribute:
     """A `schedulers.CommitmentProfile` as JSON."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    """Of the card and the directions; empty before it is on disk."""
+    directions_sha256: str = ""
+    """Of the directions alone, which stay as they are when a profile is measured anew."""
 
     def card(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON."""
@@ -188,6 +191,7 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
         profile=raw.get("profile"),
         provenance=raw.get("provenance", {}),
         sha256=digest,
+        directions_sha256=raw["directions_sha256"],
     )
 
 
