@@ -44,6 +44,7 @@ GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
     "fresh": (train.FRESH, ("train", "dlm", "--data", "d", "--tokenizer", "t", "--out", "o")),
     "sae": (train.SAE, ("train", "sae", "--data", "d", "--model", "m", "--out", "o", "--layers", "0")),
     "calibration": (calibrate.RECIPE, ("calibrate", "--model", "m", "--sae", "s", "--data", "d", "--out", "o")),
+    "measured profile": (calibrate.PROFILE, ("calibrate", "--model", "m", "--data", "d", "--profile", "a")),
 }
 
 
@@ -114,6 +115,11 @@ def test_a_flag_that_is_given_reaches_its_field(port: int, rows: int, seconds: f
         ("train", "dlm", "--data", "{empty}", "--tokenizer", "{empty}", "--out", "{empty}/out"),
         ("train", "sae", "--data", "nowhere", "--model", "{empty}", "--out", "{empty}/out", "--layers", "0"),
         ("calibrate", "--data", "nowhere", "--model", "{empty}", "--sae", "{empty}", "--out", "{empty}/out"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--out", "{empty}/out"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "nowhere"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "{empty}", "--out", "{empty}/out"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "{empty}", "--texts", "5"),
+        ("calibrate", "--data", "d", "--model", "m", "--sae", "s", "--out", "o", "--runs", "5"),
         ("serve", "--port", "70000"),
     ],
     ids=" ".join,

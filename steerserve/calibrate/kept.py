@@ -1,0 +1,65 @@
+"""What a measurement has found so far, on disk, so that one that was stopped goes on where it was."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steerserve.errors import ArtifactError
+
+T = TypeVar("T")
+
+
+class Kept:
+    """A folder of JSON values by name, all found under the same settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raises ArtifactError where the folder holds what was found under other settings."""
+        self.folder = folder
+        path = folder / "settings.json"
+        wanted = json.loads(json.dumps(settings))
+        if path.exists():
+            before = _read(path)
+            if not isinstance(before, dict) or before != wanted:
+                was = before if isinstance(before, dict) else {}
+                changed = sorted(name for name in {*was, *wanted} if was.get(name) != wanted.get(name))
+                raise ArtifactError(
+                    f"{folder} was begun with another {' and '.join(changed)}: remove it to begin anew, or go on with "
+                    f"the same settings"
+                )
+        else:
+            self._write(path, wanted)
+
+    def has(self, name: str) -> bool:
+        """Whether this value has been found."""
+        return self._path(name).exists()
+
+    def get(self, name: str, find: Callable[[], T]) -> T:
+        """The JSON value of that name; found now, and kept, where it is not yet there."""
+        path = self._path(name)
+        if not path.exists():
+            self._write(path, find())
+        found: T = _read(path)
+        return found
+
+    def drop(self) -> None:
+        """Remove everything: nothing is left to be done."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _write(self, path: Path, value: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and moved: a file that is there is whole.
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(value), encoding="utf-8")
+        partial.rename(path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}; remove its folder to begin anew") from error
