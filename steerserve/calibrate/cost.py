@@ -106,14 +106,10 @@ def _smoothing(slices: int) -> Tensor:
 
 
 def check(
-    predict: Callable[[Canvases], Predictions],
-    canvases: Mapping[int, Canvases],
-    a: int,
-    count: int,
-    total: float,
-    strength: float,
+    predict: Callable[[Canvases], Predictions], canvases: Mapping[int, Canvases], total: float, strength: float
 ) -> dict[str, Any]:
-    """The exact KL of pushes of attribute a of `count` against the quadratic form, on a few canvases of all slices.
+    """The exact KL of pushes of one attribute, whose predictions are given, against the quadratic form, on a few
+    canvases of all slices.
 
     total: its sum of c, that the small push is chosen by. `exact_over_fisher` is KL(x) / (x^2 c / 2) for a small push
     x, the mean of both signs; `doubling` is KL(2 x) / 4 KL(x), 1 as far as it is quadratic; `at_strength` is that of
@@ -125,9 +121,8 @@ def check(
     chosen = [canvases[k].first() for k in sorted(canvases)[::CHECK_EVERY]]
     for one in chosen:
         predictions = predict(one)
-        unit = torch.eye(count)[a]
-        exact += predictions.kl([size * unit for size in sizes]).mean(1) / len(chosen)
-        form += float(predictions.fisher()[:, a, a].mean()) / len(chosen)
+        exact += predictions.kl([torch.tensor([size]) for size in sizes]).mean(1) / len(chosen)
+        form += float(predictions.fisher().mean()) / len(chosen)
     pushed, doubled = float(exact[:2].mean()), float(exact[2:4].mean())
     return {
         "push": round(small, 6),

@@ -7,31 +7,33 @@ a plot of each. Nothing else of an attribute is changed.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from schedulers import CommitmentProfile, JointProfile
+from schedulers import JointProfile
 from steerserve.calibrate.canvases import Canvases, reached
-from steerserve.calibrate.cost import CHECK_EVERY, Cost, assemble, canvas_means, check, joint
+from steerserve.calibrate.cost import CHECK_EVERY, assemble, canvas_means, check, joint
 from steerserve.calibrate.generation import Written
 from steerserve.calibrate.kept import Kept
+from steerserve.calibrate.measurable import profile_of, pushed, task_of, write_profile
 from steerserve.calibrate.nudges import Predictions
 from steerserve.calibrate.plot import plot
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.provenance import file_hashes
 from steerserve.calibrate.pulse_runs import PulseRuns
 from steerserve.calibrate.pulses import shrink, spread, summary
-from steerserve.calibrate.tasks import Group, Task
+from steerserve.calibrate.tasks import Group
 from steerserve.calibrate.texts import labelled_texts
 from steerserve.config import ModelConfig
 from steerserve.engine.joint_file import load_joint, save_joint
-from steerserve.errors import ArtifactError
-from steerserve.models import DiffusionLM, open_model
+from steerserve.errors import ArtifactError, SteerserveError
+from steerserve.models import open_model
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.train.classifiers import Judge, train_judge
 
@@ -59,8 +61,8 @@ def measure(
     opened = open_model(model_folder, model_config or ModelConfig())
     facts = opened.facts
     attributes = load_attributes(root, opened.sha256, facts.num_layers, facts.hidden_size)
-    tasks = {name: _task(one) for name, one in attributes.items()}
-    profiles = {name: _profile(one, recipe) for name, one in attributes.items()}
+    tasks = {name: task_of(one) for name, one in attributes.items()}
+    profiles = {name: profile_of(one, recipe) for name, one in attributes.items()}
     if not attributes:
         raise ArtifactError(f"{root} holds no attribute")
     settings = {
@@ -68,13 +70,14 @@ def measure(
         "sampler": asdict(opened.defaults),
         "recipe": recipe.to_json(),
         "files": file_hashes(data, list(tasks.values())),
-        "attributes": {name: _pushed(one) for name, one in attributes.items()},
+        "attributes": {name: pushed(one) for name, one in attributes.items()},
     }
     settings = json.loads(json.dumps(settings))
     own = {name: settings | {"attributes": settings["attributes"][name]} for name in attributes}
     done = all(one.provenance.get("measured", {}).get("settings") == own[name] for name, one in attributes.items())
     before = load_joint(root, opened.sha256, attributes) if done else None
     if before is not None and set(before.names) == set(attributes):
+        _say(f"{root}: everything has been measured under these settings already")
         return before
     kept = Kept(root / CACHE, settings)
     slices = next(iter(profiles.values())).slices
@@ -85,22 +88,20 @@ def measure(
     baseline = [Written(**one) for one in kept.get("unsteered", runs.unsteered)]
     temperature = opened.defaults.temperature if recipe.temperature is None else recipe.temperature
     canvases = reached(baseline, facts, slices, recipe.canvases, recipe.positions, recipe.seed)
-    cost = _cost(model, attributes, canvases, temperature, slices, kept)
+
+    def predict(several: Sequence[Attribute], some: Canvases) -> Predictions:
+        return Predictions(model, several, some, temperature)
+
+    of_all = partial(predict, list(attributes.values()))
+    bar = tqdm(canvases.items(), desc="cost", unit="slice", leave=False)
+    cost = assemble({k: kept.get(f"cost/{k}", partial(_canvas_means, of_all, some)) for k, some in bar}, slices)
     judges: dict[Group, Judge] = {}
     sensitivities = []
     for a, (name, attribute) in enumerate(tqdm(attributes.items(), desc="attributes", unit="attribute")):
         task, own_cost = tasks[name], cost.of(a)
-        checked = kept.get(
-            f"{name}/check",
-            lambda a=a, one=attribute: check(  # type: ignore[misc]
-                lambda some: Predictions(model, list(attributes.values()), some, temperature),
-                canvases,
-                a,
-                len(attributes),
-                float(cost.of(a).sum()),
-                one.strength,
-            ),
-        )
+        total = float(own_cost.sum())
+        of_one = partial(predict, [attribute])
+        checked = kept.get(f"{name}/check", partial(check, of_one, canvases, total, attribute.strength))
         if not all(kept.has(f"{name}/{part}") for part in runs.parts) and task.group not in judges:
             judges[task.group] = _judge(data, task.group, recipe)
         effects = runs.effects(name, task.target, judges.get(task.group), baseline, kept)
@@ -108,6 +109,8 @@ def measure(
         window_cost = torch.stack([own_cost[start:stop].sum() for start, stop in windows]).numpy()
         shrunk = shrink(effects.means, effects.covariance, window_cost)
         sensitivity = spread(shrunk.values, windows)
+        if not any(effects.means):
+            raise SteerserveError(f"no pulse of {name!r} changed a text: take a larger pulse, or more runs")
         profile = replace(
             profiles[name],
             sensitivity=tuple(float(f"{value:.6g}") for value in sensitivity),
@@ -115,7 +118,6 @@ def measure(
             sensitivity_error=tuple(float(f"{value:.6g}") for value in spread(effects.errors, windows)),
             cost_error=tuple(float(f"{value:.6g}") for value in cost.errors[:, a].tolist()),
         )
-        total = float(own_cost.sum())
         found = {
             "settings": own[name],
             "sensitivity": summary(effects, shrunk, windows),
@@ -143,94 +145,21 @@ def stated_cost(recipe: ProfileRecipe, attributes: int, slices: int) -> str:
     """What is about to be computed, in forward passes of one canvas."""
     texts = recipe.runs + attributes * recipe.texts
     fisher = slices * recipe.canvases * (attributes + 1)
-    checks = attributes * -(-slices // CHECK_EVERY) * (6 + attributes + 1)
+    checks = attributes * -(-slices // CHECK_EVERY) * 8
+    derivatives = slices * recipe.canvases * attributes + checks // 8
     return (
         f"{texts} texts of {recipe.run_steps} forward passes of one row ({texts * recipe.run_steps}) for what pushes "
-        f"do, {fisher + checks} passes for what they cost, about as many of them with derivatives as there are "
-        f"attributes to each without"
+        f"do, {fisher + checks} passes of one row ({derivatives} of them with derivatives) for what they cost"
     )
 
 
-def write_profile(root: Path, name: str, profile: CommitmentProfile, found: Mapping[str, Any]) -> Path:
-    """Put the profile and what was found into the card of an attribute below `root`, in one go; returns its folder.
-
-    The directions' file is not written: what is pinned by its hash stays as it is.
-    """
-    for path in sorted(root.rglob("attribute.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["name"] == name:
-            card["profile"] = profile.to_json()
-            card["provenance"] = card.get("provenance", {}) | {"measured": dict(found)}
-            partial = path.with_name(f"{path.name}.partial")
-            partial.write_text(json.dumps(card, indent=1), encoding="utf-8")
-            partial.rename(path)
-            return path.parent
-    raise ArtifactError(f"{root}: the attribute {name!r} is gone")
-
-
-def _cost(
-    model: DiffusionLM,
-    attributes: Mapping[str, Attribute],
-    canvases: Mapping[int, Canvases],
-    temperature: float,
-    slices: int,
-    kept: Kept,
-) -> Cost:
-    """The cost matrices, slice by slice."""
-    pushed, found = list(attributes.values()), {}
-    for place, some in tqdm(canvases.items(), desc="cost", unit="slice", leave=False):
-        found[place] = kept.get(
-            f"cost/{place}",
-            lambda some=some: canvas_means(Predictions(model, pushed, some, temperature)),  # type: ignore[misc]
-        )
-    return assemble(found, slices)
+def _canvas_means(predict: Callable[[Canvases], Predictions], some: Canvases) -> list[list[list[float]]]:
+    return canvas_means(predict(some))
 
 
 def _judge(data: Path, group: Group, recipe: ProfileRecipe) -> Judge:
     texts = labelled_texts(data, group, "calibrate", recipe.judge_texts, recipe.seed)
     return train_judge(texts, recipe.seed)
-
-
-def _task(attribute: Attribute) -> Task:
-    if "task" not in attribute.provenance:
-        raise ArtifactError(
-            f"attribute {attribute.name!r} does not say what texts it is of (provenance.task): calibrate it first"
-        )
-    return Task.from_json(attribute.provenance["task"], f"provenance.task of {attribute.name!r}")
-
-
-def _profile(attribute: Attribute, recipe: ProfileRecipe) -> CommitmentProfile:
-    """Its curve; raises ArtifactError where it cannot be measured."""
-    name = attribute.name
-    if attribute.profile is None:
-        raise ArtifactError(f"attribute {name!r} has no commitment curve: calibrate it first")
-    try:
-        profile = CommitmentProfile.from_json(attribute.profile)
-    except ValueError as error:
-        raise ArtifactError(f"attribute {name!r}: {error}") from error
-    if profile.slices != recipe.edges[-1]:
-        raise ArtifactError(
-            f"attribute {name!r} has a profile of {profile.slices} slices, but the edges go to {recipe.edges[-1]}"
-        )
-    if attribute.unit != "residual" or attribute.strength == 0:
-        raise ArtifactError(
-            f"attribute {name!r} has strength {attribute.strength:g} in unit {attribute.unit!r}: it must be other than "
-            f"0, in unit 'residual'"
-        )
-    return profile
-
-
-def _pushed(attribute: Attribute) -> dict[str, Any]:
-    """What decides what pushing an attribute does, and how that is judged."""
-    return {
-        "directions": attribute.directions_sha256,
-        "layers": list(attribute.layers),
-        "strength": attribute.strength,
-        "scope": attribute.scope,
-        "task": attribute.provenance["task"],
-        "curve": attribute.profile["curve"] if attribute.profile else None,
-        "norms": {str(layer): attribute.sites[layer].residual_norm for layer in attribute.layers},
-    }
 
 
 def _line(name: str, found: Mapping[str, Any]) -> str:

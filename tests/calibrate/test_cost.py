@@ -102,7 +102,7 @@ def test_the_check_compares_both_ways_of_measuring() -> None:
     model = family("bert")
     pushed, along = attributes(model), run_canvases(12)
     total = assemble({k: canvas_means(Predictions(model, pushed, one, 1.0)) for k, one in along.items()}, 12)
-    found = check(lambda some: Predictions(model, pushed, some, 1.0), along, 1, 3, float(total.of(1).sum()), 0.05)
+    found = check(lambda some: Predictions(model, pushed[1:2], some, 1.0), along, float(total.of(1).sum()), 0.05)
     assert found["exact_over_fisher"] == pytest.approx(1, rel=0.03)
     assert found["doubling"] == pytest.approx(1, rel=0.1)
     assert found["at_strength"] == pytest.approx(1, rel=0.3)

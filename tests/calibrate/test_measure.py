@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schedulers import CommitmentProfile, build_strength, compile_gains, compile_joint
+from schedulers import CommitmentProfile, build_strength, compile_gains
 from steerserve.calibrate import measure as module
 from steerserve.calibrate.measure import ProfileRecipe, measure
 from steerserve.calibrate.pulse_runs import PROFILE_SEED
 from steerserve.calibrate.run import calibrate
-from steerserve.calibrate.tasks import Task
+from steerserve.calibrate.tasks import Group, Task
 from steerserve.calibrate.texts import labelled_texts
 from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
@@ -24,7 +24,7 @@ from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.steering.attribute import Attribute, load_attributes
-from steerserve.train.classifiers import train_judge
+from steerserve.train.classifiers import Judge, train_judge
 from tests import tiny
 from tests.calibrate.made import TASKS, make_data, make_recipe, make_saes
 
@@ -101,8 +101,6 @@ def test_the_joint_profile_is_of_the_same_costs_and_sensitivities(folder: Path, 
         profile = CommitmentProfile.from_json(attributes[name].profile or {})
         assert found.sensitivity[a] == profile.sensitivity
         assert [matrix[a][a] for matrix in found.cost] == pytest.approx(profile.cost, rel=1e-5)
-    signs = [1.0 if sum(row) > 0 else -1.0 for row in found.sensitivity]
-    assert compile_joint(found, signs, signs).rho >= 1
 
 
 def test_a_sensitivity_is_the_change_of_log_odds_between_paired_runs(folder: Path, tiny_model: Path) -> None:
@@ -175,7 +173,12 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     # What was found before is read, not found again: the runs of the first two attributes are not made.
     made: list[str] = []
     judge = module._judge
-    monkeypatch.setattr(module, "_judge", lambda *given: made.append(given[1].field) or judge(*given))
+
+    def noted(data: Path, group: Group, recipe: ProfileRecipe) -> Judge:
+        made.append(group.field)
+        return judge(data, group, recipe)
+
+    monkeypatch.setattr(module, "_judge", noted)
     measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL))
     assert made == ["who"]
     whole = loaded(folder / "out", tiny_model)

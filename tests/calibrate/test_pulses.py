@@ -19,7 +19,7 @@ def test_without_noise_nothing_is_shrunk() -> None:
     found = shrink(means, np.zeros((4, 4)), COST)
     assert found.values == pytest.approx(means) and found.factors == pytest.approx(np.ones(4))
     wanted = pytest.approx(closed_form(means, COST), abs=1e-4)
-    assert (found.rho["raw"], found.rho["corrected"], found.rho["shrunk"]) == (wanted, wanted, wanted)
+    assert all(found.rho[kind] == wanted for kind in ("raw", "corrected", "shrunk"))
 
 
 def test_a_spread_that_noise_explains_is_taken_for_none() -> None:
