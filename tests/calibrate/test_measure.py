@@ -11,6 +11,7 @@ import pytest
 
 from schedulers import CommitmentProfile, build_strength, compile_gains
 from steerserve.calibrate import measure as module
+from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.measure import ProfileRecipe, measure
 from steerserve.calibrate.pulse_runs import PROFILE_SEED
 from steerserve.calibrate.run import calibrate
@@ -152,12 +153,11 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
 ) -> None:
     root = tmp_path / "out"
     shutil.copytree(folder / "made", root)
-    written = module.write_profile
 
     def stop(root: Path, name: str, *rest: Any) -> Path:
         if name == NAMES[1]:
             raise KeyboardInterrupt
-        return written(root, name, *rest)
+        return write_profile(root, name, *rest)
 
     # No plots this time: where matplotlib is missing the rest is done all the same.
     for part in [part for part in sys.modules if part.split(".")[0] == "matplotlib"]:
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     assert "pip install 'steerserve[train]'" in capsys.readouterr().err
     with pytest.raises(ArtifactError, match=r"\.profile was begun with another recipe: remove it"):
         measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL | {"runs": 4}))
-    monkeypatch.setattr(module, "write_profile", written)
+    monkeypatch.setattr(module, "write_profile", write_profile)
     # What was found before is read, not found again: the runs of the first two attributes are not made.
     made: list[str] = []
     judge = module._judge
