@@ -1,62 +1,58 @@
-"""A running server under load: capacity in a closed loop, then goodput and latency as open-loop load rises past it.
+"""A running server under load: its capacity, then what it still answers as load rises past that.
 
-    python bench/serve.py [--url URL] [--seconds 60] [--loads 0.5 1 2 4] [--out bench/results/serve.json]
+    python -m bench.serve [--url URL] [--seconds 60] [--rounds 3] [--loads 1 2 4] [--out bench/results/serve.json]
 
-Without --url a server with the bundled model is started and stopped. Requests are completions of 16, 32 or 64 tokens
-in half as many steps; half of them are steered by an attribute, drawn by a seeded generator. Capacity: completed
-requests a second with --concurrency of them always under way. Each load then sends requests at Poisson times at that
-multiple of capacity, whatever the answers; what ends after the sending stops is not counted. Goodput counts whole
-answers a second after a warm-up of a fifth of the time; refusals (429, 503) are counted with their least Retry-After.
+Without --url a server with the bundled model is started, with --max-rows, --max-queue and --threads, and stopped.
+Requests are completions of 16, 32 or 64 tokens in half as many steps; half of them are steered by an attribute, drawn
+by a seeded generator.
+
+A round measures the capacity, with twice as many clients as fit into a batch, each asking again once it is answered,
+and then every load: requests at random times at that multiple of this round's capacity, whatever the answers; one that
+is refused does not come back. Nothing is counted until two batches have been answered. Goodput is whole answers a
+second; since lengths are drawn, tokens a second, of whole answers, is the steadier figure, and the one that is held
+against the capacity. Also: refusals with their least Retry-After, and the processor time that the engine's thread and
+all other threads of the server take, which other work on the machine does not change.
+
 The client shares the machine with the server. Prints a table and ends with JSON.
 """
 
 import argparse
 import asyncio
 import json
-import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-import httpx2
-
-WARM = 0.2
-
-
-@dataclass
-class Tally:
-    """What came of the requests of one load."""
-
-    sent: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    done: list[tuple[float, float]] = field(default_factory=list)
-    """When each whole answer came, and how long it took, in seconds."""
-    retry_after: list[float] = field(default_factory=list)
+from bench.load import Figures, Target, closed, open_loop
+from bench.usage import Usage
+from bench.wire import Client
 
 
 @contextmanager
-def served(url: str | None) -> Iterator[str]:
-    """The url given, or that of a server started for the occasion."""
-    if url is not None:
-        yield url
+def served(arguments: argparse.Namespace) -> Iterator[tuple[str, Usage | None]]:
+    """The URL given, or that of a server started for the occasion and its processor time."""
+    if arguments.url is not None:
+        yield arguments.url, None
         return
+    command = [sys.executable, "-m", "steerserve.cli", "serve", "--port", "0", "--no-log-requests"]
+    command += ["--max-rows", str(arguments.max_rows), "--max-queue", str(arguments.max_queue)]
+    command += ["--threads", str(arguments.threads)] if arguments.threads is not None else []
     with tempfile.TemporaryFile("w+") as said:
-        command = [sys.executable, "-m", "steerserve.cli", "serve", "--port", "0", "--no-log-requests"]
         process = subprocess.Popen(command, stderr=said)
         try:
             while (found := re.search(r"ready at (\S+)", read(said))) is None:
                 if process.poll() is not None:
                     raise SystemExit(f"the server did not start:\n{read(said)}")
                 time.sleep(0.2)
-            yield found[1]
+            yield found[1], Usage(process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -68,136 +64,83 @@ def read(file: TextIO) -> str:
     return file.read()
 
 
-def body(chance: random.Random, model: str, attributes: list[str]) -> dict[str, Any]:
-    """One request of the mix."""
-    tokens = chance.choice((16, 32, 64))
-    asked: dict[str, Any] = {
-        "model": model,
-        "prompt": "the",
-        "max_tokens": tokens,
-        "seed": chance.randrange(2**31),
-        "diffusion": {"steps": tokens // 2, "ignore_eos": True},
-    }
-    if attributes and chance.random() < 0.5:
-        asked["steering"] = {"interventions": [{"attribute": chance.choice(attributes)}]}
-    return asked
-
-
-async def ask(client: httpx2.AsyncClient, asked: dict[str, Any], tally: Tally) -> None:
-    """Send one request and note what came of it."""
-    tally.sent += 1
-    began = time.monotonic()
-    try:
-        answer = await client.post("/v1/completions", json=asked)
-    except httpx2.HTTPError as error:
-        tally.outcomes[type(error).__name__] += 1
-        return
-    tally.outcomes[str(answer.status_code)] += 1
-    if answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] in ("stop", "length"):
-        now = time.monotonic()
-        tally.done.append((now, now - began))
-    elif "retry-after" in answer.headers:
-        tally.retry_after.append(float(answer.headers["retry-after"]))
-
-
-async def closed(
-    client: httpx2.AsyncClient, mix: tuple[str, list[str]], concurrency: int, seconds: float
-) -> tuple[Tally, float]:
-    """`concurrency` requests always under way; the tally, and answers a second after the warm-up."""
-    tally, began = Tally(), time.monotonic()
-
-    async def one(seed: int) -> None:
-        chance = random.Random(seed)
-        while time.monotonic() < began + seconds:
-            await ask(client, body(chance, *mix), tally)
-
-    await asyncio.gather(*(one(seed) for seed in range(concurrency)))
-    return tally, rate(tally, began, seconds)
-
-
-async def open_loop(
-    client: httpx2.AsyncClient, mix: tuple[str, list[str]], per_second: float, seconds: float
-) -> tuple[Tally, float]:
-    """Requests at Poisson times; the tally of what ended while they were sent, and answers a second."""
-    tally, began, chance = Tally(), time.monotonic(), random.Random(0)
-    under_way: set[asyncio.Task[None]] = set()
-    due = began
+async def idle(client: Client) -> dict[str, Any]:
+    """What the server says of itself once nothing runs: what the last load left is let go first."""
     while True:
-        due += chance.expovariate(per_second)
-        if due > began + seconds:
-            break
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        task = asyncio.create_task(ask(client, body(chance, *mix), tally))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
-    goodput = rate(tally, began, seconds)
-    tally.outcomes["under way at the end"] = len(under_way)
-    for task in under_way:
-        task.cancel()
-    await asyncio.gather(*under_way, return_exceptions=True)
-    return tally, goodput
+        ready: dict[str, Any] = (await client.get("/ready")).json
+        if ready.get("running_rows") == 0 and ready.get("queue_length") == 0:
+            return ready
+        await asyncio.sleep(0.1)
 
 
-def rate(tally: Tally, began: float, seconds: float) -> float:
-    """Whole answers a second between the end of the warm-up and the end."""
-    first = began + WARM * seconds
-    return sum(first <= when < began + seconds for when, _ in tally.done) / ((1 - WARM) * seconds)
-
-
-def summary(tally: Tally, goodput: float) -> dict[str, Any]:
-    """Figures of one load."""
-    took = sorted(seconds for _, seconds in tally.done) or [float("nan")]
-    at = {f"p{p}": took[min(len(took) - 1, int(p / 100 * len(took)))] for p in (50, 95, 99)}
-    return {
-        "sent": tally.sent,
-        "outcomes": dict(tally.outcomes),
-        "goodput_per_second": goodput,
-        "latency_seconds": at,
-        "least_retry_after": min(tally.retry_after, default=None),
-    }
-
-
-async def run(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Capacity, then every load."""
-    limits = httpx2.Limits(max_connections=4096, max_keepalive_connections=256)
-    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        model = (await client.get("/v1/models")).json()["data"][0]["id"]
-        attributes = [one["name"] for one in (await client.get("/v1/attributes")).json()["data"]]
-        mix = (model, attributes)
-        await closed(client, mix, 4, 5)
-        tally, capacity = await closed(client, mix, arguments.concurrency, arguments.seconds)
-        figures = {"closed": summary(tally, capacity)}
+async def run(url: str, usage: Usage | None, arguments: argparse.Namespace) -> list[dict[str, Figures]]:
+    """The rounds: the figures of the closed loop and of every load."""
+    client, rounds = Client(url), []
+    ready = await idle(client)
+    model = (await client.get("/v1/models")).json["data"][0]["id"]
+    attributes = tuple(one["name"] for one in (await client.get("/v1/attributes")).json["data"])
+    target = Target(client, model, attributes, ready["max_rows"], ready["max_queue"], usage)
+    await closed(target, 1.0, seed=0)
+    for seed in range(arguments.rounds):
+        await idle(client)
+        figures = {"closed": await closed(target, arguments.seconds, seed)}
+        told("closed", figures["closed"], figures["closed"])
+        capacity = figures["closed"].answers_per_second
         for load in arguments.loads:
-            # What the last load left is let go first.
-            while (await client.get("/ready")).json().get("running_rows") != 0:
-                await asyncio.sleep(0.2)
-            found = await open_loop(client, mix, load * capacity, arguments.seconds)
-            figures[f"{load:g}"] = summary(*found)
-    return {"capacity_per_second": capacity, "seconds": arguments.seconds, "figures": figures}
+            await idle(client)
+            found = await open_loop(target, load * capacity, load > 1, arguments.seconds, seed)
+            figures[f"{load:g}"] = found
+            told(f"{load:g}", found, figures["closed"])
+        rounds.append(figures)
+    client.close()
+    return rounds
+
+
+def told(load: str, one: Figures, capacity: Figures) -> None:
+    """Print a line of the table."""
+    share, took = one.cpu_share, one.latency_seconds
+    of_capacity = one.tokens_per_second / capacity.tokens_per_second
+    cpu = "-" if share is None else f"{share['engine']:.2f} + {share['others']:.2f}"
+    print(
+        f"| {load} | {one.sent_per_second:.1f} | {one.answers_per_second:.2f} | {one.tokens_per_second:.0f} | "
+        f"{of_capacity:.2f} | {took['p50']:.2f} s | {took['p99']:.2f} s | {cpu} | {one.outcomes} |",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--loads", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--max-rows", type=int, default=8, help="of a batch; small, so that a minute is many batches")
+    parser.add_argument("--max-queue", type=int, default=16)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with served(arguments.url) as url:
-        result = asyncio.run(run(url, arguments))
-    print("| load | sent | answers a second | against capacity | p50 | p95 | p99 | outcomes |\n" + "|---" * 8 + "|")
-    for load, one in result["figures"].items():
-        took = one["latency_seconds"]
-        print(
-            f"| {load} | {one['sent']} | {one['goodput_per_second']:.2f} | "
-            f"{one['goodput_per_second'] / result['capacity_per_second']:.2f} | {took['p50']:.2f} s | "
-            f"{took['p95']:.2f} s | {took['p99']:.2f} s | {one['outcomes']} |"
-        )
+    print("| load | answers of any kind a second | goodput | tokens a second | against capacity | p50 | p99 | "
+          "CPU: engine + others | outcomes |\n" + "|---" * 9 + "|")  # fmt: skip
+    with served(arguments) as (url, usage):
+        rounds = asyncio.run(run(url, usage, arguments))
+    held = {
+        load: [one[load].tokens_per_second / one["closed"].tokens_per_second for one in rounds]
+        for load in rounds[0]
+        if load != "closed"
+    }
+    for load, ratios in held.items():
+        print(f"{load} x capacity: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    result = {
+        "seconds": arguments.seconds,
+        "max_rows": arguments.max_rows,
+        "max_queue": arguments.max_queue,
+        "threads": arguments.threads,
+        "against_capacity": held,
+        "rounds": [{load: asdict(one) for load, one in figures.items()} for figures in rounds],
+    }
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
 
 

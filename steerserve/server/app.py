@@ -32,6 +32,7 @@ from steerserve.server.openapi import OpenApi
 from steerserve.server.operation import Operation
 from steerserve.server.playground import playground
 from steerserve.server.service import Service
+from steerserve.server.turns import Turns
 from steerserve.server.worker import EngineWorker
 
 
@@ -66,11 +67,12 @@ def create_app(
         title="steerserve", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.worker, app.state.metrics, app.state.keyring = worker, metrics, keyring
-    generations = app.state.generations = Generations()
-    app.include_router(Completions(guarded, config, worker, metrics, generations).router)
-    app.include_router(Changes(guarded, worker, generations).router)
+    generations, turns = Generations(), Turns()
+    app.state.generations = generations
+    app.include_router(Completions(guarded, config, worker, metrics, generations, turns).router)
+    app.include_router(Changes(guarded, worker, generations, turns).router)
     app.include_router(Catalogue(guarded, config).router)
-    app.include_router(FeatureRoutes(guarded, worker).router)
+    app.include_router(FeatureRoutes(guarded, worker, turns).router)
     app.include_router(Operation(config, worker, metrics).router)
     app.include_router(OpenApi(service, config).router)
     app.include_router(playground())

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,6 +28,7 @@ from steerserve.server.rows import Row, admit, rows_of
 from steerserve.server.service import Service
 from steerserve.server.sse import EventStream, lines
 from steerserve.server.streaming import VIEWS
+from steerserve.server.turns import Turns
 from steerserve.server.wording import ChatWording, CompletionWording, Wording
 from steerserve.server.worker import EngineWorker
 
@@ -55,12 +55,14 @@ class Completions:
         worker: EngineWorker,
         metrics: Metrics,
         generations: Generations,
+        turns: Turns,
     ) -> None:
         self._service = service
         self._config = config
         self._worker = worker
         self._metrics = metrics
         self._generations = generations
+        self._turns = turns
 
     @property
     def router(self) -> APIRouter:
@@ -84,7 +86,7 @@ class Completions:
         would be refused with."""
         raw = await request.body()
         interface = CHAT if b'"messages"' in raw and "messages" in read_object(raw) else COMPLETIONS
-        _, _, rows, admitted = await run_in_threadpool(self._admit, raw, interface)
+        _, _, rows, admitted = await self._turns.take(self._admit, raw, interface)
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
@@ -93,6 +95,8 @@ class Completions:
         return JSONResponse({"object": "steering.preview", "model": self._service.model_id, "plans": listed})
 
     async def _answered(self, request: Request, interface: Interface) -> Response:
+        # First of all: under load, most of what a server does may be to refuse, and that must cost it next to nothing.
+        self._worker.check_room()
         raw = await request.body()
         body, generation = await unless_gone(request.receive, self._start(raw, interface))
         if body.stream:
@@ -115,7 +119,8 @@ class Completions:
 
     async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:
         began = time.perf_counter()
-        body, seed, rows, admitted = await run_in_threadpool(self._admit, raw, interface)
+        room = self._worker.check_room
+        body, seed, rows, admitted = await self._turns.take(self._admit, raw, interface, first=room)
         answer = Answer(
             id=f"{interface.wording.prefix}{uuid.uuid4().hex}",
             created=int(time.time()),

@@ -54,11 +54,20 @@ class Delivery:
             batches.setdefault(subscription, []).append(event)
             if isinstance(event, Done | Failed):
                 ended.append(event.request_id)
-        lost = [one for one, batch in batches.items() if not _tell(one.loop, one.put, batch)]
+        # One call a loop and not one a request: each wakes the loop up, and has this thread give up the interpreter.
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, list[Event]]]] = {}
+        for one, batch in batches.items():
+            loops.setdefault(one.loop, []).append((one, batch))
+        lost = [one for loop, mail in loops.items() if not _tell(loop, _put, mail) for one, _ in mail]
         # Last: a row that is dropped before its end has been told would leave its client waiting.
         for request_id in ended:
             self.live.pop(request_id, None)
         return [request_id for one in lost for request_id in one.ids]
+
+
+def _put(mail: list[tuple[Subscription, list[Event]]]) -> None:
+    for subscription, events in mail:
+        subscription.put(events)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> bool:

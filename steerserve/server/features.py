@@ -4,7 +4,6 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag, model_validator
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,6 +14,7 @@ from steerserve.server.body import parse, shown, validate
 from steerserve.server.disconnect import unless_gone
 from steerserve.server.fields import Layer, Name, Strict, Text, TokenIds
 from steerserve.server.service import Service
+from steerserve.server.turns import Turns
 from steerserve.server.worker import EngineWorker
 
 PAGE = 100
@@ -60,9 +60,10 @@ class ActivationRequest(Strict):
 class FeatureRoutes:
     """The features of one service."""
 
-    def __init__(self, service: Service, worker: EngineWorker) -> None:
+    def __init__(self, service: Service, worker: EngineWorker, turns: Turns) -> None:
         self._service = service
         self._worker = worker
+        self._turns = turns
 
     @property
     def router(self) -> APIRouter:
@@ -76,7 +77,7 @@ class FeatureRoutes:
         """Features with their labels and statistics, a page at a time."""
         query = validate(_query(request), FeatureQuery)
         features = self._features()
-        data, total = await run_in_threadpool(features.listed, query.sae, query.q, query.offset, query.limit)
+        data, total = await self._turns.take(features.listed, query.sae, query.q, query.offset, query.limit)
         more = query.offset + len(data) < total and bool(data)
         return JSONResponse({"object": "list", "data": data, "total": total, "has_more": more})
 
@@ -88,7 +89,7 @@ class FeatureRoutes:
 
     async def _read(self, raw: bytes) -> list[dict[str, object]]:
         features = self._features()
-        prepared = await run_in_threadpool(_prepare, raw, features)
+        prepared = await self._turns.take(_prepare, raw, features)
         self._worker.check()
         told: list[dict[str, object]] = await self._worker.ask(lambda _: features.read(prepared))
         return told

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,6 +17,7 @@ from steerserve.server.protocol import SteeringPatch
 from steerserve.server.pushes import check_model, pushes
 from steerserve.server.rows import Row, admit
 from steerserve.server.service import Service
+from steerserve.server.turns import Turns
 from steerserve.server.visit import VISIT
 from steerserve.server.worker import EngineWorker
 
@@ -65,10 +65,11 @@ class Generations:
 class Changes:
     """The routes."""
 
-    def __init__(self, service: Service, worker: EngineWorker, generations: Generations) -> None:
+    def __init__(self, service: Service, worker: EngineWorker, generations: Generations, turns: Turns) -> None:
         self._service = service
         self._worker = worker
         self._generations = generations
+        self._turns = turns
 
     @property
     def router(self) -> APIRouter:
@@ -97,7 +98,7 @@ class Changes:
 
     async def _steer(self, raw: bytes, generation: Generation) -> dict[str, Any]:
         rows = generation.steerable
-        admitted = await run_in_threadpool(self._admit, raw, list(rows.values()))
+        admitted = await self._turns.take(self._admit, raw, list(rows.values()))
         changed = dict(zip(rows, admitted, strict=True))
         since = await self._worker.ask(lambda engine: _steer(engine, changed))
         if not since:

@@ -52,6 +52,17 @@ class Load:
         """How long the engine takes for so many canvas-steps, at the rate it has had lately; at least one."""
         return max(1.0, steps / self._rate) if self._rate > 0 else 1.0
 
+    def check_full(self, arriving: int, most: int | None) -> None:
+        """Raise QueueFullError where no request would find room: as many rows as may wait do, or are about to, or more
+        than `most` canvas-steps would wait with any further one. arriving: rows on their way into the queue.
+
+        Reads the engine itself, from whichever thread calls, since a step may have let rows in since it began.
+        """
+        now, steps = self._read(), self._waiting_steps
+        rows = int(now["queue_length"]) + arriving
+        if rows >= now["max_queue"] or (most is not None and steps >= most):
+            raise QueueFullError(f"the queue is full: {rows} rows wait for {steps} steps", self.seconds_for(steps / 2))
+
     def check_room(self, requests: Iterable[Any], most: int | None) -> None:
         """Raise QueueFullError where more than `most` canvas-steps would wait; a queue without any takes whatever
         comes."""

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
-from steerserve.errors import QueueFullError, SteerserveError
+from steerserve.errors import SteerserveError
 from steerserve.server.errors import EngineDownError
 from steerserve.server.metrics import Metrics
 from steerserve.server.worker import EngineWorker
@@ -45,24 +45,16 @@ class Operation:
 
     async def ready(self) -> Response:
         """200 while a new request would be taken."""
-        self._check()
+        self._worker.check_room()
         return JSONResponse({"status": "ready", **self._worker.load.now})
 
     async def metrics(self) -> Response:
         """Prometheus text."""
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    def _check(self) -> None:
-        """Raise EngineDownError, ShuttingDownError or QueueFullError where a request would not be taken."""
-        self._worker.check()
-        load = self._worker.load
-        rows, steps, most = load.now["queue_length"], load.waiting_steps, self._config.max_queue_steps
-        if rows >= load.now["max_queue"] or (most is not None and steps >= most):
-            raise QueueFullError(f"the queue is full: {rows} rows wait for {steps} steps", load.seconds_for(steps / 2))
-
     def _is_ready(self) -> float:
         try:
-            self._check()
+            self._worker.check_room()
         except SteerserveError:
             return 0.0
         return 1.0

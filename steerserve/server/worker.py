@@ -42,11 +42,12 @@ class EngineWorker:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._delivery = Delivery()
-        # Guards the three below: a request is either noted before the thread ends, and answered, or refused.
+        # Guards the four below: a request is either noted before the thread ends, and answered, or refused.
         self._gate = threading.Lock()
         self._down: str | None = "the engine has not been started"
         self._failed = False
         self._draining_until: float | None = None
+        self._arriving = 0
         # The thread's own, but for the time of the step, which others read.
         self._drains: list[threading.Event] = []
         self._step_began: float | None = None
@@ -84,6 +85,12 @@ class EngineWorker:
         if self._draining_until is not None:
             raise ShuttingDownError("the server is shutting down", self._draining_until - time.monotonic())
 
+    def check_room(self) -> None:
+        """Raise QueueFullError, EngineDownError or ShuttingDownError where even the smallest request would be refused;
+        from any thread."""
+        self.check()
+        self.load.check_full(self._arriving, self._max_queue_steps)
+
     async def submit(self, requests: list[Any]) -> Subscription:
         """Add admitted requests, all or none; raises QueueFullError or EngineDownError.
 
@@ -96,11 +103,15 @@ class EngineWorker:
             self.check()
             self._delivery.expect(command)
             self._commands.put(command)
+            self._arriving += len(requests)
         try:
             await command.accepted
         except asyncio.CancelledError:
             self.abort(subscription.ids)
             raise
+        finally:
+            with self._gate:
+                self._arriving -= len(requests)
         return subscription
 
     def abort(self, ids: Iterable[str]) -> None:
