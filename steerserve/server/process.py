@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from socket import socket
@@ -29,6 +30,9 @@ ANSWER_SECONDS = 5
 """How long the last answers may take to be sent once every row has ended."""
 MOST_FILES = 65536
 """Open files asked of the system: every connection is one."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread may go on in Python while another waits for its turn. Each operation of the engine's thread gives
+the interpreter up and has to get it back: at Python's 5 ms, a busy loop of connections holds it up at every one."""
 
 
 class ServerProcess(Server):
@@ -68,6 +72,7 @@ class ServerProcess(Server):
     def serve_until_stopped(self) -> int:
         """Serve; the exit code of the process."""
         allow_many_files()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.run()
         if not self.started:
             return DID_NOT_START

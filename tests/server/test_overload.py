@@ -1,0 +1,109 @@
+"""More work than there is room for: what is refused costs next to nothing, and never more than a few are admitted at
+once."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from steerserve.engine.params import GenerationParams
+from steerserve.server.turns import AT_ONCE, Turns
+from tests.server.asgi import Call, running
+from tests.server.test_disconnect import Gate
+from tests.server.text_engine import TextEngine, TextRequest
+
+BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
+
+
+class Counting(TextEngine):
+    """Counts what is admitted, and how much of it at once."""
+
+    def __init__(self, **bounds: int) -> None:
+        super().__init__(**bounds)
+        self.admitted = self.now = self.most = 0
+        self.counting = threading.Lock()
+
+    def admit(self, params: GenerationParams) -> TextRequest:
+        with self.counting:
+            self.admitted += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.002)
+        with self.counting:
+            self.now -= 1
+        return super().admit(params)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("body", [BODY, BODY | {"stream": True}, {"model": 3}, "no object"])
+def test_a_full_queue_refuses_before_it_reads_or_admits_anything(path: str, body: Any) -> None:
+    engine = Counting(max_queue=0)
+
+    async def scenario() -> tuple[Call, Call]:
+        async with running(engine) as app:
+            refused = await Call(path, body).run(app)
+            return refused, await Call("/v1/steering/preview", BODY).run(app)
+
+    refused, preview = asyncio.run(scenario())
+    assert (refused.status, refused.received) == (503, 0)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert b"overloaded" in refused.body
+    # What waits for no place in the queue is still told.
+    assert (preview.status, engine.admitted) == (200, 1)
+
+
+def test_a_crowd_during_a_step_is_admitted_as_far_as_there_is_room() -> None:
+    engine = Counting(max_rows=1, max_queue=4)
+    gate = Gate(engine, 2)
+
+    async def scenario() -> Counter[int]:
+        async with running(engine) as app:
+            first = asyncio.create_task(Call("/v1/completions", BODY).run(app))
+            await asyncio.to_thread(gate.reached.wait, 10)
+            crowd = [asyncio.create_task(Call("/v1/completions", BODY).run(app)) for _ in range(60)]
+            # Those for whom there is no room are told so while the step lasts.
+            while sum(one.done() for one in crowd) < len(crowd) - engine.max_queue:
+                await asyncio.sleep(0.001)
+            admitted = engine.admitted
+            gate.opened.set()
+            answered = await asyncio.gather(first, *crowd)
+            assert admitted <= 1 + engine.max_queue + AT_ONCE
+            return Counter(call.status for call in answered)
+
+    assert asyncio.run(scenario()) == {200: 1 + engine.max_queue, 503: 60 - engine.max_queue}
+
+
+def test_few_are_admitted_at_once_and_all_in_the_end() -> None:
+    engine = Counting(max_rows=64)
+
+    async def scenario() -> list[Call]:
+        async with running(engine) as app:
+            return await asyncio.gather(*(Call("/v1/completions", BODY).run(app) for _ in range(40)))
+
+    assert {call.status for call in asyncio.run(scenario())} == {200}
+    assert (engine.admitted, engine.most) == (40, AT_ONCE)
+
+
+def test_a_turn_is_handed_on_whatever_comes_of_it() -> None:
+    class FullError(Exception):
+        pass
+
+    def fails() -> None:
+        raise FullError
+
+    async def scenario() -> list[Any]:
+        turns = Turns(at_once=1)
+        held = asyncio.create_task(turns.take(time.sleep, 0.05))
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(turns.take(lambda: 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        others = [turns.take(lambda: 2, first=fails), turns.take(fails), turns.take(lambda: 3)]
+        return await asyncio.gather(held, gone, *others, return_exceptions=True)
+
+    held, gone, *others = asyncio.run(scenario())
+    assert held is None and isinstance(gone, asyncio.CancelledError)
+    assert [type(one) for one in others] == [FullError, FullError, int]
