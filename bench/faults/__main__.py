@@ -64,7 +64,7 @@ def main() -> None:
     def every() -> Iterator[Found]:
         yield from on_one_server(chosen)
         if chosen("SIGTERM while rows run and stream"):
-            yield stopped("SIGTERM while rows run and stream")
+            yield stopped("SIGTERM while rows run and stream", rows=16)
         if chosen("SIGTERM, and the drain is long enough"):
             yield stopped("SIGTERM, and the drain is long enough", "--drain-seconds", str(PATIENCE), rows=16)
         if chosen("SIGTERM, and rows outlast the drain"):

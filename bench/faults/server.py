@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 IDLE_SECONDS = 15.0
 
 

@@ -49,6 +49,12 @@ signs would reach the mandatory one as well.
 """
 
 
+JUDGED_OF_PUSHES: Final = frozenset(
+    {"attribute", "feature", "vector", "strength", "op", "unit", "scope", "schedule", "layers", "direction"}
+)
+"""The same of an intervention's fields: the checks beside a mandatory one know what these do."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """The limits of one key. The default allows everything."""
@@ -88,13 +94,9 @@ class Policy:
             self._check_choice(getattr(params, choice), choice)
         if not self.mandatory:
             return params
-        for one_field in fields(params):
-            unset = one_field.default if one_field.default_factory is MISSING else one_field.default_factory()
-            if one_field.name not in JUDGED and getattr(params, one_field.name) != unset:
-                raise PolicyError(
-                    f"{one_field.name} may not be set with this key, which carries a mandatory intervention",
-                    one_field.name,
-                )
+        _check_judged(params, JUDGED, "")
+        for index, one in enumerate(params.interventions):
+            _check_judged(one, JUDGED_OF_PUSHES, f"interventions[{index}].")
         return replace(params, interventions=(*params.interventions, *self.mandatory))
 
     def check(self, params: GenerationParams, plan: Mapping[str, Any]) -> None:
@@ -209,6 +211,15 @@ class Policy:
                     f"peaks; these make {totals[unit]:.4g}",
                     f"{param}.strength",
                 )
+
+
+def _check_judged(asked: GenerationParams | Intervention, judged: frozenset[str], where: str) -> None:
+    """Raise PolicyError for a field that is set and not among `judged`; where: the path of `asked`."""
+    for one in fields(asked):
+        unset = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name not in judged and getattr(asked, one.name) != unset:
+            name = where + one.name
+            raise PolicyError(f"{name} may not be set with this key, which carries a mandatory intervention", name)
 
 
 def _peak(summary: Mapping[str, Any], param: str) -> float:
