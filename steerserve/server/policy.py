@@ -50,7 +50,7 @@ signs would reach the mandatory one as well.
 
 
 JUDGED_OF_PUSHES: Final = frozenset(
-    {"attribute", "feature", "vector", "strength", "op", "unit", "scope", "schedule", "layers", "direction"}
+    {"attribute", "feature", "vector", "strength", "op", "unit", "scope", "schedule", "layers", "direction", "when"}
 )
 """The same of an intervention's fields: the checks beside a mandatory one know what these do."""
 
