@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from steerserve.engine.compiled import CompiledSchedules
 from steerserve.errors import NotFoundError
 from steerserve.models import ModelFacts, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
@@ -22,6 +23,7 @@ class Catalogue:
     """Mean norm of the hidden state at masked positions by layer, where it is known."""
     defaults: SamplerDefaults = SamplerDefaults()
     vectors: Mapping[str, NamedVector] = field(default_factory=dict)
+    compiled: CompiledSchedules = field(default_factory=CompiledSchedules, compare=False, repr=False)
 
     def attribute(self, name: str, param: str) -> Attribute:
         """The attribute of that name; raises NotFoundError listing the known ones."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.compiled import SLICES, CompiledSchedule
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
 from steerserve.engine.feedback import closed_loop
 from steerserve.engine.governor import govern
@@ -19,8 +19,6 @@ from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
 from steerserve.steering.plan import SCOPES, Push
 
-SLICES = 64
-"""Slices of progress on which schedules are compiled."""
 LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6, "stored": 1e4}
 """Largest strength by unit: far beyond any text, well inside float32."""
 
@@ -45,7 +43,7 @@ def resolve(
         default_scope = attribute.scope
         # A schedule says when to push; an operator that sets or removes a projection holds it throughout.
         default_schedule = "uniform" if one.op in SETS_PROJECTION else attribute.schedule
-        profile = CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
+        profile = catalogue.compiled.profile(attribute)
     elif one.feature is not None:
         pushes = [feature_site(catalogue, one, param)]
         default_unit = _known_unit(catalogue, one, pushes)
@@ -67,7 +65,11 @@ def resolve(
     scope = _scope(asked_scope, response, catalogue.facts.shift, param)
     schedule = default_schedule if one.schedule is None else one.schedule
     loop = closed_loop(schedule, attribute, one.op, strength, profile, param)
-    table = _gains(schedule, profile, one.op, f"{param}.schedule") if loop is None else loop.bound(SLICES)
+    if loop is None:
+        compiled = _gains(catalogue, schedule, attribute, one.op, f"{param}.schedule")
+    else:
+        compiled = CompiledSchedule(loop.bound(SLICES), (loop.config.peak,) * SLICES)
+    table, gains = compiled.table, compiled.gains
     governor = govern(catalogue, loop, one.when, param)
     sites, built = [], []
     neutral = strength == NEUTRAL.get(one.op, 0.0) and one.op not in ("clamp", "cap")
@@ -79,7 +81,6 @@ def resolve(
         push.strength, push.op, push.scope, push.gains = strength * scale, one.op, scope, table.gains
         push.dial = None if governor is None else governor.dial
         built.append(push)
-    gains = table.gains.tolist()
     predicted = None
     if progress is not None and governor is None:
         predicted = [round(strength * gains[_slice(p)], 6) for p in progress]
@@ -205,21 +206,18 @@ def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, 
     return max(0, response[0] + first - shift), max(1, response[0] + last - shift)
 
 
-def _gains(choice: Choice, profile: CommitmentProfile | None, op: str, param: str) -> GainTable:
+def _gains(catalogue: Catalogue, choice: Choice, attribute: Attribute | None, op: str, param: str) -> CompiledSchedule:
     try:
-        schedule, norm = build_strength(choice)
-        # The gain of such an operator is the share of the way to its target: more would overshoot it.
-        if op in SETS_PROJECTION:
-            norm = norm or "peak"
-        table = compile_gains(schedule, norm, profile, SLICES)
+        compiled = catalogue.compiled.schedule(choice, attribute, op)
     except ValueError as error:
         raise RequestError(str(error), param) from error
-    if op in SETS_PROJECTION and float(table.gains.max()) > 1 + 1e-6:
+    if op in SETS_PROJECTION and max(compiled.gains) > 1 + 1e-6:
         raise RequestError(
-            f"op {op!r} takes gains of at most 1, norm {norm!r} makes {float(table.gains.max()):.3g}; use 'peak'",
+            f"op {op!r} takes gains of at most 1, norm {compiled.table.norm!r} makes {max(compiled.gains):.3g}; "
+            f"use 'peak'",
             param,
         )
-    return table
+    return compiled
 
 
 def _vector_hash(catalogue: Catalogue, one: Intervention) -> str | None:
