@@ -8,9 +8,10 @@ from tokenizers import Tokenizer
 
 from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
+from steerserve.engine.allocation import allocate
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.governor import most_steps, react
-from steerserve.engine.interventions import readout, resolve
+from steerserve.engine.interventions import readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Readout, Request
@@ -82,9 +83,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
     progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
-    interventions = tuple(
-        resolve(catalogue, one, response, progress, f"interventions[{i}]") for i, one in enumerate(params.interventions)
+    allocation = allocate(
+        catalogue, params, response, progress, rewrites=transfer.remasks or params.remask_when is not None
     )
+    interventions = allocation.interventions
     readouts: tuple[Readout, ...] = ()
     if params.trace is not None:
         _whole("trace.every", params.trace.every, 1, config.max_steps)
@@ -106,6 +108,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "cfg_scale": params.cfg_scale,
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
+        **allocation.told,
     }
     return Request(
         id=uuid.uuid4().hex,
@@ -123,6 +126,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         uptake=_read_by(order, params, catalogue) if "uptake" in order.needs else None,
         plan=plan,
         reactions=reactions,
+        budget=allocation.budget,
     )
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
-from steerserve.engine.request import Request
+from steerserve.engine.limits import hold_to_budgets
+from steerserve.engine.request import Forward, Request
 from steerserve.engine.sampler import Settings
 from steerserve.engine.watch import Watch
 from steerserve.models import DiffusionLM, ModelFacts
@@ -62,6 +63,15 @@ class Batch:
         captures |= self.watch.layers
         # A twin is pushed as its row is: guidance is towards the prompt alone, and no receipt counts it.
         twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
+        measured = [i for i, r in enumerate(requests) if r.measured]
+        self.measured = torch.tensor(measured, dtype=torch.int64, device=device)
+        """Rows [M] whose KL is measured: each has a twin without its own pushes, behind those that are guided."""
+        self.shadow = torch.zeros(len(requests), dtype=torch.int64, device=device)
+        """Row of the forward [R] of a measured row's twin; 0 for the others."""
+        self.shadow[self.measured] = len(requests) + len(guided) + torch.arange(len(measured), device=device)
+        twins += [[replace(push, applied=Applied()) for push in requests[i].imposed] for i in measured]
+        self.rows = [*requests, *(requests[i] for i in guided + measured)]
+        """Of each row of the forward [R + G + M], the request it stands for."""
         self.plan = SteeringPlan([*(r.pushes for r in requests), *twins], device, dtype, captures)
         self.saes: dict[SparseAutoencoder, Tensor] = {}
         """Rows [R] bool that compare features of each SAE between steps."""
@@ -96,7 +106,7 @@ class Batch:
         return row, position
 
     def forward(self, model: DiffusionLM) -> Tensor:
-        """Final states [R + G, W, hidden_size] of this step, steered."""
+        """Final states [R + G + M, W, hidden_size] of this step, steered."""
         masked = (self.canvas == self.facts.mask_id) & self.response
         scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
         scopes = self._of_states(scopes)
@@ -109,7 +119,19 @@ class Batch:
             scopes = torch.cat([scopes, scopes[self.guided]])
             progress = torch.cat([progress, progress[self.guided.cpu()]])
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.guided]])
+        if len(self.measured):
+            canvas, lengths = (
+                torch.cat([canvas, self.canvas[self.measured]]),
+                torch.cat([lengths, self.lengths[self.measured]]),
+            )
+            scopes = torch.cat([scopes, scopes[self.measured]])
+            progress = torch.cat([progress, progress[self.measured.cpu()]])
+            sigma = None if sigma is None else torch.cat([sigma, sigma[self.measured]])
         self.plan.set_step(progress, scopes)
+        for request in self.requests:
+            # Before the forward: one that does not fit into memory has gains of its own, and commits nothing.
+            request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
+        hold_to_budgets(self.requests, self.plan)
         hidden: Tensor = model(canvas, lengths, self.plan, sigma)
         for request in self.requests:
             request.forwards += 1

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from schedulers import JointProfile
 from steerserve.engine.compiled import CompiledSchedules
 from steerserve.errors import NotFoundError
 from steerserve.models import ModelFacts, SamplerDefaults
@@ -23,6 +24,8 @@ class Catalogue:
     """Mean norm of the hidden state at masked positions by layer, where it is known."""
     defaults: SamplerDefaults = SamplerDefaults()
     vectors: Mapping[str, NamedVector] = field(default_factory=dict)
+    joint: JointProfile | None = None
+    """Of attributes pushed together; None where it was not measured."""
     compiled: CompiledSchedules = field(default_factory=CompiledSchedules, compare=False, repr=False)
 
     def attribute(self, name: str, param: str) -> Attribute:

@@ -21,6 +21,7 @@ def commit(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probabili
             found[r].append((p, t, lp))
     events = []
     for request, commits in zip(batch.requests, found, strict=True):
+        request.made[-1].commits = len(commits)
         for p, t, lp in commits:
             request.canvas[p] = t
             if request.params.logprobs:

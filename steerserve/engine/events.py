@@ -83,11 +83,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """Terminal: the row was aborted or its step failed; `message` holds no internals."""
+    """Terminal: the row was aborted, went over a limit of its own, or its step failed; `message` holds no internals."""
 
     request_id: str
     message: str
     aborted: bool = False
+    limit: str | None = None
+    """The field of the request whose limit it went over."""
 
 
 Event = Committed | Revised | Trace | Steered | Done | Failed

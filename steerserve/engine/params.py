@@ -9,6 +9,7 @@ Choice = str | Mapping[str, Any]
 
 Operator = Literal["add", "boost", "multiply", "clamp", "project_out", "cap"]
 Unit = Literal["residual", "max_act", "raw", "stored", "kl"]
+Control = Literal["random", "sign_flip", "matched_norm"]
 Scope = Literal["all", "prompt", "response", "masked", "committed"] | tuple[int, int]
 """A named set of positions, or a half-open span of response positions."""
 
@@ -47,6 +48,19 @@ class Intervention:
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
     when: Mapping[str, Any] | None = None
     """Condition (`steerserve.engine.conditions`) under which it pushes: judged after each forward, for the next."""
+    mandatory: bool = False
+    """Whether it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a row's own interventions may come to together."""
+
+    max_kl: float | None = None
+    """Predicted trajectory KL in nats a response token."""
+    max_delta: float | None = None
+    """|delta| / |h| of the sum of the pushes at a layer, at every position."""
+    on_exceed: Literal["clip", "refuse"] = "clip"
 
 
 @dataclass(frozen=True)
@@ -99,3 +113,10 @@ class GenerationParams:
     """Condition that ends the row after the step at which it holds, with the text there is."""
     remask_when: Mapping[str, Any] | None = None
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
+    combine: Literal["independent", "joint"] = "independent"
+    """`joint`: one allocation over the attributes pushed decides their gains, instead of a schedule each."""
+    limits: Limits | None = None
+    control: Control | None = None
+    """What is pushed in place of what is named, to tell a direction's effect from that of any push of its size."""
+    measure_kl: bool = False
+    """Whether to measure the KL from the row without its own interventions, at the cost of one row more."""

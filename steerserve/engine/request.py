@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from schedulers import Order, Transfer
+from steerserve.engine.budget import KlBudget
 from steerserve.engine.conditions import Reading
+from steerserve.engine.cost import Price
 from steerserve.engine.events import Trace
 from steerserve.engine.gauges import Gauge
 from steerserve.engine.governor import Governor, Reactions, usual_step
@@ -33,6 +35,21 @@ class Resolved:
     pushes: tuple[Push, ...]
     governor: Governor | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
+    price: Price | None = None
+    """Its calibrated cost; None where none holds for it."""
+    mandatory: bool = False
+    """Whether it is not the caller's own."""
+
+
+@dataclass
+class Forward:
+    """What became of one forward of a row."""
+
+    step: int
+    committed: int
+    """Response tokens that were committed before it."""
+    commits: int = 0
+    """Tokens that it committed."""
 
 
 @dataclass(eq=False)
@@ -57,11 +74,17 @@ class Request:
     plan: dict[str, Any]
     reactions: Reactions | None = None
     """What ends the row or rewrites it; None where nothing does."""
+    budget: KlBudget | None = None
+    """What is left to spend; None without a limit on it."""
     canvas: list[int] = field(init=False)
     step: int = 0
     """Denoising steps done."""
     forwards: int = 0
     """Forward passes made: as many as steps, less those at which nothing was to commit."""
+    made: list[Forward] = field(default_factory=list)
+    """Each of them."""
+    measured_kl: float = 0.0
+    """Nats that the tokens committed so far are, by the full distributions, from the unsteered row's; summed."""
     block: int = 0
     block_step: int = 0
     block_total: int = field(init=False)
@@ -140,7 +163,12 @@ class Request:
     @property
     def rows(self) -> int:
         """Rows of the forward it takes."""
-        return 2 if self.guided else 1
+        return 1 + self.guided + self.measured
+
+    @property
+    def measured(self) -> bool:
+        """Whether the KL of its own pushes is measured, by a row without them."""
+        return self.params.measure_kl and any(one.pushes and not one.mandatory for one in self.interventions)
 
     @property
     def ending(self) -> bool:
@@ -207,13 +235,21 @@ class Request:
             *(readout.push for readout in self.readouts),
         ]
 
+    @property
+    def imposed(self) -> list[Push]:
+        """The pushes that are not the caller's own."""
+        return [push for one in self.interventions if one.mandatory for push in one.pushes]
+
     def steer(self, other: "Request") -> None:
         """Take over the interventions of an equal row that was admitted with other ones, from the next step on."""
         if self.step > self.since:
             self.earlier += [(one, self.since, self.step) for one in self.interventions]
         self.since = self.step
-        self.params = replace(self.params, interventions=other.params.interventions)
+        asked = other.params
+        self.params = replace(self.params, interventions=asked.interventions, limits=asked.limits)
         self.interventions, self.plan = other.interventions, other.plan
+        spent = self.budget
+        self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)
 
     def rewind(self, position: int) -> None:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""

@@ -15,7 +15,9 @@ from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, readings, revise
+from steerserve.engine.divergence import measure_divergence
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
+from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.reactions import react
@@ -158,6 +160,7 @@ class TorchEngine:
         row, position = row[worth], position[worth]
         drawn = self._sample(batch, hidden, row, position)
         chosen = choose(batch, row, position, drawn)
+        measure_divergence(batch, self.model, hidden, row[chosen], position[chosen])
         note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
         events += readings(batch)
         events += revise(batch, batch.requests)
@@ -165,7 +168,7 @@ class TorchEngine:
         events += react(batch)
         for request in batch.requests:
             request.advance()
-        events += self._collect(batch)
+        events = account(batch.requests, batch.rows, batch.plan, events) + self._collect(batch)
         cost = (time.perf_counter() - began) / len(batch.requests)
         self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
         return events
@@ -203,7 +206,7 @@ class TorchEngine:
 
     def _collect(self, batch: Batch) -> list[Event]:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
-        done = [request for request in batch.requests if self._settled(request)]
+        done = [request for request in batch.requests if not request.finished and self._settled(request)]
         if done:
             batch.plan.flush()
         events: list[Event] = [Done(request.id, self._result(request)) for request in done]
@@ -244,7 +247,7 @@ class TorchEngine:
             steps=request.step,
             forward_passes=request.forwards,
             prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
-            receipt=receipt(request),
+            receipt=receipt(request, self.catalogue),
             trace=tuple(request.trace),
             logprobs=tuple(request.logprobs[i] for i in written) if request.params.logprobs else None,
             top_logprobs=tuple(request.top_logprobs[i] for i in written) if request.top_logprobs else None,

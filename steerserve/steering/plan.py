@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from steerserve.steering.bounds import Bound, Bounds
 from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
 
 SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
@@ -48,6 +49,8 @@ class Applied:
     ratio_sum: float = 0.0
     """Sum of |delta| / |h| over those positions."""
     ratio_max: float = 0.0
+    clipped: int = 0
+    """Positions x steps at which its bound made it smaller."""
     gains: list[float] = field(default_factory=list)
     """Gain at each step made."""
 
@@ -88,6 +91,8 @@ class Push:
     SAE of its state."""
     dial: Dial | None = None
     """Of a push that is not its table's alone."""
+    bound: Bound | None = None
+    """The same for all the pushes of a row that have one."""
     applied: Applied = field(default_factory=Applied)
 
 
@@ -131,6 +136,8 @@ class Site:
         ]
         # Where every push is an `add`, the projection on v is not needed and not computed.
         self.projects = any(push.op != "add" for row in pushes for push in row)
+        bounds = [[push.bound for push in row] for row in pushes]
+        self.bounds = Bounds(bounds, width, device) if any(any(row) for row in bounds) else None
         self.gain = torch.zeros(shape, device=device)
         self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
         self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)
@@ -163,6 +170,12 @@ class Site:
         choice = self.scope.clamp(max=len(SCOPES) - 1)[:, :, None].expand(-1, -1, named.shape[2])
         self.mask = torch.where((self.scope == len(SCOPES))[:, :, None], spans, named.gather(1, choice))
 
+    def scale(self, row: int, push: int, factor: float) -> None:
+        """Multiply a push's gain of the step that was set."""
+        gain = self.gains[-1].clone()
+        gain[row, push] *= factor
+        self.gains[-1], self.gain = gain, gain.to(self.code.device)
+
     def apply(self, hidden: Tensor) -> Tensor:
         """hidden [batch, length, hidden_size] -> the same, steered; rows without a push are left bit for bit."""
         state = hidden if len(self.rows) == len(hidden) else hidden[self.rows]
@@ -181,6 +194,8 @@ class Site:
                     best = code if pair is None else pair.encode(state[r, part].float(), self.masked[r, part])
                     largest[r, p, part], activation[r, p, part] = best.amax(dim=1), code[:, feature]
         weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
+        if self.bounds is not None:
+            weight = self.bounds.hold(weight, self.directions, state)
         self._record(weight, state)
         delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)
         return hidden.index_add(0, self.rows, delta)
@@ -206,10 +221,12 @@ class Site:
 
     def flush(self) -> None:
         """Move the sums of this site into its pushes, in one transfer, and start them again."""
-        table = torch.stack([self.positions, self.steps, self.ratio_sum, self.ratio_max]).tolist()
+        clipped = torch.zeros_like(self.steps) if self.bounds is None else self.bounds.clipped
+        table = torch.stack([self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped]).tolist()
         for r, row in enumerate(self.pushes):
             for p, push in enumerate(row):
-                positions, steps, ratio_sum, ratio_max = (column[r][p] for column in table)
+                positions, steps, ratio_sum, ratio_max, cut = (column[r][p] for column in table)
+                push.applied.clipped += int(cut)
                 push.applied.positions += int(positions)
                 push.applied.steps += int(steps)
                 push.applied.ratio_sum += ratio_sum
@@ -219,7 +236,7 @@ class Site:
                 for push, gains in zip(row, table_row, strict=False):
                     push.applied.gains += gains
         self.gains = []
-        for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max):
+        for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped):
             sums.zero_()
 
 
@@ -240,6 +257,13 @@ class SteeringPlan:
             picked = [(i, [push for push in row if push.layer == layer]) for i, row in enumerate(rows)]
             picked = [(i, pushes) for i, pushes in picked if pushes]
             self.sites[layer] = Site([p for _, p in picked], [i for i, _ in picked], torch.device(device), dtype)
+        self.places = {
+            id(push): (site, r, p)
+            for site in self.sites.values()
+            for r, row in enumerate(site.pushes)
+            for p, push in enumerate(row)
+        }
+        """Where each push stands, by its `id()`."""
         self.captures = captures
         self.captured: dict[int, Tensor] = {}
 
@@ -248,6 +272,27 @@ class SteeringPlan:
         self.captured = {}
         for site in self.sites.values():
             site.set_step(progress, scopes)
+
+    def gain(self, push: Push) -> float:
+        """A push's gain at the step that was set."""
+        site, row, place = self.places[id(push)]
+        return float(site.gains[-1][row, place])
+
+    def scale(self, push: Push, factor: float) -> None:
+        """Multiply that gain, for this step."""
+        site, row, place = self.places[id(push)]
+        site.scale(row, place, factor)
+
+    def refused(self) -> dict[int, tuple[int, float, float]]:
+        """Of the last forward, the rows whose pushes went over a bound that refuses: layer, |delta| / |h|, the bound.
+
+        Waits for the device only where there is such a bound."""
+        found: dict[int, tuple[int, float, float]] = {}
+        for layer, site in self.sites.items():
+            if site.bounds is not None and site.bounds.refuses and site.active:
+                for index, size, most in site.bounds.refused():
+                    found.setdefault(int(site.host_rows[index]), (layer, size, most))
+        return found
 
     def flush(self) -> None:
         """Bring every push's `applied` up to date; call it before reading them and before dropping the plan."""

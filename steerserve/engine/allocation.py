@@ -1,0 +1,158 @@
+"""What the interventions of a row come to together: one allocation, limits, controls, and what all of it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steerserve.engine.budget import KlBudget
+from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.compiled import CompiledSchedule
+from steerserve.engine.controls import CONTROLS, put_control
+from steerserve.engine.cost import Bill, at_progress, bill, course
+from steerserve.engine.governor import govern
+from steerserve.engine.interventions import Draft, draft, own_schedule, resolve
+from steerserve.engine.joint import joint_schedules
+from steerserve.engine.limits import check_limits, scale_to, set_bound
+from steerserve.engine.params import GenerationParams, Limits
+from steerserve.engine.request import Resolved
+from steerserve.errors import RequestError
+
+Scheduled = list[tuple[Draft, CompiledSchedule]]
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A row's interventions, resolved."""
+
+    interventions: tuple[Resolved, ...]
+    budget: KlBudget | None
+    told: dict[str, Any]
+    """What the plan says of them together."""
+
+
+def allocate(
+    catalogue: Catalogue,
+    params: GenerationParams,
+    response: tuple[int, int],
+    progress: Sequence[float] | None,
+    rewrites: bool = False,
+) -> Allocation:
+    """The interventions of a row; raises RequestError and NotFoundError.
+
+    response is the canvas span of the response; progress is that before each step, None where it depends on the model;
+    rewrites: whether tokens may be committed more than once. What is not the caller's own has its own schedule, and is
+    neither limited nor put under control.
+    """
+    limits = params.limits or Limits()
+    check_limits(limits)
+    _check_choices(catalogue, params, limits)
+    drafts = [
+        draft(catalogue, one, response, params.cfg_scale > 0, f"interventions[{i}]")
+        for i, one in enumerate(params.interventions)
+    ]
+    own = [drafted for drafted in drafts if not drafted.one.mandatory]
+    joint: dict[str, Any] | None = None
+    compiled: dict[int, CompiledSchedule] = {}
+    if params.combine == "joint" and own:
+        together, joint = joint_schedules(catalogue, own)
+        compiled = {id(drafted): one for drafted, one in zip(own, together, strict=True)}
+    scheduled = [(one, compiled.get(id(one)) or own_schedule(catalogue, one)) for one in drafts]
+    for one in drafts:
+        one.governor = govern(catalogue, one.loop, one.one.when, one.param)
+    mine = [(one, schedule) for one, schedule in scheduled if not one.one.mandatory and not one.neutral]
+    scale = _keep_within(catalogue, limits, mine, progress)
+    set_bound(own, limits)
+    if params.control is not None:
+        for index, drafted in enumerate(drafts):
+            if not drafted.one.mandatory:
+                put_control(catalogue, drafted, params.control, params.seed, index)
+    resolved = [resolve(catalogue, one, schedule, progress) for one, schedule in scheduled]
+    for (drafted, schedule), one in zip(scheduled, resolved, strict=True):
+        alone, _ = predicted(catalogue, [] if drafted.neutral else [(drafted, schedule)], progress)
+        one.summary["predicted_kl"] = None if rewrites else alone
+        one.summary["notes"] += _about_prediction(drafted, alone, rewrites)
+    total, whole = predicted(catalogue, mine, progress)
+    if limits.max_kl is not None and total is not None:
+        # Held while it runs, whatever the run decides and however often a token is written.
+        total = limits.max_kl if rewrites else min(total, limits.max_kl)
+    elif rewrites and mine:
+        total = None
+    told = {
+        "combine": params.combine,
+        "joint": joint,
+        "control": params.control,
+        "limits": None if params.limits is None else told_limits(limits) | {"kl_scale": scale},
+        "measure_kl": params.measure_kl,
+        "predicted_kl": total,
+        "predicted_kl_cross_terms": None if whole is None else whole.cross,
+    }
+    return Allocation(tuple(resolved), _budget(limits, mine, whole, None if rewrites else progress), told)
+
+
+def told_limits(limits: Limits) -> dict[str, Any]:
+    """Limits as JSON."""
+    return {"max_kl": limits.max_kl, "max_delta": limits.max_delta, "on_exceed": limits.on_exceed}
+
+
+def predicted(
+    catalogue: Catalogue, scheduled: Scheduled, progress: Sequence[float] | None
+) -> tuple[float | None, Bill | None]:
+    """Nats a response token that interventions are predicted to cost together, and their bill; None where the cost of
+    one is not known, and no bill also where there are none."""
+    prices = [drafted.price for drafted, _ in scheduled if drafted.price is not None]
+    if len(prices) < len(scheduled):
+        return None, None
+    whole = bill(catalogue, prices)
+    if whole is None:
+        return 0.0, None
+    run = course(progress)
+    return whole.over(run, at_progress([schedule.gains for _, schedule in scheduled], run.progress))[1], whole
+
+
+def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> list[str]:
+    if alone is None:
+        return [f"no predicted KL: {drafted.unpriced}"]
+    if rewrites and not drafted.neutral:
+        return ["no predicted KL: tokens may be written more than once"]
+    return [] if drafted.governor is None else ["the predicted KL is the most that it may come to"]
+
+
+def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:
+    """Scale interventions to the limit on KL; the factor, 1 or less."""
+    if limits.max_kl is None:
+        return 1.0
+    for drafted, _ in mine:
+        if drafted.price is None:
+            raise RequestError(f"max_kl needs calibrated costs, {drafted.param}: {drafted.unpriced}", "limits.max_kl")
+    if any(drafted.governor is not None for drafted, _ in mine):
+        # What it comes to is up to the run, and so is what is left of it.
+        return 1.0
+    total, _ = predicted(catalogue, mine, progress)
+    assert total is not None
+    return scale_to(limits.max_kl, limits, [drafted for drafted, _ in mine], total)
+
+
+def _budget(limits: Limits, mine: Scheduled, whole: Bill | None, progress: Sequence[float] | None) -> KlBudget | None:
+    if limits.max_kl is None:
+        return None
+    groups = tuple(tuple(drafted.pushes) for drafted, _ in mine)
+    planned = None if progress is None else tuple(progress)
+    return KlBudget(limits.max_kl, limits.on_exceed == "refuse", whole, groups, planned)
+
+
+def _check_choices(catalogue: Catalogue, params: GenerationParams, limits: Limits) -> None:
+    if params.combine not in ("independent", "joint"):
+        raise RequestError(f"combine must be independent or joint, got {params.combine!r}", "combine")
+    if params.control is not None and params.control not in CONTROLS:
+        raise RequestError(f"control must be one of {list(CONTROLS)}, got {params.control!r}", "control")
+    if limits.max_kl is not None and params.control not in (None, "sign_flip"):
+        raise RequestError(
+            f"max_kl needs calibrated costs, which the directions of control {params.control!r} have not",
+            "limits.max_kl",
+        )
+    if params.measure_kl and params.cfg_scale > 0:
+        raise RequestError("measure_kl is for rows without guidance: leave cfg_scale out", "measure_kl")
+    if params.measure_kl and catalogue.facts.parameterisation == "score":
+        raise RequestError(
+            f"measure_kl is for models that predict tokens; {catalogue.facts.family} predicts ratios", "measure_kl"
+        )

@@ -1,0 +1,150 @@
+"""What pushes cost: the predicted KL of a steered run from the unsteered one, in nats a response token.
+
+A push of strength a (in its attribute's own unit) within slice k of K costs c_k a^2 / 2, c being the calibrated cost of
+the attribute's profile, summed over the slices: each holds 1 / K of the tokens. So a token that commits at progress p
+costs K c(p) a^2 / 2, and pushes of several attributes a^T K C(p) a / 2. Source: the additive decomposition of arXiv
+2605.10971, appendix A.1, to second order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from schedulers import JointProfile, slice_of
+from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.compiled import SLICES
+from steerserve.engine.params import Intervention
+from steerserve.steering.attribute import Attribute
+
+CrossTerms = Literal["all", "some", "none"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Progress before the forwards of a run, and the share of the response's tokens that commits at each."""
+
+    progress: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+GRID: Final = Course(tuple(i / SLICES for i in range(SLICES)), (1 / SLICES,) * SLICES)
+"""Of a run whose forwards are not known beforehand: as fine as schedules are."""
+
+
+def course(progress: Sequence[float] | None) -> Course:
+    """Of a run with forwards at these progresses, in order, that commits everything; None: `GRID`."""
+    if progress is None:
+        return GRID
+    return Course(tuple(progress), tuple(b - a for a, b in zip(progress, (*progress[1:], 1.0), strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Price:
+    """The calibrated cost of one intervention."""
+
+    attribute: str
+    density: Tensor
+    """K c [SLICES] float64: a token that commits within the slice costs this times a^2 / 2 nats."""
+    strength: float
+    """In the attribute's own unit, before gains."""
+
+    @property
+    def uniform(self) -> float:
+        """Sum of c: what the uniform push of strength 1 costs, twice."""
+        return float(self.density.mean())
+
+
+def unpriced(catalogue: Catalogue, attribute: Attribute | None, one: Intervention, scope: object) -> str | None:
+    """Why no calibrated cost holds for an intervention; None where one does."""
+    if attribute is None:
+        return "only attributes have a calibrated cost"
+    profile = catalogue.compiled.profile(attribute)
+    if profile is None or profile.cost is None:
+        return f"attribute {attribute.name!r} has no calibrated cost"
+    return uncalibrated(attribute, one, scope)
+
+
+def uncalibrated(attribute: Attribute, one: Intervention, scope: object) -> str | None:
+    """How an intervention differs from the pushes of its attribute that calibration measures; None where it does
+    not."""
+    if one.op != "add":
+        return f"{attribute.name!r} was calibrated for op 'add', not {one.op!r}"
+    if one.direction != "sae":
+        return f"{attribute.name!r} was calibrated for direction 'sae', not {one.direction!r}"
+    if one.layers is not None and set(one.layers) != set(attribute.layers):
+        return f"{attribute.name!r} was calibrated at layers {list(attribute.layers)}"
+    if scope != attribute.scope:
+        return f"{attribute.name!r} was calibrated for scope {attribute.scope!r}"
+    return None
+
+
+def density(catalogue: Catalogue, attribute: Attribute) -> Tensor:
+    """See `Price.density`, of an attribute with a calibrated cost."""
+
+    def make() -> Tensor:
+        profile = catalogue.compiled.profile(attribute)
+        cost = None if profile is None else profile.cost_on(SLICES)
+        assert profile is not None and cost is not None
+        return cost * profile.slices
+
+    return catalogue.compiled.kept(attribute, "density", make)
+
+
+@dataclass(frozen=True, eq=False)
+class Bill:
+    """What I priced interventions cost together."""
+
+    prices: tuple[Price, ...]
+    member: Tensor
+    """[I, A] float64, 1 where an intervention is of an attribute."""
+    matrices: Tensor
+    """K C [SLICES, A, A] float64."""
+    cross: CrossTerms
+    """Between which attributes the matrices have measured cross terms; between the others they are taken to be 0."""
+
+    def rates(self, progress: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats that a token costs which commits at progress [F] under gains [F, I]: of each intervention alone [F, I],
+        and of all together [F]."""
+        at = slice_of(progress, SLICES)
+        strength = gains.double() * torch.tensor([one.strength for one in self.prices], dtype=torch.float64)
+        own = torch.stack([one.density for one in self.prices], 1)[at]
+        pushed = strength @ self.member
+        together = torch.einsum("fa,fab,fb->f", pushed, self.matrices[at], pushed) / 2
+        return own * strength.square() / 2, together
+
+    def over(self, run: Course, gains: Tensor) -> tuple[list[float], float]:
+        """Nats a response token over a run, with gains [F, I] at its forwards: of each alone, and of all together."""
+        each, together = self.rates(torch.tensor(run.progress, dtype=torch.float64), gains)
+        shares = torch.tensor(run.shares, dtype=torch.float64)
+        return (shares @ each).tolist(), float(shares @ together)
+
+
+def bill(catalogue: Catalogue, prices: Sequence[Price]) -> Bill | None:
+    """The bill of interventions, with the joint profile's cross terms where it has them; None for none."""
+    if not prices:
+        return None
+    names = tuple(dict.fromkeys(one.attribute for one in prices))
+    member = torch.tensor([[float(one.attribute == name) for name in names] for one in prices], dtype=torch.float64)
+    own = {one.attribute: one.density for one in prices}
+    matrices = torch.diag_embed(torch.stack([own[name] for name in names], 1))
+    joint = catalogue.joint
+    known = [] if joint is None else [name for name in names if name in joint.names]
+    if joint is not None and len(known) > 1:
+        measured = joint_density(catalogue, joint, tuple(known))
+        at = torch.tensor([names.index(name) for name in known])
+        matrices[:, at[:, None], at] = measured
+    cross: CrossTerms = "all" if len(names) == 1 or len(known) == len(names) else "some" if len(known) > 1 else "none"
+    return Bill(tuple(prices), member, matrices, cross)
+
+
+def joint_density(catalogue: Catalogue, joint: JointProfile, names: tuple[str, ...]) -> Tensor:
+    """K C [SLICES, A, A] float64 of some of a joint profile's attributes."""
+    return catalogue.compiled.kept(joint, names, lambda: joint.of(names).cost_on(SLICES) * joint.slices)
+
+
+def at_progress(tables: Sequence[Sequence[float]], progress: Sequence[float]) -> Tensor:
+    """Gains [F, I] of tables [I][SLICES] at progress [F]."""
+    return torch.tensor(tables, dtype=torch.float64).T[slice_of(torch.tensor(progress, dtype=torch.float64), SLICES)]

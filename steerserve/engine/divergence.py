@@ -1,0 +1,47 @@
+"""The KL of a steered row from the row without its own pushes, measured where each of its tokens commits."""
+
+import torch
+from torch import Tensor
+
+from steerserve.engine.batch import Batch
+from steerserve.engine.sampler import pad_rows
+from steerserve.models import DiffusionLM
+
+BLOCK_BYTES = 64 << 20
+"""Bound on one block of logits."""
+
+
+def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Tensor, position: Tensor) -> None:
+    """Add to each measured row the KL(steered || unsteered) in nats of the predictions at the positions that commit,
+    (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
+
+    Of the whole distribution that tokens are drawn from before temperature, top-p and top-k, in float32. By the chain
+    rule the sum over a run is the KL of the trajectories, for the canvases that the steered one came through.
+    """
+    if not len(batch.measured):
+        return
+    own = batch.shadow[row] > 0
+    row, position = row[own], position[own]
+    state = batch.state(position)
+    parts = []
+    size = max(16, BLOCK_BYTES // (4 * model.facts.vocab_size))
+    for at in torch.split(torch.arange(len(row), device=row.device), size):
+        no_eos = batch.no_eos[row[at]]
+        steered = _log_probabilities(model, hidden[row[at], state[at]], no_eos)
+        plain = _log_probabilities(model, hidden[batch.shadow[row[at]], state[at]], no_eos)
+        # What neither may draw is minus infinity in both.
+        terms = torch.where(steered.isneginf(), 0.0, steered.exp() * (steered - plain))
+        parts.append(terms.sum(1).double())
+    total = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
+    if parts:
+        total.index_add_(0, row, torch.cat(parts))
+    for request, nats in zip(batch.requests, total.tolist(), strict=True):
+        request.measured_kl += nats
+
+
+def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor) -> Tensor:
+    logits = model.head(pad_rows(hidden))[: len(hidden)].float()
+    if model.facts.forbidden_ids:
+        logits[:, list(model.facts.forbidden_ids)] = -torch.inf
+    logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(no_eos, -torch.inf)
+    return logits.log_softmax(1)

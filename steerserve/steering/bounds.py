@@ -1,0 +1,58 @@
+"""Bounds on how much the pushes of a row change a state: made smaller where they would change it by more, or told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most by which the pushes of one row that have it may change a state at one layer, together."""
+
+    ratio: float
+    """|delta| / |h|."""
+    refuse: bool = False
+    """Whether a change that is larger is left as it is and told, instead of made smaller."""
+
+
+class Bounds:
+    """The bounds at one layer, of rows of pushes padded to one width."""
+
+    def __init__(self, pushes: Sequence[Sequence[Bound | None]], width: int, device: torch.device) -> None:
+        """pushes: the bound of each push of each row."""
+        self.rows = [next((bound for bound in row if bound is not None), None) for row in pushes]
+        self.refuses = any(bound is not None and bound.refuse for bound in self.rows)
+        counted = [[p < len(row) and row[p] is not None for p in range(width)] for row in pushes]
+        self.counted = torch.tensor(counted, device=device)[:, :, None]
+        """Whether a push is one of those that are bounded [rows, pushes, 1]."""
+        largest = torch.finfo(torch.float32).max
+        most = [largest if bound is None or bound.refuse else bound.ratio for bound in self.rows]
+        self.most = torch.tensor(most, device=device)
+        """|delta| / |h| to which a row's bounded pushes are made smaller [rows]."""
+        self.found = torch.zeros(len(pushes), device=device)
+        """Largest |delta| / |h| of them in the last forward [rows]."""
+        self.clipped = torch.zeros(len(pushes), width, device=device)
+        """Positions x steps at which each was made smaller, until they are taken."""
+
+    def hold(self, weight: Tensor, directions: Tensor, state: Tensor) -> Tensor:
+        """The weights [rows, pushes, length] on directions [rows, pushes, hidden_size] with which the bounds hold for
+        state [rows, length, hidden_size]; those of pushes without a bound are left bit for bit."""
+        counted = torch.where(self.counted, weight, 0.0)
+        delta = torch.einsum("rpl,rph->rlh", counted.to(directions.dtype), directions)
+        size, norm = delta.float().norm(dim=2), state.float().norm(dim=2)
+        self.found = (size / norm.clamp(min=1e-12)).amax(1)
+        allowed = self.most[:, None] * norm
+        over = size > allowed
+        factor = torch.where(over, allowed / size.clamp(min=1e-30), 1.0)
+        self.clipped += (over[:, None] & (counted != 0)).sum(2)
+        return torch.where(self.counted, weight * factor[:, None], weight)
+
+    def refused(self) -> list[tuple[int, float, float]]:
+        """The rows that went over a bound that refuses in the last forward: index, |delta| / |h|, the bound."""
+        return [
+            (row, size, bound.ratio)
+            for row, (bound, size) in enumerate(zip(self.rows, self.found.tolist(), strict=True))
+            if bound is not None and bound.refuse and size > bound.ratio
+        ]
