@@ -12,7 +12,9 @@ from steerserve.config import EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission import check_method
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.controls import CONTROLS
 from steerserve.engine.features import LoadedFeatures
+from steerserve.engine.joint_file import load_joint
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, RequestError
@@ -73,6 +75,7 @@ def load_runtime(
     for sae in loaded_saes.values():
         sae.facts.check_model(facts.hidden_size, facts.num_layers, digest)
     loaded = load_attributes(attributes, digest, facts.num_layers, facts.hidden_size) if attributes is not None else {}
+    joint = load_joint(attributes, digest, loaded) if attributes is not None else None
     for folder, kind, found in ((saes, "SAE", loaded_saes), (attributes, "attribute", loaded)):
         if folder is not None and not found:
             raise ArtifactError(f"{folder} holds no {kind}")
@@ -85,7 +88,7 @@ def load_runtime(
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
     lm = opened.load(name, say, beside)
     loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
-    catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named)
+    catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
     engine = TorchEngine(lm, opened.tokenizer, catalogue, config)
     check_steering(engine)
     service = Service(
@@ -234,7 +237,10 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "engine": "torch",
         "device": str(engine.device),
         "operators": [op for op in CODES if op != "read"],
-        "units": ["residual", "max_act", "raw", "stored"],
+        "units": ["residual", "max_act", "raw", "stored", "kl"],
+        "combine": ["independent", "joint"] if engine.catalogue.joint is not None else ["independent"],
+        "controls": list(CONTROLS),
+        "limits": ["max_kl", "max_delta"],
         "scopes": [*SCOPES, "positions"],
         "schedules": [*schedulers.STRENGTHS, *schedulers.CONTROLLERS],
         "norms": list(schedulers.NORMS),

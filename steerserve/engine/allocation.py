@@ -9,8 +9,9 @@ from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import CompiledSchedule
 from steerserve.engine.controls import CONTROLS, put_control
 from steerserve.engine.cost import Bill, at_progress, bill, course
+from steerserve.engine.drafts import Draft
 from steerserve.engine.governor import govern
-from steerserve.engine.interventions import Draft, draft, own_schedule, resolve
+from steerserve.engine.interventions import draft, own_schedule, resolve
 from steerserve.engine.joint import joint_schedules
 from steerserve.engine.limits import check_limits, scale_to, set_bound
 from steerserve.engine.params import GenerationParams, Limits
@@ -57,8 +58,8 @@ def allocate(
         together, joint = joint_schedules(catalogue, own)
         compiled = {id(drafted): one for drafted, one in zip(own, together, strict=True)}
     scheduled = [(one, compiled.get(id(one)) or own_schedule(catalogue, one)) for one in drafts]
-    for one in drafts:
-        one.governor = govern(catalogue, one.loop, one.one.when, one.param)
+    for drafted in drafts:
+        drafted.governor = govern(catalogue, drafted.loop, drafted.one.when, drafted.param)
     mine = [(one, schedule) for one, schedule in scheduled if not one.one.mandatory and not one.neutral]
     scale = _keep_within(catalogue, limits, mine, progress)
     set_bound(own, limits)
@@ -67,10 +68,10 @@ def allocate(
             if not drafted.one.mandatory:
                 put_control(catalogue, drafted, params.control, params.seed, index)
     resolved = [resolve(catalogue, one, schedule, progress) for one, schedule in scheduled]
-    for (drafted, schedule), one in zip(scheduled, resolved, strict=True):
+    for (drafted, schedule), done in zip(scheduled, resolved, strict=True):
         alone, _ = predicted(catalogue, [] if drafted.neutral else [(drafted, schedule)], progress)
-        one.summary["predicted_kl"] = None if rewrites else alone
-        one.summary["notes"] += _about_prediction(drafted, alone, rewrites)
+        done.summary["predicted_kl"] = None if rewrites else alone
+        done.summary["notes"] += _about_prediction(drafted, alone, rewrites)
     total, whole = predicted(catalogue, mine, progress)
     if limits.max_kl is not None and total is not None:
         # Held while it runs, whatever the run decides and however often a token is written.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.interventions import Draft
+from steerserve.engine.drafts import Draft
 from steerserve.engine.params import Control
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
@@ -39,7 +39,7 @@ def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: in
         )
     if drafted.governor is not None:
         raise RequestError(
-            f"control {control!r} is for schedules that are known beforehand: {drafted.param} goes by what the run reads",
+            f"control {control!r} is for schedules known beforehand: {drafted.param} goes by what the run reads",
             "control",
         )
     drafted.control = {"control": control}

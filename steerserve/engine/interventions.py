@@ -1,7 +1,6 @@
 """Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,53 +10,16 @@ from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import SLICES, CompiledSchedule
 from steerserve.engine.cost import Price, density, unpriced
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
-from steerserve.engine.feedback import Loop, closed_loop
-from steerserve.engine.governor import Governor
+from steerserve.engine.drafts import Draft
+from steerserve.engine.feedback import closed_loop
 from steerserve.engine.params import Choice, Intervention
 from steerserve.engine.request import Readout, Resolved
 from steerserve.engine.strengths import checked_strength, from_kl, known_unit, scale_of
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import NEUTRAL, PURE_NUMBERS, SETS_PROJECTION
+from steerserve.steering.operators import PURE_NUMBERS, SETS_PROJECTION
 from steerserve.steering.plan import SCOPES, Push
-
-
-@dataclass(eq=False)
-class Draft:
-    """One intervention with its names resolved, before its gains are known."""
-
-    one: Intervention
-    param: str
-    """Its path among the row's fields."""
-    attribute: Attribute | None
-    pushes: list[Push]
-    """With their strengths in hidden units."""
-    unit: str
-    strength: float
-    """In `unit`."""
-    size: float
-    """The same in the unit that pushes add up in: the attribute's own where `unit` is `kl`."""
-    scope: str | tuple[int, int]
-    """As asked."""
-    schedule: Choice
-    own: float | None
-    """In the attribute's own unit, at every layer; None where there is no such number."""
-    price: Price | None
-    unpriced: str | None
-    """Why there is no price."""
-    control: dict[str, Any] = field(default_factory=dict)
-    """What the summary says of a control that was put in its place."""
-    picked: dict[int, str] = field(default_factory=dict)
-    """By layer, the feature whose direction a control took."""
-    loop: Loop | None = None
-    governor: Governor | None = None
-    """What decides about it while the row runs; None where its schedule alone does."""
-
-    @property
-    def neutral(self) -> bool:
-        """Whether it changes nothing whatever the gains."""
-        return self.strength == NEUTRAL.get(self.one.op, 0.0) and self.one.op not in ("clamp", "cap")
 
 
 def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], guided: bool, param: str) -> Draft:

@@ -7,7 +7,7 @@ from schedulers import GainTable, JointTable, compile_joint
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import SLICES, CompiledSchedule
 from steerserve.engine.cost import uncalibrated
-from steerserve.engine.interventions import Draft
+from steerserve.engine.drafts import Draft
 from steerserve.errors import RequestError
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Final
 
 from steerserve.engine.budget import ROUNDING
+from steerserve.engine.drafts import Draft
 from steerserve.engine.events import Event, Failed
-from steerserve.engine.interventions import Draft
 from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError

@@ -63,6 +63,14 @@ class PolicyError(RequestError):
     code = "policy"
 
 
+class OverLimitError(SteerserveError):
+    """A row went over a limit that its request sets (`param`), and is not to be served then."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class RateLimitError(SteerserveError):
     """The caller is over a limit of its key: `code` says which, `retry_after` is in seconds."""
 
@@ -132,6 +140,8 @@ def answer_to(error: SteerserveError) -> ErrorAnswer:
         return ErrorAnswer(503, message, code="engine_down", headers=retry_headers(error.retry_after))
     if isinstance(error, DeletedError):
         return ErrorAnswer(410, message, "invalid_request_error", code="deleted")
+    if isinstance(error, OverLimitError):
+        return ErrorAnswer(422, message, "invalid_request_error", error.param, "limit_exceeded")
     if isinstance(error, RowFailedError):
         return ErrorAnswer(500, message, code="generation_failed")
     return ErrorAnswer(500, "internal error", code="internal_error")

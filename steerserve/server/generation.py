@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from steerserve.engine.events import Committed, Done, Event, Failed
-from steerserve.server.errors import DeletedError, RowFailedError, ShuttingDownError
+from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
 from steerserve.server.metrics import Metrics
 from steerserve.server.render import Answer
 from steerserve.server.rows import Row
@@ -61,7 +61,8 @@ class Generation:
     async def events(self, silence: float | None = None) -> AsyncIterator[Event | None]:
         """The log up to the last row's Done; None after each `silence` seconds without an event.
 
-        `answer` has taken a result before its Done is seen here. Raises RowFailedError where a row failed, and
+        `answer` has taken a result before its Done is seen here. Raises RowFailedError where a row failed,
+        OverLimitError where it went over a limit that the request itself sets to refuse, and
         ShuttingDownError where the server shut it down, DeletedError where its caller did.
         """
         waiting_for_token = True
@@ -72,6 +73,8 @@ class Generation:
                     raise DeletedError("the generation was deleted")
                 if event.aborted:
                     raise ShuttingDownError(event.message, self._worker.restart_seconds)
+                if event.limit is not None:
+                    raise OverLimitError(event.message, f"steering.{event.limit}")
                 raise RowFailedError(event.message)
             if isinstance(event, Committed) and waiting_for_token:
                 waiting_for_token = False

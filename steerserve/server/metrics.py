@@ -12,6 +12,7 @@ STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CONFIGURATIONS = (0.0, *ROWS)
+NATS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RATIOS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 
 
@@ -50,6 +51,9 @@ class Metrics:
         )
         self.steering_delta_ratio = self._histogram(
             "steering_delta_ratio", "Mean |delta| / |h| of an intervention at a site, over a finished row", RATIOS
+        )
+        self.steering_predicted_kl = self._histogram(
+            "steering_predicted_kl", "Predicted KL of a finished row's interventions, nats a response token", NATS
         )
         self.steering_clipped = self._counter("steering_clipped", "Pushes that a limit made smaller")
         self.steering_unapplied = self._counter(
@@ -90,7 +94,10 @@ class Metrics:
         self.tokens.inc(len(result.tokens))
         self.denoising_steps.inc(result.steps)
         self.forward_passes.inc(result.forward_passes)
-        for one in (result.receipt or {}).get("interventions", ()):
+        receipt = result.receipt or {}
+        if receipt.get("predicted_kl") is not None:
+            self.steering_predicted_kl.observe(receipt["predicted_kl"])
+        for one in receipt.get("interventions", ()):
             self._count_intervention(one)
 
     def exposition(self) -> bytes:

@@ -1,5 +1,6 @@
 """What the holder of a key may ask of the engine, and what the key adds to every row."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -8,7 +9,7 @@ from typing import Any, Final
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.server.errors import PolicyError
 
-OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal"})
+OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal", "joint"})
 """Schedules whose table of gains says before the run what will be pushed."""
 
 MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
@@ -40,12 +41,16 @@ JUDGED: Final = frozenset(
         "trace",
         "abort_when",
         "remask_when",
+        "combine",
+        "limits",
+        "control",
+        "measure_kl",
     }
 )
 """Fields of a row of which it is known that they cannot weaken a mandatory intervention.
 
-Any other is refused to such keys: guidance can drown a push, and clipping, joint allocation or a control that flips
-signs would reach the mandatory one as well.
+Any other is refused to such keys: guidance can drown a push. Limits, joint allocation and controls reach the caller's
+own interventions alone, which are marked as such.
 """
 
 
@@ -63,7 +68,8 @@ class Policy:
     """Largest strength by unit (`factor` for operators without one): the peaks of a request's interventions in a unit
     add up to at most this, and a unit that is not named is refused. None: no limit."""
     max_kl: float | None = None
-    """Largest predicted KL of a request, in nats."""
+    """Largest predicted KL of a request's own interventions, in nats a response token; what has no calibrated cost is
+    refused. None: no limit."""
     denied_attributes: tuple[str, ...] = ()
     """Attributes that may be neither pushed nor read, as patterns (`topic/*`)."""
     operators: tuple[str, ...] | None = None
@@ -90,6 +96,8 @@ class Policy:
         if params.trace is not None:
             for index, name in enumerate(params.trace.attributes):
                 self._check_name(name, f"trace.attributes[{index}]")
+        if params.control == "matched_norm" and not self.features:
+            raise PolicyError("this key may not push single features, as control 'matched_norm' does", "control")
         for choice in ("order", "transfer", "abort_when", "remask_when"):
             self._check_choice(getattr(params, choice), choice)
         if not self.mandatory:
@@ -97,7 +105,8 @@ class Policy:
         _check_judged(params, JUDGED, "")
         for index, one in enumerate(params.interventions):
             _check_judged(one, JUDGED_OF_PUSHES, f"interventions[{index}].")
-        return replace(params, interventions=(*params.interventions, *self.mandatory))
+        mandatory = (replace(one, mandatory=True) for one in self.mandatory)
+        return replace(params, interventions=(*params.interventions, *mandatory))
 
     def check(self, params: GenerationParams, plan: Mapping[str, Any]) -> None:
         """Raise PolicyError where the plan of an admitted row pushes more than the key allows.
@@ -112,9 +121,9 @@ class Policy:
             self._check_strength(own, self.max_strength)
         if self.max_kl is not None and own:
             predicted = plan.get("predicted_kl")
-            if not isinstance(predicted, int | float) or not predicted <= self.max_kl:
+            if not isinstance(predicted, int | float) or not predicted <= self.max_kl * (1 + 1e-9):
                 said = "this engine predicts none for it" if predicted is None else f"the plan predicts {predicted}"
-                raise PolicyError(f"this key allows a KL of {self.max_kl:g} nats; {said}", "interventions")
+                raise PolicyError(f"this key allows a KL of {self.max_kl:g} nats a token; {said}", "interventions")
 
     def check_mandatory(self, plan: Mapping[str, Any]) -> None:
         """Raise PolicyError where the mandatory interventions, planned alone, would not reach every token, or where
@@ -232,7 +241,9 @@ def _peak(summary: Mapping[str, Any], param: str) -> float:
             f"{param}.schedule",
         )
     neutral = NEUTRAL.get(str(summary.get("operator")), 0.0)
-    return abs(float(strength) - neutral) * max(abs(float(gain)) for gain in gains)
+    most = max(abs(float(gain)) for gain in gains)
+    # Nats go with the square of the push.
+    return abs(float(strength) - neutral) * (most**2 if summary.get("unit") == "kl" else most)
 
 
 def _loudness(summary: Mapping[str, Any], param: str) -> float:
@@ -241,7 +252,10 @@ def _loudness(summary: Mapping[str, Any], param: str) -> float:
     if not sites:
         raise PolicyError("this engine cannot tell how large a push is, and this key limits that", param)
     total = sum(abs(float(site["strength_hidden"])) for site in sites)
-    return total * _peak(summary, param) / abs(float(strength)) if strength else 0.0
+    if not strength:
+        return 0.0
+    most = _peak(summary, param) / abs(float(strength))
+    return total * (math.sqrt(most) if summary.get("unit") == "kl" else most)
 
 
 def _attributes_in(choice: Any) -> Iterator[str]:

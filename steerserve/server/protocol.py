@@ -118,18 +118,36 @@ class Change(Strict):
         return self
 
 
+class Limits(Strict):
+    """What the interventions may come to together."""
+
+    max_kl: float | None = Field(default=None, gt=0, le=1e6)
+    """Predicted KL from the unsteered model, in nats a token of the response."""
+    max_delta: float | None = Field(default=None, gt=0, le=1e6)
+    """|delta| / |h| of all pushes at a layer together, at each position."""
+    on_exceed: Literal["clip", "refuse"] = "clip"
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.max_kl is None and self.max_delta is None:
+            raise ValueError("must have max_kl, max_delta or both")
+        return self
+
+
 class Steering(Change):
     """What to push, and what to report about it."""
 
-    combine: Literal["independent"] = "independent"
-    limits: Annotated[Any, fields.neutral()] = None
+    combine: Literal["independent", "joint"] = "independent"
+    limits: Limits | None = None
     baseline: bool = False
     trace: Trace | None = None
     abort_when: Condition | None = None
     """A choice ends after the step at which this holds, with finish_reason `content_filter`."""
     remask_when: Remask | None = None
     """After a step at which its condition holds, tokens of its span are masked again and written anew."""
-    control: Annotated[Any, fields.neutral()] = None
+    control: Literal["random", "sign_flip", "matched_norm"] | None = None
+    measure_kl: bool = False
+    """Whether to measure the KL from the unsteered model; each steered row then costs two."""
 
 
 class SteeringPatch(Strict):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.params import GenerationParams, TraceParams
+from steerserve.engine.params import GenerationParams, Limits, TraceParams
 from steerserve.errors import RequestError
 from steerserve.server.protocol import Change, CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
@@ -50,9 +50,22 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
         params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
-            twin = dataclasses.replace(params, interventions=(), trace=None, abort_when=None, remask_when=None)
-            rows.append(Row(twin, choice, prompt, baseline=True))
+            rows.append(Row(_unsteered(params), choice, prompt, baseline=True))
     return rows
+
+
+def _unsteered(params: GenerationParams) -> GenerationParams:
+    return dataclasses.replace(
+        params,
+        interventions=(),
+        trace=None,
+        abort_when=None,
+        remask_when=None,
+        combine="independent",
+        limits=None,
+        control=None,
+        measure_kl=False,
+    )
 
 
 def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
@@ -70,6 +83,10 @@ _SECTIONS = {
     "trace": "steering.",
     "abort_when": "steering.",
     "remask_when": "steering.",
+    "combine": "steering.",
+    "limits": "steering.",
+    "control": "steering.",
+    "measure_kl": "steering.",
     "steps": "diffusion.",
     "block_length": "diffusion.",
     "order": "diffusion.",
@@ -116,7 +133,7 @@ def _text_or_tokens(value: Any) -> Prompt:
 def _params(body: GenerationRequest, seed: int) -> GenerationParams:
     diffusion = body.diffusion
     stop = body.stop if body.stop is not None else []
-    trace = body.steering.trace
+    trace, limits = body.steering.trace, body.steering.limits
     suffix = body.suffix if isinstance(body, CompletionRequest) and body.suffix is not None else ""
     return GenerationParams(
         suffix=_text_or_tokens(suffix),
@@ -136,6 +153,10 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         logprobs=body.alternatives is not None,
         top_logprobs=body.alternatives or 0,
         interventions=tuple(one for one, _ in pushes(body.steering)),
+        combine=body.steering.combine,
+        limits=Limits(limits.max_kl, limits.max_delta, limits.on_exceed) if limits is not None else None,
+        control=body.steering.control,
+        measure_kl=body.steering.measure_kl,
         trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
         abort_when=body.steering.abort_when,
         remask_when=body.steering.remask_when,

@@ -25,7 +25,7 @@ from tests.server.test_disconnect import Gate
 from tests.server.text_engine import TextEngine, service_of
 
 MANDATORY = {"attribute": "topic/sports", "strength": 0.5}
-APPLIED = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
+APPLIED = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform", mandatory=True)
 BOUND: dict[str, Any] = {"mandatory": [MANDATORY], "max_strength": {"residual": 1.0}, "max_loudness": 2.0}
 OWN = {"attribute": "sentiment/positive", "strength": 0.4}
 

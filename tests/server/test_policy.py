@@ -115,8 +115,9 @@ def test_a_kl_that_is_not_predicted_is_over_the_limit() -> None:
 
 def test_mandatory_interventions_come_last_and_in_every_row() -> None:
     policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5}, max_loudness=1.0)
-    assert judge(policy, asked()).interventions == (SPORTS,)
-    assert judge(policy, asked(POSITIVE)).interventions == (POSITIVE, SPORTS)
+    imposed = dataclasses.replace(SPORTS, mandatory=True)
+    assert judge(policy, asked()).interventions == (imposed,)
+    assert judge(policy, asked(POSITIVE)).interventions == (POSITIVE, imposed)
 
 
 def test_a_condition_of_the_callers_holds_for_its_own_interventions_only() -> None:
@@ -132,12 +133,12 @@ def test_a_condition_of_the_callers_holds_for_its_own_interventions_only() -> No
 def test_a_field_nobody_has_judged_is_refused_beside_a_mandatory_intervention() -> None:
     @dataclasses.dataclass(frozen=True)
     class Later(GenerationParams):
-        control: str | None = None
-        limits: dict[str, float] = dataclasses.field(default_factory=dict)
+        louder: str | None = None
+        drowned: dict[str, float] = dataclasses.field(default_factory=dict)
 
     policy = Policy(mandatory=(SPORTS,))
     policy.apply(Later())
-    for field, value in {"control": "sign_flip", "limits": {"max_delta": 1e-9}}.items():
+    for field, value in {"louder": "prompt", "drowned": {"by": 1e-9}}.items():
         with pytest.raises(PolicyError) as error:
             policy.apply(dataclasses.replace(Later(), **{field: value}))  # type: ignore[arg-type]
         assert error.value.param == field

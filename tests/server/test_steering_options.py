@@ -1,0 +1,166 @@
+"""Joint allocation, limits, measured KL and controls as plain HTTP requests, with and without keys."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from steerserve.config import ServerConfig
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.server.app import create_app
+from steerserve.server.service import Service
+from tests import tiny
+from tests.engine import priced
+from tests.server.planned_engine import SECRET, entry, keys_file
+
+SPORTS = {"attribute": "topic/sports", "strength": 0.8}
+ARCHAIC = {"attribute": "register/archaic", "strength": 0.5}
+VECTOR = {"vector": {"layer": 1, "values": [1.0] * tiny.HIDDEN}, "strength": 9.0, "unit": "raw"}
+REFUSE = {"max_delta": 0.01, "on_exceed": "refuse"}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
+
+
+@contextmanager
+def serving(engine: TorchEngine, keys: Path | None = None) -> Iterator[TestClient]:
+    service = Service(
+        engine=engine,
+        model_id="tiny",
+        created=1,
+        decode=engine.decode,
+        end_ids=frozenset(engine.catalogue.facts.end_ids),
+        max_length=tiny.CONTEXT,
+        load=lambda: {
+            "queue_length": len(engine.waiting),
+            "running_rows": len(engine.running),
+            "max_queue": engine.config.max_queue,
+            "max_rows": engine.config.max_rows,
+        },
+        attributes={name: {} for name in engine.catalogue.attributes},
+    )
+    with TestClient(create_app(service, ServerConfig(drain_seconds=5, keys=keys))) as client:
+        client.headers["authorization"] = f"Bearer {SECRET}"
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(engine: TorchEngine) -> Iterator[TestClient]:
+    with serving(engine) as client:
+        yield client
+
+
+def post(client: TestClient, path: str = "/v1/completions", stream: bool = False, **steering: Any) -> Any:
+    fields = {"model": "tiny", "prompt": "the king", "max_tokens": 12, "seed": 3}
+    diffusion = {"steps": 6, "ignore_eos": True}
+    return client.post(path, json=fields | {"diffusion": diffusion, "steering": steering, "stream": stream})
+
+
+def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> None:
+    asked: dict[str, Any] = {
+        "interventions": [SPORTS, ARCHAIC],
+        "combine": "joint",
+        "limits": {"max_kl": 0.002, "max_delta": 0.6},
+        "measure_kl": True,
+        "baseline": True,
+    }
+    [plan] = post(client, "/v1/steering/preview", **asked).json()["plans"]
+    answer = post(client, **asked)
+    assert answer.status_code == 200, answer.text
+    receipt = answer.json()["steering"]
+    assert plan["predicted_kl"] == pytest.approx(0.002)
+    assert receipt["predicted_kl"] == pytest.approx(0.002)
+    assert receipt["limits"]["clipped"]["kl_scale"] == plan["limits"]["kl_scale"] < 1
+    assert receipt["measured_kl"] > 0
+    assert plan["joint"]["rho"] == receipt["interventions"][0]["rho"] > 1
+    assert plan["combine"] == receipt["combine"] == "joint"
+    plain = post(client).json()["choices"][0]["text"]
+    assert answer.json()["choices"][0]["baseline"]["text"] == plain
+    exposed = client.get("/metrics").text
+    assert "steerserve_steering_predicted_kl_count 1.0" in exposed
+
+
+@pytest.mark.parametrize("control", ["random", "sign_flip", "matched_norm"])
+def test_controls_stand_beside_a_baseline(client: TestClient, control: str) -> None:
+    answer = post(client, interventions=[SPORTS | {"strength": 5.0}], control=control, baseline=True)
+    assert answer.status_code == 200, answer.text
+    receipt = answer.json()["steering"]
+    assert receipt["control"] == receipt["interventions"][0]["control"] == control
+    plain = post(client).json()["choices"][0]["text"]
+    assert answer.json()["choices"][0]["baseline"]["text"] == plain
+
+
+@pytest.mark.parametrize(
+    ("steering", "param"),
+    [
+        ({"combine": "joint", "interventions": [VECTOR]}, "steering.interventions[0]"),
+        (
+            {"combine": "joint", "interventions": [SPORTS | {"schedule": "uniform"}]},
+            "steering.interventions[0].schedule",
+        ),
+        ({"limits": {"max_kl": 1.0}, "interventions": [VECTOR]}, "steering.limits.max_kl"),
+        ({"limits": {"max_kl": 1e-6, "on_exceed": "refuse"}, "interventions": [SPORTS]}, "steering.limits.max_kl"),
+        ({"control": "matched_norm", "interventions": [VECTOR]}, "steering.control"),
+        ({"interventions": [VECTOR | {"unit": "kl"}]}, "steering.interventions[0].unit"),
+        ({"interventions": [{"attribute": "plain", "unit": "kl", "strength": 1.0}]}, "steering.interventions[0].unit"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_where_it_stands(client: TestClient, steering: Any, param: str) -> None:
+    for path in ("/v1/completions", "/v1/steering/preview"):
+        answer = post(client, path, **steering)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+
+
+def test_a_row_over_its_own_limit_is_the_request_s_fault(client: TestClient) -> None:
+    answer = post(client, interventions=[VECTOR], limits=REFUSE)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("limit_exceeded", "steering.limits.max_delta")
+    assert "0.01" in error["message"]
+    streamed = post(client, stream=True, interventions=[VECTOR], limits=REFUSE)
+    frames = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert frames[-1]["error"]["code"] == "limit_exceeded"
+
+
+def test_a_key_s_limit_on_kl_is_judged_on_the_plan(engine: TorchEngine, tmp_path: Path) -> None:
+    with serving(engine, keys_file(tmp_path, entry(max_kl=0.002))) as client:
+        assert post(client, interventions=[SPORTS]).status_code == 403
+        assert post(client, interventions=[VECTOR]).status_code == 403
+        assert post(client, interventions=[SPORTS], control="random").status_code == 403
+        assert post(client, interventions=[SPORTS], limits={"max_kl": 0.002}).status_code == 200
+        assert post(client, interventions=[SPORTS | {"strength": 0.1}]).status_code == 200
+        assert post(client).status_code == 200
+
+
+def test_a_mandatory_push_is_out_of_their_reach(engine: TorchEngine, tmp_path: Path) -> None:
+    mandatory = {"attribute": "topic/sports", "strength": 1.5}
+    limits: dict[str, Any] = {"max_strength": {"residual": 1.0}, "max_loudness": 10.0, "max_overlap": 0.7}
+    warm = {"attribute": "tone/warm", "strength": 0.3}
+    with serving(engine, keys_file(tmp_path, entry(mandatory=[mandatory], **limits))) as client:
+        alone = post(client).json()["choices"][0]["text"]
+        [plain] = post(client, "/v1/steering/preview", interventions=[warm]).json()["plans"]
+        for options in (
+            {"control": "sign_flip"},
+            {"limits": {"max_kl": 1e-5, "max_delta": 1e-4}},
+            {"combine": "independent", "measure_kl": True},
+        ):
+            answer = post(client, interventions=[warm], baseline=True, **options)
+            assert answer.status_code == 200, answer.text
+            own, imposed = answer.json()["steering"]["interventions"]
+            assert imposed["mandatory"] is True
+            assert imposed["clipped"] == 0
+            assert "control" not in imposed
+            [planned] = post(client, "/v1/steering/preview", interventions=[warm], **options).json()["plans"]
+            assert planned["interventions"][1]["sites"] == plain["interventions"][1]["sites"]
+            assert answer.json()["choices"][0]["baseline"]["text"] == alone
+    closed = entry(mandatory=[mandatory], features=False, **limits)
+    with serving(engine, keys_file(tmp_path, closed)) as client:
+        answer = post(client, interventions=[warm], control="matched_norm")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, "steering.control")
