@@ -1,0 +1,141 @@
+"""The command line of the instrument."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.judges.scoring import load_judge
+from bench.steering.cells import EXPERIMENTS, Cell, plan
+from bench.steering.classifiers import train_classifiers
+from bench.steering.measure import Judges
+from bench.steering.render import HEADER, RECORDS, render
+from bench.steering.run import run
+from bench.steering.settings import FULL, QUICK, Settings, with_texts
+from bench.steering.store import Store
+from steerserve.config import EngineConfig
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.errors import SteerserveError
+from steerserve.memory import keep_freed_memory
+from steerserve.runtime import load_runtime
+
+ROWS = 64
+"""Rows of one forward pass."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the last line printed is JSON."""
+    given = _parser().parse_args(arguments)
+    keep_freed_memory()
+    settings = QUICK if given.quick else FULL
+    settings = with_texts(settings, given.texts) if given.texts else settings
+    out: Path = given.out or Path(__file__).parents[1] / "results" / ("steer-quick" if given.quick else "steer")
+    try:
+        if not given.render and not _measure(given, settings, out):
+            return 0
+        summary = render(out, given.page)
+    except SteerserveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print((out / "tables.md").read_text(encoding="utf-8"))
+    print(json.dumps(headline(summary)))
+    return 0
+
+
+def headline(summary: dict[str, Any]) -> dict[str, Any]:
+    """One line of figures: the share of each method at a loss ratio of at most 1.10."""
+    return {
+        group: {method: round(one["share"], 3) for method, one in bounds["1.10"].items()}
+        for group, bounds in summary["equal_quality"].items()
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench/steer.py", description="Measure steering: schedules, directions, sets and orders."
+    )
+    parser.add_argument("--data", type=Path, required=False, help="folder of labelled texts that was calibrated on")
+    parser.add_argument("--judge", type=Path, required=False, help="folder that bench/judge.py wrote")
+    for name in ("model", "sae", "attributes"):
+        parser.add_argument(f"--{name}", type=Path, help=f"folder of the {name}; default: the bundled one")
+    parser.add_argument("--quick", action="store_true", help="few texts and strengths: minutes instead of an hour")
+    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="one experiment; may be repeated")
+    parser.add_argument("--texts", type=int, help="texts of a cell; the other counts in proportion")
+    parser.add_argument("--out", type=Path, help="folder of the results; default: bench/results/steer[-quick]")
+    parser.add_argument("--keep-texts", type=Path, help="file that the texts themselves are appended to")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--plan", action="store_true", help="only say how much there is to do")
+    parser.add_argument("--render", action="store_true", help="only make tables and figures of what is there")
+    parser.add_argument("--page", type=Path, help="Markdown page to put the tables and figures into")
+    return parser
+
+
+def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
+    """Measure what is not there yet; False where only the plan was asked for."""
+    for name in ("data", "judge"):
+        if getattr(given, name) is None:
+            raise SteerserveError(f"--{name} is needed to measure anything; --render draws what is there")
+    quality = load_judge(given.judge)
+    config = EngineConfig(max_rows=ROWS, max_queue=max(256, settings.texts), threads=given.threads)
+    engine = load_runtime(given.model, given.sae, given.attributes, config).engine
+    attributes = engine.catalogue.attributes
+    cells = plan(settings, attributes, given.only or EXPERIMENTS)
+    print(f"{len(cells)} cells, {sum(cell.texts for cell in cells)} texts", file=sys.stderr)
+    if given.plan:
+        return False
+    classifiers = train_classifiers(given.data, attributes, settings.classifier_texts, settings.seed)
+    judges = Judges(quality, classifiers)
+    origin = _origin(engine, judges, settings)
+    store = Store(out / RECORDS)
+    refused = run(engine, cells, judges, store, origin, settings, given.data, given.keep_texts)
+    # What other weights, attributes or settings left behind is dropped, but not what this call was not asked for.
+    whole = plan(settings, attributes, EXPERIMENTS)
+    store.keep([cell.key(origin) for cell in whole])
+    _write_header(out, engine, judges, settings, origin, _still_refused(out, refused, cells))
+    return True
+
+
+def _origin(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str, Any]:
+    """All beside its request that decides what a cell comes out as."""
+    catalogue = engine.catalogue
+    return {
+        "attributes": {name: one.sha256 for name, one in catalogue.attributes.items()},
+        "defaults": asdict(catalogue.defaults),
+        "model": next((one.model_sha256 for one in catalogue.attributes.values()), None),
+        "saes": sorted(one.facts.sha256 or "" for one in catalogue.saes.values()),
+        "judge": judges.quality.facts["sha256"],
+        "classifiers": judges.classifiers.summary(),
+        "seed": settings.seed,
+        "context": [settings.order_context, settings.order_tokens],
+    }
+
+
+def _write_header(
+    out: Path, engine: TorchEngine, judges: Judges, settings: Settings, origin: dict[str, Any], refused: dict[str, str]
+) -> None:
+    facts = {name: value for name, value in judges.quality.facts.items() if name != "step"}
+    header = {
+        "settings": asdict(settings),
+        "origin": origin | {"digest": hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]},
+        "judge": facts,
+        "classifiers": judges.classifiers.summary(),
+        "refused": refused,
+        "attributes": {
+            name: {"strength": one.strength, "layers": list(one.layers), "unit": one.unit, "profile": one.profile}
+            for name, one in engine.catalogue.attributes.items()
+        },
+    }
+    (out / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def _still_refused(out: Path, refused: dict[str, str], cells: Sequence[Cell]) -> dict[str, str]:
+    """What was refused now, and before in experiments that this call was not asked for."""
+    before: dict[str, str] = {}
+    if (out / HEADER).exists():
+        before = json.loads((out / HEADER).read_text(encoding="utf-8")).get("refused", {})
+    asked = {f"{cell.method}: {cell.task}" for cell in cells}
+    return {name: why for name, why in before.items() if name not in asked} | refused
