@@ -27,25 +27,21 @@ class Classifiers:
     targets: Mapping[str, str]
     """Label of each attribute in the classifier of its kind."""
 
-    def log_odds(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """log p / (1 - p) of each attribute [texts], in nats."""
-        found: dict[str, NDArray[np.float64]] = {}
+    def read(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.bool_]]]:
+        """Of each attribute log p / (1 - p) in nats [texts], and whether it is the likeliest of its kind [texts]."""
+        odds: dict[str, NDArray[np.float64]] = {}
+        has: dict[str, NDArray[np.bool_]] = {}
+        floor = math.exp(-LARGEST)
         for one, judge in self.judges.items():
             probabilities = judge.probabilities(texts)
+            likeliest = probabilities.argmax(axis=1)
             for name, label in self.targets.items():
                 if kind(name) == one:
-                    p = probabilities[:, judge.labels.index(label)]
-                    floor = math.exp(-LARGEST)
-                    found[name] = np.clip(np.log(p + floor) - np.log1p(floor - p), -LARGEST, LARGEST)
-        return found
-
-    def assigned(self, texts: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-        """Whether each attribute is the likeliest of its kind [texts]."""
-        likeliest = {one: judge.probabilities(texts).argmax(axis=1) for one, judge in self.judges.items()}
-        return {
-            name: np.equal(likeliest[kind(name)], self.judges[kind(name)].labels.index(label))
-            for name, label in self.targets.items()
-        }
+                    column = judge.labels.index(label)
+                    p = probabilities[:, column]
+                    odds[name] = np.clip(np.log(p + floor) - np.log1p(floor - p), -LARGEST, LARGEST)
+                    has[name] = np.equal(likeliest, column)
+        return odds, has
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Held-out accuracy and sizes by kind."""

@@ -39,18 +39,15 @@ def measure(
     texts = [row.text for row in rows]
     verdicts = judges.quality.judge(texts)
     split = [words(text) for text in texts]
-    assigned = judges.classifiers.assigned(texts)
+    odds, has = judges.classifiers.read(texts)
     found: dict[str, Any] = {
         "nats": [round(NATS * one.nats) for one in verdicts],
         "bytes": [one.bytes for one in verdicts],
         "distinct_1": [round(SHARES * distinct(one, 1)) for one in split],
         "distinct_2": [round(SHARES * distinct(one, 2)) for one in split],
-        "odds": {
-            name: np.rint(ODDS * values).astype(int).tolist()
-            for name, values in judges.classifiers.log_odds(texts).items()
-        },
+        "odds": {name: np.rint(ODDS * values).astype(int).tolist() for name, values in odds.items()},
         # One character a text: a list of truth values would be the longest of all.
-        "has": {name: "".join("01"[int(one)] for one in values) for name, values in assigned.items()},
+        "has": {name: "".join("01"[int(one)] for one in values) for name, values in has.items()},
     }
     kl = [measured_kl(row.receipt, len(row.tokens)) for row in rows[: cell.kl_texts]]
     if kl and all(one is not None for one in kl):

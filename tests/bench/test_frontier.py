@@ -20,7 +20,7 @@ def record(
     """A cell whose first rows have the target, and whose figures are the same in every row but for common noise."""
     noise = np.random.default_rng(0).normal(0, 1, size=ROWS)
     order = np.random.default_rng(1).permutation(ROWS)
-    has = "".join("1" if place < share * ROWS else "0" for place in order)
+    has = "".join("1" if place < round(share * ROWS) else "0" for place in order)
     return {
         "experiment": "single",
         "task": task,

@@ -1,5 +1,7 @@
 """The rule that picks tasks, and the plan of the cells."""
 
+from typing import Any
+
 import pytest
 
 from bench.steering.cells import EXPERIMENTS, INFILL, plan
@@ -53,11 +55,12 @@ def test_schedules_are_compared_at_one_predicted_cost(attributes: dict[str, Attr
 
 def test_a_key_changes_with_what_its_rows_depend_on_and_with_nothing_else(attributes: dict[str, Attribute]) -> None:
     cells = plan(QUICK, attributes, EXPERIMENTS)
-    origin = {"attributes": {name: "1" for name in NAMES}, "judge": "j"}
+    hashes = dict.fromkeys(NAMES, "1")
+    origin: dict[str, Any] = {"attributes": hashes, "judge": "j"}
     assert len({cell.key(origin) for cell in cells}) == len(cells)
     cell = next(cell for cell in cells if cell.attributes == ("topic/a",))
-    assert cell.key(origin) == cell.key(origin | {"attributes": origin["attributes"] | {"topic/b": "2"}})
-    assert cell.key(origin) != cell.key(origin | {"attributes": origin["attributes"] | {"topic/a": "2"}})
+    assert cell.key(origin) == cell.key(origin | {"attributes": hashes | {"topic/b": "2"}})
+    assert cell.key(origin) != cell.key(origin | {"attributes": hashes | {"topic/a": "2"}})
     assert cell.key(origin) != cell.key(origin | {"judge": "k"})
 
 

@@ -1,0 +1,203 @@
+"""The instrument from end to end on a tiny model: every experiment, resumed, rendered and refused."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import steer
+from bench.judges.model import JudgeConfig
+from bench.judges.training import JudgeRecipe, train
+from bench.steering import command
+from bench.steering.cells import Cell, plan
+from bench.steering.settings import Settings
+from bench.steering.store import Store
+from bench.steering.writing import compose, params
+from steerserve.calibrate.run import calibrate
+from steerserve.config import EngineConfig
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.errors import RequestError
+from steerserve.runtime import load_runtime
+from tests.bench.made import make_texts
+from tests.calibrate.made import make_recipe, make_saes
+
+SETTINGS = Settings(
+    texts=4,
+    side_texts=4,
+    kl_texts=2,
+    tokens=8,
+    steps=4,
+    factors=(0.5, 1.0),
+    side_factors=(1.0,),
+    set_factors=(1.0,),
+    sets=1,
+    order_texts=4,
+    order_steps=(2, 4),
+    order_weights=(0.3,),
+    order_tokens=6,
+    order_context=3,
+    classifier_texts=60,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    make_texts(folder / "data")
+    make_saes(folder / "saes", tiny_model)
+    calibrate(tiny_model, folder / "saes", folder / "data", folder / "out", make_recipe(folder, order="random"))
+    config = JudgeConfig(vocabulary=320, width=16, layers=1, heads=1, context=48)
+    train(folder / "data", folder / "judge", config, JudgeRecipe(tokens=400, rows=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, tiny_model: Path) -> TorchEngine:
+    return load_runtime(tiny_model, folder / "saes", folder / "out", EngineConfig()).engine
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(command, "FULL", SETTINGS)
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: False)
+    yield
+
+
+def arguments(folder: Path, tiny_model: Path, out: Path, *more: str) -> list[str]:
+    flags = {
+        "data": folder / "data",
+        "judge": folder / "judge",
+        "model": tiny_model,
+        "sae": folder / "saes",
+        "attributes": folder / "out",
+        "out": out,
+    }
+    return [*(part for name, value in flags.items() for part in (f"--{name}", str(value))), *more]
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "FULL", SETTINGS)
+        patch.setattr(command, "keep_freed_memory", lambda: False)
+        assert steer.main(arguments(folder, tiny_model, out, "--keep-texts", str(out / "texts.jsonl"))) == 0
+    return out
+
+
+def cells(engine: TorchEngine, method: str) -> list[Cell]:
+    return [cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["single"]) if cell.method == method]
+
+
+def test_rows_of_all_cells_share_their_noise(engine: TorchEngine) -> None:
+    unsteered = cells(engine, "none")[0]
+    steered = cells(engine, "uniform")[0]
+    idle = [dict(push, strength=0.0) for push in steered.request["interventions"]]
+    still = Cell(**(vars(steered) | {"request": steered.request | {"interventions": idle}, "kl_texts": 0}))
+    plain, _ = compose(engine, unsteered, 7)
+    assert [row.text for row in compose(engine, still, 7)[0]] == [row.text for row in plain]
+    hard = [dict(push, strength=9.0) for push in steered.request["interventions"]]
+    pushed = Cell(**(vars(steered) | {"request": steered.request | {"interventions": hard}}))
+    assert [row.text for row in compose(engine, pushed, 7)[0]] != [row.text for row in plain]
+
+
+def test_a_field_that_the_engine_does_not_know_is_refused_by_name(engine: TorchEngine) -> None:
+    cell = cells(engine, "uniform")[0]
+    strange = Cell(**(vars(cell) | {"request": cell.request | {"telepathy": True}}))
+    with pytest.raises(RequestError, match="telepathy"):
+        params(strange, 7, 0)
+
+
+def test_every_experiment_leaves_records_tables_and_figures(measured: Path) -> None:
+    names = {path.name for path in measured.iterdir()}
+    assert {"run.json", "summary.json", "tables.md", "cells.jsonl.gz", "texts.jsonl"} <= names
+    assert {"frontiers.png", "frontiers-single.png", "commitment.png", "efficiency.png", "orders.png"} <= names
+    summary = json.loads((measured / "summary.json").read_text())
+    assert set(summary["orders"]) >= {"infill", "unconditional"}
+    assert {"uniform", "commitment", "clamp"} <= set(summary["equal_quality"]["single"]["1.10"])
+    assert summary["frontiers"][0]["share"][0] == summary["unsteered"]["share"][summary["frontiers"][0]["task"]]
+    records = list(Store(measured / "cells.jsonl.gz").records.values())
+    assert summary["texts"] == sum(len(record["rows"]["nats"]) for record in records)
+    for record in records:
+        lengths = {len(values) for name, values in record["rows"].items() if name not in ("odds", "has", "kl")}
+        assert lengths == {4}
+    lines = (measured / "tables.md").read_text().splitlines()
+    assert "### Orders, infill" in lines
+    assert all(line.endswith("|") for line in lines if line.startswith("|"))
+
+
+def test_what_cannot_be_had_is_said_and_the_rest_is_measured(measured: Path) -> None:
+    summary = json.loads((measured / "summary.json").read_text())
+    # The tiny attributes have no measured sensitivity.
+    optimal = [why for name, why in summary["refused"].items() if name.startswith("optimal")]
+    assert optimal and all("sensitivity" in why for why in optimal)
+    assert "- Not available: optimal" in (measured / "tables.md").read_text()
+
+
+def test_what_is_there_is_not_written_again(
+    folder: Path, tiny_model: Path, measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (measured / "cells.jsonl.gz").read_bytes()
+    summary = (measured / "summary.json").read_bytes()
+    written: list[str] = []
+
+    def noted(engine: Any, cell: Cell, *rest: Any) -> Any:
+        made = compose(engine, cell, *rest)
+        written.append(cell.method)
+        return made
+
+    monkeypatch.setattr("bench.steering.run.compose", noted)
+    assert steer.main(arguments(folder, tiny_model, measured)) == 0
+    assert written == []
+    assert (measured / "cells.jsonl.gz").read_bytes() == before
+    assert (measured / "summary.json").read_bytes() == summary
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert "single" in json.loads(printed[-1])
+
+
+def test_results_are_drawn_from_the_records_alone(measured: Path, tmp_path: Path) -> None:
+    for name in ("cells.jsonl.gz", "run.json"):
+        (tmp_path / name).write_bytes((measured / name).read_bytes())
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    assert steer.main(["--render", "--out", str(tmp_path), "--page", str(page)]) == 0
+    for name in ("summary.json", "tables.md"):
+        assert (tmp_path / name).read_bytes() == (measured / name).read_bytes()
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results -->\n") and text.endswith("<!-- end of results -->\nafter\n")
+    assert "old" not in text and "### Orders, infill" in text and "![frontiers](frontiers.png)" in text
+
+
+def test_a_record_that_was_cut_short_is_left_out(measured: Path, tmp_path: Path) -> None:
+    whole = list(Store(measured / "cells.jsonl.gz").records)
+    path = tmp_path / "cells.jsonl.gz"
+    store = Store(path)
+    store.put("a", {"x": 1})
+    store.put("b", {"x": 2})
+    path.write_bytes(path.read_bytes()[:-15])
+    again = Store(path)
+    assert list(again.records) == ["a"]
+    again.put("c", {"x": 3})
+    assert list(Store(path).records) == ["a", "c"]
+    assert len(gzip.decompress(path.read_bytes()).splitlines()) == 2
+    assert whole
+
+
+def test_only_the_plan_writes_nothing(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steer.main(arguments(folder, tiny_model, tmp_path / "none", "--plan", "--only", "sets")) == 0
+    assert "cells" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_missing_is_an_error_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer.main(["--data", str(tmp_path), "--judge", str(tmp_path)]) == 1
+    assert "holds no judge" in capsys.readouterr().err
+    assert steer.main(["--judge", str(tmp_path)]) == 1
+    assert "--data is needed" in capsys.readouterr().err
+    assert steer.main(["--render", "--out", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
