@@ -35,6 +35,8 @@ class Cell:
         """A hash of all that decides its rows; `origin` names the weights, attributes and judges."""
         mine = {name: origin["attributes"].get(name) for name in self.attributes}
         told = {"origin": {**origin, "attributes": mine}, "cell": vars(self)}
+        if "combine" not in self.request:
+            told["origin"].pop("joint", None)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -18,6 +18,7 @@ from bench.steering.run import run
 from bench.steering.settings import FULL, QUICK, Settings, with_texts
 from bench.steering.store import Store
 from steerserve.config import EngineConfig
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory
@@ -110,8 +111,15 @@ def _origin(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str
         "judge": judges.quality.facts["sha256"],
         "classifiers": judges.classifiers.summary(),
         "seed": settings.seed,
+        "joint": _joint_hash(catalogue),
         "context": [settings.order_context, settings.order_tokens],
     }
+
+
+def _joint_hash(catalogue: Catalogue) -> str | None:
+    """A hash of what several attributes cost together; None where nothing was measured of that."""
+    profile = getattr(catalogue, "joint", None)
+    return None if profile is None else hashlib.sha256(json.dumps(profile.to_json()).encode()).hexdigest()
 
 
 def _write_header(

@@ -24,7 +24,7 @@ def equal_quality(found: Found, tasks: Sequence[str], methods: Sequence[str], bo
         several = [found[task, method] for task in tasks if (task, method) in found]
         if len(several) < len(tasks):
             continue
-        cells = [_cross_fit(one, bound) for one in several]
+        cells = [cross_fit(one, bound) for one in several]
         rows = min(len(row) for _, _, row in cells)
         reached[method] = (
             np.mean([share for share, _, _ in cells], axis=0),
@@ -74,7 +74,7 @@ def equal_cost(found: Found, tasks: Sequence[str], methods: Sequence[str], match
     return told
 
 
-def _cross_fit(one: Frontier, bound: float) -> tuple[Floats, Floats, Floats]:
+def cross_fit(one: Frontier, bound: float) -> tuple[Floats, Floats, Floats]:
     """Share and loss ratio [draws], mean of both ways, and each row's share at the strength the other half chose."""
     even, odd = halves(one.has.shape[1])
     drawn_even, drawn_odd = even[resamples(len(even), seed=1)], odd[resamples(len(odd), seed=2)]

@@ -42,6 +42,11 @@ class Frontier:
     self_bleu: Floats
     """[F]"""
 
+    def first(self, rows: int) -> "Frontier":
+        """The same of the first rows only."""
+        names = ("has", "odds", "nats", "bytes")
+        return Frontier(**(vars(self) | {name: getattr(self, name)[:, :rows] for name in names}))
+
     def shares(self, index: Ints) -> Floats:
         """Share that has the target [draws, F] among the rows of each draw [draws, rows]."""
         found: Floats = self.has[:, index].mean(-1).T

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.steering.comparison import BOUNDS, Found, by_task, equal_cost, equal_quality
+from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency
 from bench.steering.frontier import Frontier, Record, frontiers
 from bench.steering.methods import METHODS, SCHEDULES
@@ -47,6 +48,7 @@ def summarise(
         "equal_kl": {group: equal_cost(found, several, names, "kl") for group, several in groups.items()},
         "equal_peak": {group: equal_cost(found, several, names, "peak") for group, several in groups.items()},
         "at_own_strength": {group: _at_own_strength(found, several, names) for group, several in groups.items()},
+        "directions": directions(found, tasks["single"]),
         "norms": _norms(found, tasks["single"], gains, profiles),
         "efficiency": efficiency(found, [name for name in names if name in SCHEDULES], gains, profiles),
         "frontiers": [_points(one) for one in found.values()],

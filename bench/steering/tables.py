@@ -20,12 +20,16 @@ def tables(summary: Mapping[str, Any]) -> str:
     for group, bounds in summary["equal_quality_by_task"].items():
         tasks = bounds["1.10"] if "1.10" in bounds else next(iter(bounds.values()))
         parts.append(f"### Each task, {group}: best share at loss ratio at most 1.10\n\n{_by_task(summary, tasks)}")
+    if any(one.keys() - {"shift"} for one in summary["directions"].values()):
+        parts.append(f"### SAE direction and difference of means\n\n{_directions(summary['directions'])}")
     if summary["norms"]:
         parts.append(f"### The commitment schedule under each norm\n\n{_norms(summary['norms'])}")
     if summary["efficiency"]["points"]:
         parts.append(f"### Predicted and measured gain over uniform\n\n{_efficiency(summary['efficiency'])}")
     for group, methods in summary["at_own_strength"].items():
-        parts.append(f"### At the attributes' own strength, {group}\n\n{_own(methods)}")
+        parts.append(
+            f"### At the attributes' own strength, {group}: one predicted KL for all schedules\n\n{_own(methods)}"
+        )
     for task, steps in summary["orders"].items():
         parts.append(f"### Orders, {task}\n\n{_orders(steps)}")
     return "\n\n".join(parts) + "\n"
@@ -116,6 +120,29 @@ def _by_task(summary: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]])
         for task, one in tasks.items()
     ]
     return markdown(["task", "unsteered", *methods], lines)
+
+
+def _directions(directions: Mapping[str, Any]) -> str:
+    schedules = ("uniform", "commitment")
+    pushes = list(dict.fromkeys(name for one in directions.values() for name in one.get("shift", {})))
+    lines = []
+    for task, one in directions.items():
+        cells = [task]
+        for schedule in schedules:
+            found = one.get(schedule)
+            cells += (
+                [
+                    f"{percent(found['sae'])}, {percent(found['diff_means'])}",
+                    f"{100 * found['lead']:+.0f} {_span(found['lead_interval'], _points)}, p {found['p']:.3f}",
+                ]
+                if found
+                else ["-", "-"]
+            )
+        shifts = one.get("shift", {})
+        cells += [f"{shifts[n][0]:.2f} {_span(shifts[n][1:], _number)}" if n in shifts else "-" for n in pushes]
+        lines.append(cells)
+    head = [f"{schedule}: {what}" for schedule in schedules for what in ("SAE, means", "lead of the SAE, points")]
+    return markdown(["attribute", *head, *(f"shift: {name}" for name in pushes)], lines)
 
 
 def _norms(norms: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench.steering.comparison import equal_cost, equal_quality
+from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency, measured_gain, predicted_gain
 from bench.steering.frontier import Frontier, frontiers
 from bench.steering.statistics import halves, resamples
@@ -91,6 +92,17 @@ def test_at_equal_cost_strengths_are_where_the_costs_meet(found: dict[tuple[str,
     assert told["cheap"]["share"] == pytest.approx(0.6, abs=0.02)
     assert told["cheap"]["lead"] == pytest.approx(0.2, abs=0.02)
     assert equal_cost(cheap, ["a/x"], ["cheap"], "peak")["cheap"]["strength"] == pytest.approx(1.0)
+
+
+def test_directions_are_compared_on_the_rows_that_both_have(found: dict[tuple[str, str], Frontier]) -> None:
+    means = frontiers([record("none", 0, 0.2, 1, 0, 0), *linear("difference of means, uniform", 1.5, (0.5, 1.0, 2.0))])
+    flipped = frontiers([record("none", 0, 0.2, 1, 0, 0), record("sign flipped", 1.0, 0.1, 1.0, -2.0, 0.5)])
+    short = {key: one.first(ROWS // 2) for key, one in means.items()}
+    told = directions({**found, **short, **flipped}, ["a/x"])["a/x"]
+    assert told["uniform"]["lead"] == pytest.approx(told["uniform"]["sae"] - told["uniform"]["diff_means"])
+    assert told["uniform"]["lead"] < 0
+    assert "commitment" not in told
+    assert told["shift"]["sign flipped"][0] == pytest.approx(-2.0, abs=0.01)
 
 
 def test_a_method_that_does_not_reach_the_cost_is_left_out(found: dict[tuple[str, str], Frontier]) -> None:
