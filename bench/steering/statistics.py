@@ -11,8 +11,9 @@ Ints = NDArray[np.int64]
 DRAWS = 1000
 
 
-def resamples(count: int, draws: int = DRAWS, seed: int = 0) -> Ints:
-    """Rows drawn with replacement [1 + draws, count]; the first is the sample itself."""
+def resamples(count: int, draws: int | None = None, seed: int = 0) -> Ints:
+    """Rows drawn with replacement [1 + draws, count], DRAWS unless told otherwise; the first is the sample itself."""
+    draws = DRAWS if draws is None else draws
     if count < 1:
         raise ValueError(f"there must be rows to draw from, got {count}")
     drawn = np.random.default_rng(seed).integers(0, count, size=(draws, count))

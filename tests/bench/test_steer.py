@@ -11,7 +11,7 @@ import pytest
 from bench import steer
 from bench.judges.model import JudgeConfig
 from bench.judges.training import JudgeRecipe, train
-from bench.steering import command
+from bench.steering import command, efficiency, statistics
 from bench.steering.cells import Cell, plan
 from bench.steering.settings import Settings
 from bench.steering.store import Store
@@ -59,10 +59,17 @@ def engine(folder: Path, tiny_model: Path) -> TorchEngine:
     return load_runtime(tiny_model, folder / "saes", folder / "out", EngineConfig()).engine
 
 
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Few texts and few draws: what is tested is not how narrow intervals are."""
+    patch.setattr(command, "FULL", SETTINGS)
+    patch.setattr(command, "keep_freed_memory", lambda: False)
+    patch.setattr(statistics, "DRAWS", 20)
+    patch.setattr(efficiency, "DRAWS", 20)
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(command, "FULL", SETTINGS)
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: False)
+    shrink(monkeypatch)
     yield
 
 
@@ -82,8 +89,7 @@ def arguments(folder: Path, tiny_model: Path, out: Path, *more: str) -> list[str
 def measured(folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "FULL", SETTINGS)
-        patch.setattr(command, "keep_freed_memory", lambda: False)
+        shrink(patch)
         assert steer.main(arguments(folder, tiny_model, out, "--keep-texts", str(out / "texts.jsonl"))) == 0
     return out
 
@@ -162,13 +168,13 @@ def test_results_are_drawn_from_the_records_alone(measured: Path, tmp_path: Path
     for name in ("cells.jsonl.gz", "run.json"):
         (tmp_path / name).write_bytes((measured / name).read_bytes())
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    page.write_text("before\n<!-- results -->\nNot run yet.\n<!-- end of results -->\nafter\n")
     assert steer.main(["--render", "--out", str(tmp_path), "--page", str(page)]) == 0
     for name in ("summary.json", "tables.md"):
         assert (tmp_path / name).read_bytes() == (measured / name).read_bytes()
     text = page.read_text()
     assert text.startswith("before\n<!-- results -->\n") and text.endswith("<!-- end of results -->\nafter\n")
-    assert "old" not in text and "### Orders, infill" in text and "![frontiers](frontiers.png)" in text
+    assert "Not run yet." not in text and "### Orders, infill" in text and "![frontiers](frontiers.png)" in text
 
 
 def test_a_record_that_was_cut_short_is_left_out(measured: Path, tmp_path: Path) -> None:
