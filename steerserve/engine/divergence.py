@@ -15,8 +15,9 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
     """Add to each measured row the KL(steered || unsteered) in nats of the predictions at the positions that commit,
     (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
 
-    Of the whole distribution that tokens are drawn from before temperature, top-p and top-k, in float32. By the chain
-    rule the sum over a run is the KL of the trajectories, for the canvases that the steered one came through.
+    Of the whole distribution at the row's temperature (1 where it is 0, whose KL is not finite), before top-p and top-k,
+    in float32: what calibration's cost is of. By the chain rule the sum over a run is the KL of the trajectories, for
+    the canvases that the steered one came through.
     """
     if not len(batch.measured):
         return
@@ -24,11 +25,12 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
     row, position = row[own], position[own]
     state = batch.state(position)
     parts = []
+    heats = batch.temperature.masked_fill(batch.temperature == 0, 1.0)
     size = max(16, BLOCK_BYTES // (4 * model.facts.vocab_size))
     for at in torch.split(torch.arange(len(row), device=row.device), size):
-        no_eos = batch.no_eos[row[at]]
-        steered = _log_probabilities(model, hidden[row[at], state[at]], no_eos)
-        plain = _log_probabilities(model, hidden[batch.shadow[row[at]], state[at]], no_eos)
+        no_eos, heat = batch.no_eos[row[at]], heats[row[at]]
+        steered = _log_probabilities(model, hidden[row[at], state[at]], no_eos, heat)
+        plain = _log_probabilities(model, hidden[batch.shadow[row[at]], state[at]], no_eos, heat)
         # What neither may draw is minus infinity in both.
         terms = torch.where(steered.isneginf(), 0.0, steered.exp() * (steered - plain))
         parts.append(terms.sum(1).double())
@@ -39,9 +41,9 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
         request.measured_kl += nats
 
 
-def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor) -> Tensor:
+def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor, heat: Tensor) -> Tensor:
     logits = model.head(pad_rows(hidden))[: len(hidden)].float()
     if model.facts.forbidden_ids:
         logits[:, list(model.facts.forbidden_ids)] = -torch.inf
     logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(no_eos, -torch.inf)
-    return logits.log_softmax(1)
+    return (logits / heat[:, None]).log_softmax(1)
