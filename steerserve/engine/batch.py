@@ -2,40 +2,42 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from schedulers import Random
 from steerserve.engine import noise
 from steerserve.engine.limits import hold_to_budgets
+from steerserve.engine.now import now
+from steerserve.engine.packing import TILE, Packed, step_of_width
 from steerserve.engine.request import Forward, Request
 from steerserve.engine.sampler import Settings
 from steerserve.engine.watch import Watch
 from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import Applied, SteeringPlan
+from steerserve.steering.plan import Applied
 
-TILE = 16
-"""Canvases are padded to a multiple of this, as far as the model goes, so that kernels split every row alike."""
+Choice = TypeVar("Choice")
 TOP_FEATURES = 32
 """How many of a position's features are kept to be compared with the next step's."""
 
 
 class Batch:
-    """R rows on a canvas of width W (the longest row, rounded up to TILE)."""
+    """R rows on a canvas of width W: the longest row, or a little more."""
 
     def __init__(
         self, requests: Sequence[Request], facts: ModelFacts, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.requests, self.facts = list(requests), facts
-        longest = max(len(request.canvas) for request in requests)
-        width = min(-(-longest // TILE) * TILE, facts.max_length)
+        longest, step = max(len(request.canvas) for request in requests), step_of_width(device, dtype)
+        width = min(max(TILE, -(-longest // step) * step), facts.max_length)
         canvas = torch.tensor([request.canvas + [facts.eos_id] * (width - len(request.canvas)) for request in requests])
         self.canvas = canvas.to(device)
         """[R, W] int64."""
         position = torch.arange(width)
         length, start, stop = self._column([(len(r.canvas), r.start, r.stop) for r in requests]).unbind(1)
-        self.lengths = length.to(device)
         inside = position < length[:, None]
         response = (position >= start[:, None]) & (position < stop[:, None])
         self.inside, self.response = inside.to(device), response.to(device)
@@ -72,7 +74,14 @@ class Batch:
         twins += [[replace(push, applied=Applied()) for push in requests[i].imposed] for i in measured]
         self.rows = [*requests, *(requests[i] for i in guided + measured)]
         """Of each row of the forward [R + G + M], the request it stands for."""
-        self.plan = SteeringPlan([*(r.pushes for r in requests), *twins], device, dtype, captures)
+        lengths = [len(r.canvas) for r in self.rows]
+        self.plan = Packed([*(r.pushes for r in requests), *twins], lengths, width, device, dtype, captures)
+        self.orders = self._members([r.order for r in requests])
+        """Every order of the batch, and its rows [R] bool."""
+        self.transfers = self._members([r.transfer for r in requests])
+        self.orderless = torch.tensor([isinstance(r.order, Random) for r in requests], device=device)
+        self.now = now(requests, device)
+        """Where the rows stand, as of the last `look`."""
         self.saes: dict[SparseAutoencoder, Tensor] = {}
         """Rows [R] bool that compare features of each SAE between steps."""
         for r in requests:
@@ -86,22 +95,30 @@ class Batch:
                 if r.features is not None:
                     self.features[i, : len(r.canvas)] = r.features
 
+    def look(self) -> None:
+        """Take note of how far the rows have come: before a step, and whenever some of them went on."""
+        self.now = now(self.requests, self.canvas.device)
+
+    def members(self, rows: Sequence[bool]) -> Tensor:
+        """Rows of the batch as a tensor [R] bool."""
+        return torch.tensor(rows, device=self.canvas.device)
+
+    def _members(self, chosen: Sequence[Choice]) -> list[tuple[Choice, Tensor]]:
+        return [(one, self.members([other == one for other in chosen])) for one in dict.fromkeys(chosen)]
+
     @staticmethod
     def _column(rows: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64)
 
     def open(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
-        block_stop = torch.tensor([0 if r.over else r.block_span[1] for r in self.requests]).to(self.canvas.device)
         masked = (self.canvas == self.facts.mask_id) & self.response
-        row, position = (masked & (self.position < block_stop[:, None])).nonzero().unbind(1)
+        row, position = (masked & (self.position < self.now.last[:, None])).nonzero().unbind(1)
         return row, position
 
     def held(self) -> tuple[Tensor, Tensor]:
         """The committed positions of the current blocks, as (row [N], canvas position [N])."""
-        spans = [(0, 0) if r.over else r.block_span for r in self.requests]
-        first, last = self._column(spans).to(self.canvas.device)[:, :, None].unbind(1)
-        inside = (self.position >= first) & (self.position < last)
+        inside = (self.position >= self.now.first[:, None]) & (self.position < self.now.last[:, None])
         row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)
         return row, position
 
@@ -110,20 +127,15 @@ class Batch:
         masked = (self.canvas == self.facts.mask_id) & self.response
         scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
         scopes = self._of_states(scopes)
-        progress = torch.tensor([r.progress for r in self.requests], dtype=torch.float64)
-        canvas, lengths, sigma = self.canvas, self.lengths, self._sigma()
+        canvas, sigma, progress = self.canvas, self._sigma(), self.now.progress
         if len(self.guided):
             given = self.inside[self.guided] & ~self.response[self.guided]
             canvas = torch.cat([canvas, canvas[self.guided].masked_fill(given, self.facts.mask_id)])
-            lengths = torch.cat([lengths, lengths[self.guided]])
             scopes = torch.cat([scopes, scopes[self.guided]])
             progress = torch.cat([progress, progress[self.guided.cpu()]])
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.guided]])
         if len(self.measured):
-            canvas, lengths = (
-                torch.cat([canvas, self.canvas[self.measured]]),
-                torch.cat([lengths, self.lengths[self.measured]]),
-            )
+            canvas = torch.cat([canvas, self.canvas[self.measured]])
             scopes = torch.cat([scopes, scopes[self.measured]])
             progress = torch.cat([progress, progress[self.measured.cpu()]])
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.measured]])
@@ -132,7 +144,7 @@ class Batch:
             # Before the forward: one that does not fit into memory has gains of its own, and commits nothing.
             request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
         hold_to_budgets(self.requests, self.plan)
-        hidden: Tensor = model(canvas, lengths, self.plan, sigma)
+        hidden = self.plan.forward(model, canvas, sigma)
         for request in self.requests:
             request.forwards += 1
         return hidden
@@ -143,9 +155,8 @@ class Batch:
 
     def settings(self, row: Tensor, position: Tensor) -> Settings:
         """How the candidates at (row [N], canvas position [N]) are drawn."""
-        likeliest = torch.tensor([r.takes_likeliest for r in self.requests], device=row.device)
         return Settings(
-            self.temperature.masked_fill(likeliest, 0.0)[row],
+            self.temperature.masked_fill(self.now.likeliest, 0.0)[row],
             self.top_p[row],
             self.top_k[row],
             self.no_eos[row],
@@ -165,21 +176,12 @@ class Batch:
         moved[:, 0] = scopes[:, 0]
         return moved
 
-    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Step, steps and masks at the beginning of each row's block [R] int64."""
-        rows = [(r.block_step, r.block_steps, r.block_total) for r in self.requests]
-        step, steps, total = torch.tensor(rows, device=self.canvas.device).unbind(1)
-        return step, steps, total
-
     def times(self) -> Tensor:
         """Time t [R] float64, 1 at the start and 0 at the end: the transfer's own, else the masked share."""
-        shares = [r.masked / r.params.max_tokens for r in self.requests]
-        found = torch.tensor(shares, dtype=torch.float64, device=self.canvas.device)
-        step, steps, _ = self.steps()
-        for transfer in dict.fromkeys(r.transfer for r in self.requests):
-            own = transfer.time(step, steps)
+        found = self.now.share
+        for transfer, mine in self.transfers:
+            own = transfer.time(self.now.block_step, self.now.block_steps)
             if own is not None:
-                mine = torch.tensor([r.transfer == transfer for r in self.requests], device=found.device)
                 found = torch.where(mine, own, found)
         return found
 
@@ -189,8 +191,8 @@ class Batch:
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
-        step = torch.tensor([r.step for r in self.requests], device=row.device)
-        return noise.keys(self.seed[row], self.sample[row], step[row], position - self.start[row], stream)
+        counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
+        return noise.keys(*counters, stream)
 
     def close(self) -> None:
         """Hand what outlives the batch back to its requests."""

@@ -15,7 +15,10 @@ def commit(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probabili
     """Write token [N] at (row [N], canvas position [N])."""
     batch.canvas[row, position] = token
     found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
-    for r, p, t, lp in zip(*(one.tolist() for one in (row, position, token, probability.log())), strict=True):
+    # Whole numbers are exact in float64: one transfer from the device instead of four.
+    told = torch.stack([row.double(), position.double(), token.double(), probability.log()], dim=1)
+    for row_, position_, token_, lp in told.tolist():
+        r, p, t = int(row_), int(position_), int(token_)
         # A model that may draw its own mask token leaves the position masked: nothing was committed.
         if t != batch.facts.mask_id:
             found[r].append((p, t, lp))
@@ -41,12 +44,11 @@ def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
     row, position = batch.held()
     uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
     chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
-    step, steps, _ = batch.steps()
-    for transfer in dict.fromkeys(one.transfer for one in due):
-        own = transfer.remask(step, steps)
+    now, revising = batch.now, batch.members([one in due for one in batch.requests])
+    for transfer, mine in batch.transfers:
+        own = transfer.remask(now.block_step, now.block_steps)
         if own is not None:
-            mine = torch.tensor([r in due and r.transfer == transfer for r in batch.requests], device=row.device)
-            chance = torch.where(mine, own, chance)
+            chance = torch.where(mine & revising, own, chance)
     taken = uniform < chance[row]
     return take_back(batch, row[taken], position[taken])
 

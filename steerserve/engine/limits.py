@@ -8,11 +8,11 @@ from typing import Final
 from steerserve.engine.budget import ROUNDING
 from steerserve.engine.drafts import Draft
 from steerserve.engine.events import Event, Failed
+from steerserve.engine.packing import Packed
 from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.steering.bounds import Bound
-from steerserve.steering.plan import SteeringPlan
 
 MOST: Final = 1e6
 """Largest limit: beyond any push that can be asked for."""
@@ -57,7 +57,7 @@ def set_bound(drafts: Sequence[Draft], limits: Limits) -> None:
             push.bound = bound
 
 
-def hold_to_budgets(requests: Sequence[Request], plan: SteeringPlan) -> None:
+def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
     """Lower the gains of the step that was set where rows would spend more than they have left."""
     for request in requests:
         budget = request.budget
@@ -72,9 +72,7 @@ def hold_to_budgets(requests: Sequence[Request], plan: SteeringPlan) -> None:
                 plan.scale(push, factor)
 
 
-def account(
-    requests: Sequence[Request], rows: Sequence[Request], plan: SteeringPlan, events: list[Event]
-) -> list[Event]:
+def account(requests: Sequence[Request], rows: Sequence[Request], plan: Packed, events: list[Event]) -> list[Event]:
     """Charge the forward just made to the rows' budgets; the step's events, in which those rows end that went over a
     limit which refuses. rows: of the forward, each with the request it stands for."""
     over: dict[str, Failed] = {}

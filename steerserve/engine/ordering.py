@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schedulers import Candidates, Quota, Random, feature_stability, rank, uptake
+from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import TOP_FEATURES, Batch
 from steerserve.engine.changes import revise
@@ -25,6 +25,7 @@ def skip_idle(batch: Batch) -> tuple[list[Event], bool]:
     events: list[Event] = []
     ended: set[str] = set()
     while True:
+        batch.look()
         due = [request.may_skip and not request.over and request.id not in ended for request in batch.requests]
         if not any(due):
             return events, bool(ended)
@@ -65,14 +66,16 @@ def _choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw | None) -> 
     requests, device = batch.requests, row.device
     measures = dict(drawn.measures) if drawn else {}
     due = [request.chooses_blindly == (drawn is None) for request in requests]
+    deciding = batch.blind if drawn is None else ~batch.blind
     uniform, commits = _own_draws(batch, row, position, measures.pop("mass", None))
     stability = _stability(batch, row, position) if drawn and batch.saes else None
     taken = _uptake(batch, row, position) if drawn and any(r.uptake for r in requests) else None
     candidates = Candidates(uniform=uniform, stability=stability, uptake=taken, **measures)
     scores = torch.zeros(len(row), dtype=torch.float64, device=device)
-    for order in dict.fromkeys(r.order for r, now in zip(requests, due, strict=True) if now):
-        mine = torch.tensor([now and r.order == order for r, now in zip(requests, due, strict=True)], device=device)
-        scores = torch.where(mine[row], order.score(candidates).double(), scores)
+    asked = {request.order for request, is_due in zip(requests, due, strict=True) if is_due}
+    for order, mine in batch.orders:
+        if order in asked:
+            scores = torch.where((mine & deciding)[row], order.score(candidates).double(), scores)
     ranked = rank(scores, row)
     quota = _quota(
         batch,
@@ -94,9 +97,8 @@ def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | N
     """
     uniform = noise.uniform(batch.keys(row, position, noise.ORDER))
     commits = torch.zeros_like(row, dtype=torch.bool)
-    step, steps, _ = batch.steps()
-    for transfer in dict.fromkeys(r.transfer for r in batch.requests):
-        hazard = transfer.hazard(step, steps, batch.facts.sigma)
+    for transfer, members in batch.transfers:
+        hazard = transfer.hazard(batch.now.block_step, batch.now.block_steps, batch.facts.sigma)
         if hazard is None:
             continue
         chance = hazard[row]
@@ -104,13 +106,7 @@ def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | N
             if log_mass is None:
                 continue
             chance = chance * (log_mass - _log_scale(batch)[row]).exp()
-        mine, orderless = (
-            torch.tensor(found, device=row.device)[row]
-            for found in (
-                [r.transfer == transfer for r in batch.requests],
-                [isinstance(r.order, Random) for r in batch.requests],
-            )
-        )
+        mine, orderless = members[row], batch.orderless[row]
         excess = uniform - (1 - chance)
         commits |= mine & (excess >= 0)
         uniform = torch.where(mine & orderless, excess, uniform)
@@ -126,17 +122,17 @@ def _log_scale(batch: Batch) -> Tensor:
 
 
 def _quota(batch: Batch, row: Tensor, **known: Tensor | None) -> Quota:
-    step, steps, total = batch.steps()
-    masked = torch.bincount(row, minlength=len(batch.requests))
-    return Quota(step=step, steps=steps, total=total, masked=masked, row=row, **known)
+    now, masked = batch.now, torch.bincount(row, minlength=len(batch.requests))
+    return Quota(step=now.block_step, steps=now.block_steps, total=now.block_total, masked=masked, row=row, **known)
 
 
 def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
     """How many positions of each row commit [R], 0 for rows that are not due."""
-    counts = torch.zeros_like(quota.step)
-    for transfer in dict.fromkeys(r.transfer for r, now in zip(batch.requests, due, strict=True) if now):
-        mine = [now and r.transfer == transfer for r, now in zip(batch.requests, due, strict=True)]
-        counts = torch.where(torch.tensor(mine, device=counts.device), transfer.counts(quota), counts)
+    counts, rows = torch.zeros_like(quota.step), batch.members(due)
+    asked = {request.transfer for request, is_due in zip(batch.requests, due, strict=True) if is_due}
+    for transfer, mine in batch.transfers:
+        if transfer in asked:
+            counts = torch.where(mine & rows, transfer.counts(quota), counts)
     return counts
 
 

@@ -122,10 +122,3 @@ def check_sizes(**sizes: object) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ArtifactError(f"config.json: {name} must be a whole number above 0, got {size!r}")
-
-
-def padding_mask(lengths: Tensor | None, width: int) -> Tensor | None:
-    """Attention mask [rows, 1, 1, width], True where a key may be attended to; None when nothing is padded."""
-    if lengths is None or bool((lengths == width).all()):
-        return None
-    return (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None, :]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, padding_mask
+from steerserve.models.attention import attend, padding_mask
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes
 
 # All that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -59,8 +60,8 @@ class Attention(nn.Module):
             self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed.transpose(1, 2).flatten(2)))
+        mixed = attend(query, key, value, mask)
+        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed))
         return out
 
 
@@ -160,7 +161,7 @@ class BertDiffusionLM(DiffusionLM):
             + embeddings["token_type_embeddings"].weight[0]
         )
         hidden = embeddings["LayerNorm"](hidden)
-        mask = padding_mask(lengths, tokens.shape[1])
+        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
         encoder: Any = self.bert["encoder"]
         for index, layer in enumerate(encoder["layer"]):
             hidden = layer(hidden, mask)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, padding_mask
+from steerserve.models.attention import attend, padding_mask, places
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites
 
 _NOISE_FEATURES = 256
 _PERIOD = 10000.0
@@ -139,8 +140,8 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulated(self.adaLN_modulation, condition, len(hidden), 6)
         packed = self.attn_qkv(self.norm1(hidden, shift, scale)).unflatten(-1, (3, self.heads, -1))
         query, key, value = packed.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(rotate(query, *rotation), rotate(key, *rotation), value, attn_mask=mask)
-        hidden = hidden + gate * self.attn_out(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(rotate(query, *rotation), rotate(key, *rotation), value, mask)
+        hidden = hidden + gate * self.attn_out(mixed)
         out: Tensor = hidden + mlp_gate * self.mlp(self.norm2(hidden, mlp_shift, mlp_scale))
         return out
 
@@ -181,10 +182,10 @@ class Dit(nn.Module):
                 raise ValueError(f"sigma must be [{len(tokens)}], one noise level a row, got {got}")
             levels = F.pad(sigma, (0, max(0, _TILE - len(sigma))))
             condition = self.sigma_map(levels)[:, None].to(hidden.dtype)
-        positions = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.float32)
-        angles = positions[:, None] * rotary_frequencies(self.head_size, tokens.device)
-        rotation = (angles.cos(), angles.sin())
-        mask = padding_mask(lengths, tokens.shape[1])
+        length = tokens.shape[1]
+        angles = places(length, tokens.device)[:, None] * rotary_frequencies(self.head_size, tokens.device)
+        rotation = (angles.cos()[:length], angles.sin()[:length])
+        mask = padding_mask(lengths, length, tokens.device)
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, condition, rotation, mask)
             if sites is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
+from steerserve.models.attention import attend, padding_mask
 from steerserve.models.base import (
     DiffusionLM,
     ModelFacts,
@@ -21,9 +22,8 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
-    padding_mask,
 )
-from steerserve.models.llama import RmsNorm, attend, rotate, rotation
+from steerserve.models.llama import RmsNorm, rotate, rotation
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
 # load. A block size is that of Dream's block-wise successors, which bear the same model_type and are not shifted.
@@ -198,7 +198,7 @@ class DreamDiffusionLM(DiffusionLM):
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
         turns = rotation(tokens.shape[1], self.config.head_size, self.config.rope_theta, tokens.device)
-        mask = padding_mask(lengths, tokens.shape[1])
+        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
         for index, layer in enumerate(model["layers"]):
             hidden = layer(hidden, turns, mask)
             if sites is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
+from steerserve.models.attention import attend, padding_mask
 from steerserve.models.base import (
     DiffusionLM,
     ModelFacts,
@@ -19,9 +20,8 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
-    padding_mask,
 )
-from steerserve.models.llama import RmsNorm, attend, rotate, rotation
+from steerserve.models.llama import RmsNorm, rotate, rotation
 
 # What the published checkpoints say, and all that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -179,7 +179,7 @@ class LladaDiffusionLM(DiffusionLM):
         hidden = transformer["wte"](tokens)
         size = self.config.d_model // self.config.n_heads
         turns = rotation(tokens.shape[1], size, self.config.rope_theta, tokens.device)
-        mask = padding_mask(lengths, tokens.shape[1])
+        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
         for index, block in enumerate(transformer["blocks"]):
             hidden = block(hidden, turns, mask)
             if sites is not None:

@@ -11,15 +11,17 @@ from typing import Final, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from steerserve.steering.bounds import Bound, Bounds
 from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
 
 SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
 
-
 ENCODED: Final = 128
 """States encoded at once."""
+TILE: Final = 16
+"""Elements that sums of a row are made of."""
 
 
 class Encoder(Protocol):
@@ -183,7 +185,9 @@ class Site:
         projection = self._project(state.float()) if self.projects else torch.zeros(shape, device=hidden.device)
         if self.reads:
             self.projection = projection
-            self.reading = (projection * self.mask).sum(2) / self.mask.sum(2).clamp(min=1)
+            # Padded: in which order a row is added up depends on its length, but not on tiles of zeros behind it.
+            scoped = F.pad(projection * self.mask, (0, -shape[2] % TILE))
+            self.reading = scoped.sum(2) / self.mask.sum(2).clamp(min=1)
         largest = activation = None
         if self.encodes:
             largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
@@ -197,8 +201,18 @@ class Site:
         if self.bounds is not None:
             weight = self.bounds.hold(weight, self.directions, state)
         self._record(weight, state)
-        delta = torch.einsum("rpl,rph->rlh", weight.to(hidden.dtype), self.directions)
-        return hidden.index_add(0, self.rows, delta)
+        delta = self._delta(weight.to(hidden.dtype))
+        return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
+
+    def _delta(self, weight: Tensor) -> Tensor:
+        """The weighted sum of the directions at each position [rows, length, hidden_size]; weight [rows, pushes, length].
+
+        One push after the other, not contracted: see `_project`.
+        """
+        delta = weight[:, 0, :, None] * self.directions[:, 0, None]
+        for p in range(1, weight.shape[1]):
+            delta += weight[:, p, :, None] * self.directions[:, p, None]
+        return delta
 
     def _project(self, state: Tensor) -> Tensor:
         """<h, v> of state [rows, length, hidden_size]: [rows, pushes, length].

@@ -1,0 +1,49 @@
+"""Full attention that gives a row the same bits on a canvas of any width."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE: Final = 16
+"""CPU kernels split queries and keys by this; at multiples of it a row's bits do not depend on what it is padded to."""
+
+
+def padding_mask(lengths: Tensor | None, width: int, device: torch.device) -> Tensor | None:
+    """Attention mask [rows or 1, 1, 1, keys], True where a key may be attended to; None when nothing is padded.
+
+    lengths [rows] of a canvas of that width, None: all of it. The keys are as many as `attend` makes of the width.
+    """
+    keys = -(-width // TILE) * TILE if device.type == "cpu" else width
+    if lengths is None:
+        if keys == width:
+            return None
+        lengths = torch.full((1,), width, device=device)
+    elif bool((lengths == keys).all()):
+        return None
+    return (torch.arange(keys, device=device) < lengths[:, None])[:, None, None, :]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of query [rows, heads, length, head size] over key and value of as many heads or a divisor of it.
+
+    mask: `padding_mask` of the canvas. Returns [rows, length, heads * head size].
+    """
+    length = query.shape[2]
+    more = 0 if mask is None else mask.shape[3] - length
+    if more:
+        query, key, value = (F.pad(one, (0, 0, 0, more)) for one in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and mask is not None:
+        # On CUDA no fused kernel takes both a mask and grouped heads; the one left would hold every score.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    grouped = query.shape[1] != key.shape[1]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    return mixed.transpose(1, 2)[:, :length].flatten(2)
+
+
+def places(length: int, device: torch.device) -> Tensor:
+    """The positions 0 to length - 1 and some more, float32: up to a multiple of TILE, so that what is computed of them
+    has the same bits whatever the length."""
+    return torch.arange(-(-length // TILE) * TILE, device=device, dtype=torch.float32)
