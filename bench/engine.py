@@ -1,109 +1,101 @@
-"""Time of the engine on this machine: latency of one request, and what steering costs, as ratios within one run.
+"""The engine against the published loops, what steering costs, and cost against work, as ratios within one run.
 
-    python bench/engine.py [--model DIR --sae DIR --attributes DIR] [--rounds 12] [--out bench/results/engine.json]
+    python bench/engine.py [--quick] [--shapes bundled mdlm-124m dream-124m] [--rounds 6] [--out bench/results/engine]
 
-Latency: 64 tokens in 32 steps, one request at a time, warm. Steering: batches of 32 rows without steering, with one
-configuration on all rows, and with 32 different ones, in turn within each round, so that a change of the machine's
-speed meets all of them; the ratio of a round is against its own unsteered batch. Prints a table and ends with JSON.
+Both sides run on the same weights in the same process: the engine as it serves, and straight implementations of the
+loops of LLaDA, Dream and MDLM over straight forwards (bench/engines). Where a loop draws nothing, tokens are compared.
+Sides take turns within each round. Shapes other than the bundled model have random weights; `llada-8b` and `dream-7b`
+need a GPU (`--device cuda`). Writes OUT.json, OUT.md and OUT.png, and prints the tables.
 """
 
 import argparse
 import json
 import platform
-import resource
-import statistics
+import shlex
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from steerserve.config import EngineConfig
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.engines.measure import MIXED_NEWS, MIXED_PROMPTS, against_loops, orders, scaling, steering
+from bench.engines.phases import phases
+from bench.engines.report import fitted, plot, tables
+from bench.engines.shapes import CPU_SHAPES, LOOPS, RANDOM, Subject, subject
+from bench.engines.work import asked
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import load_runtime
 
-ROWS, TOKENS, STEPS = 32, 64, 32
-
-
-def run(engine: TorchEngine, rows: list[GenerationParams]) -> float:
-    """Seconds from adding the rows to the last one's end; admission is left out."""
-    requests = [engine.admit(params) for params in rows]
-    began = time.perf_counter()
-    engine.add(requests)
-    done = 0
-    while done < len(requests):
-        done += sum(isinstance(event, Done) for event in engine.step())
-    return time.perf_counter() - began
+PARTS = ("loops", "steering", "orders", "scaling", "phases")
 
 
-def batch(steering: list[Intervention | None], steps: int) -> list[GenerationParams]:
-    """One row for each entry; rows never end early."""
-    return [
-        GenerationParams(
-            max_tokens=TOKENS, steps=steps, seed=i, ignore_eos=True, interventions=(one,) if one is not None else ()
-        )
-        for i, one in enumerate(steering)
-    ]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def measured(one: Subject, parts: list[str], rounds: int, quick: bool) -> dict[str, Any]:
+    """All the figures of a shape."""
+    small = one.name == "bundled"
+    found: dict[str, Any] = {}
+    steps_of = 4 if small and not quick else 16
+    if "loops" in parts:
+        found["loops"] = against_loops(one, rounds, steps_of)
+    if "steering" in parts:
+        if quick:
+            found["steering"] = steering(one, rounds, 32 if small else 4, [1, 32 if small else 4])
+        else:
+            found["steering"] = steering(one, rounds, 256 if small else 16, [1, 32, 256] if small else [1, 16])
+    if "orders" in parts and one.saes and one.attributes:
+        found["orders"] = orders(one, rounds, 4 if quick else 16)
+    if "scaling" in parts:
+        batches = [1, 8] if quick else [1, 4, 16, 64, 128]
+        lengths = [64, 128] if small else [64, 256] if quick else [64, 128, 256, 512, 1024, 2048]
+        found["scaling"] = scaling(one, batches, lengths, [4, 8] if quick else [8, 16, 32, 64])
+    if "phases" in parts:
+        name = LOOPS[one.name][0]
+        found["phases"] = {
+            "one request": phases(one, asked(name, [32], [64], steps_of)),
+            "16 of mixed lengths": phases(one, asked(name, MIXED_PROMPTS, MIXED_NEWS, 16)),
+        }
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "sae", "attributes", "out"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="the bundled model and one larger shape, few rounds")
+    parser.add_argument("--shapes", nargs="+", choices=("bundled", *RANDOM))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/engine"))
     arguments = parser.parse_args()
     keep_freed_memory()
-    runtime = load_runtime(
-        arguments.model, arguments.sae, arguments.attributes, EngineConfig(threads=arguments.threads)
-    )
-    engine = runtime.engine
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    names = list(runtime.service.attributes)
-    one = Intervention(attribute=names[0], strength=0.2)
-    many = [Intervention(attribute=names[i % len(names)], strength=0.1 + 0.01 * i) for i in range(ROWS)]
-    kinds: dict[str, list[Intervention | None]] = {
-        "none": [None] * ROWS,
-        "one": [one] * ROWS,
-        "distinct": list(many),
-    }
-    run(engine, batch([None], STEPS))
-    latency = [run(engine, batch([None], STEPS)) for _ in range(arguments.rounds)]
-    steered = [run(engine, batch([one], STEPS)) for _ in range(arguments.rounds)]
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(arguments.rounds):
-        for kind, rows in kinds.items():
-            times[kind].append(run(engine, batch(rows, 8)))
-    ratios = {kind: [a / b for a, b in zip(times[kind], times["none"], strict=True)] for kind in ("one", "distinct")}
-    result = {
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    shapes = arguments.shapes or (("bundled", "mdlm-124m") if arguments.quick else CPU_SHAPES)
+    rounds = arguments.rounds or (2 if arguments.quick else 6)
+    began = time.perf_counter()
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
-        "rounds": arguments.rounds,
-        "latency_seconds": spread(latency),
-        "latency_steered_seconds": spread(steered),
-        "batch_tokens_per_second": spread([ROWS * TOKENS / seconds for seconds in times["none"]]),
-        "steering_cost_one_configuration": spread(ratios["one"]),
-        "steering_cost_32_configurations": spread(ratios["distinct"]),
-        "memory_mib": {
-            "loaded": round(loaded),
-            "peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        },
+        "rounds": rounds,
+        "shapes": {},
     }
-    print("| figure | median | min | max |\n|---|---|---|---|")
-    for name, figure in result.items():
-        if isinstance(figure, dict) and "median" in figure:
-            print(f"| {name} | {figure['median']:.3f} | {figure['min']:.3f} | {figure['max']:.3f} |")
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(json.dumps(result))
+    for name in shapes:
+        one = subject(name, 256, arguments.device)
+        if arguments.device == "cuda":
+            result["machine"]["cpu"] = torch.cuda.get_device_name(one.engine.device)
+        with torch.inference_mode():
+            result["shapes"][name] = measured(one, arguments.parts, rounds, arguments.quick)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    result["exponents"] = fitted(result["shapes"])
+    result["seconds"] = time.perf_counter() - began
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    arguments.out.with_suffix(".md").write_text(tables(result), encoding="utf-8")
+    if result["exponents"]:
+        plot(result, arguments.out.with_suffix(".png"))
+    print(tables(result))
 
 
 if __name__ == "__main__":

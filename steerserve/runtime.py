@@ -20,6 +20,7 @@ from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.placement import type_name
+from steerserve.numerics import round_rows_alike
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.saes.labels import read_labels
 from steerserve.saes.tree import find_saes
@@ -61,6 +62,7 @@ def load_runtime(
     be refused is, before the weights are loaded; `say` is told then what they take.
     """
     model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
+    round_rows_alike()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if model is None:

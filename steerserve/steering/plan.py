@@ -205,7 +205,7 @@ class Site:
         return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
 
     def _delta(self, weight: Tensor) -> Tensor:
-        """The weighted sum of the directions at each position [rows, length, hidden_size]; weight [rows, pushes, length].
+        """The sum of directions, each times its weight [rows, pushes, length]: [rows, length, hidden_size].
 
         One push after the other, not contracted: see `_project`.
         """

@@ -1,0 +1,97 @@
+"""What was measured, as tables, and as curves with fitted exponents."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
+    """Slope of the least-squares line through log cost over log work."""
+    x, y = [math.log(one) for one in work], [math.log(one) for one in cost]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return products / sum((a - mean_x) ** 2 for a in x)
+
+
+def fitted(shapes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Exponents of seconds a step over batch and length, and of seconds in all over steps."""
+    found: dict[str, dict[str, float]] = {}
+    for name, figures in shapes.items():
+        scaling = figures.get("scaling", {})
+        for axis, cost in (("batch", "step_ms"), ("length", "step_ms"), ("steps", "seconds")):
+            points = scaling.get(axis, {})
+            if len(points) > 1:
+                values = [one[cost] for one in points.values()]
+                found.setdefault(name, {})[axis] = exponent([float(n) for n in points], values)
+    return found
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Time a token over batch, length and steps, one line a shape, with the exponents of `fitted`."""
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
+    for axis, place in zip(("batch", "length", "steps"), axes, strict=True):
+        for name, figures in result["shapes"].items():
+            points = figures.get("scaling", {}).get(axis, {})
+            if len(points) > 1:
+                label = f"{name}: {'time' if axis == 'steps' else 'step'} ~ n^{result['exponents'][name][axis]:.2f}"
+                values = [1e3 / one["tokens_per_second"] for one in points.values()]
+                place.plot([float(n) for n in points], values, "o-", label=label)
+        place.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms a token")
+        place.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def told(figure: Mapping[str, float], digits: int = 2) -> str:
+    return f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f} to {figure['max']:.{digits}f})"
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Markdown of everything."""
+    machine = result["machine"]
+    lines = ["# The engine against the published loops", ""]
+    lines += [f"{machine['cpu']}, {machine['threads']} threads, torch {result['torch']}; `{result['command']}`, "]
+    lines += [f"{result['rounds']} rounds, {result['seconds']:.0f} s. Medians with the range; ratios are of one round."]
+    for name, figures in result["shapes"].items():
+        lines += ["", f"## {name}", ""]
+        if "loops" in figures:
+            lines += ["| work | engine, tokens/s | step, ms | loop, tokens/s | loop / engine | batched loop / engine |"]
+            lines[-1] += " identical tokens |"
+            lines += ["|---|---|---|---|---|---|---|"]
+            for work, one in figures["loops"].items():
+                ours, theirs = one["engine"], one["loop"]
+                batched = one.get("ratio to batched loop")
+                same = one.get("identical_tokens")
+                lines += [
+                    f"| {work} | {told(ours['tokens_per_second'], 1)} | {told(ours['step_ms'], 1)} | "
+                    f"{told(theirs['tokens_per_second'], 1)} | {told(one['ratio to loop'])} | "
+                    f"{told(batched) if batched else ''} | {f'{same:.2%}' if same is not None else 'drawn'} |"
+                ]
+        for title in ("steering", "orders"):
+            for what, one in figures.get(title, {}).items():
+                if isinstance(one, dict):
+                    lines += ["" if what == next(iter(figures[title])) else "", f"{title}, {what}: {told(one, 3)}"]
+        scaling = figures.get("scaling", {})
+        if scaling:
+            lines += ["", f"Measured matrix products: {scaling['matmul_gflops']:.0f} GFLOP/s.", ""]
+            lines += ["| axis | n | step, ms | tokens/s | share of that rate | peak MiB |", "|---|---|---|---|---|---|"]
+            for axis in ("batch", "length", "steps"):
+                for n, one in scaling[axis].items():
+                    lines += [
+                        f"| {axis} | {n} | {one['step_ms']:.1f} | {one['tokens_per_second']:.1f} | "
+                        f"{one['share_of_rate']:.2f} | {one['peak_mib']:.0f} |"
+                    ]
+            shown = ", ".join(f"{axis} {value:.2f}" for axis, value in result["exponents"].get(name, {}).items())
+            lines += ["", f"Fitted exponents: {shown} (time of a step over batch and length, in all over steps)."]
+        for what, one in figures.get("phases", {}).items():
+            shares = ", ".join(f"{phase} {share:.1%}" for phase, share in one["shares"].items())
+            kernels = ", ".join(f"`{kernel}` {share:.1%}" for kernel, share in one["kernels"].items())
+            lines += ["", f"Where the time goes, {what}: {shares}. Kernels: {kernels}."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,79 @@
+"""The engine bench on tiny models: its forwards are the models', and its loops write what the engine writes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.engines.forwards import forward_of
+from bench.engines.measure import compared, steering
+from bench.engines.phases import PHASES, phases
+from bench.engines.report import exponent
+from bench.engines.shapes import Subject
+from bench.engines.work import asked, loop, serve
+from steerserve.engine.params import GenerationParams
+from steerserve.models import DiffusionLM
+from tests import tiny
+
+MODELS: dict[str, Callable[[int], DiffusionLM]] = {
+    "bert": tiny.bert,
+    "llada": tiny.llada,
+    "dream": tiny.dream,
+    "mdlm": tiny.mdlm,
+}
+
+
+def subject(family: str, folder: Path) -> Subject:
+    model = MODELS[family](3)
+    return Subject("bundled", tiny.engine(model, folder), forward_of(model), tiny.CONTEXT, (), (), 1)
+
+
+def small(rows: list[GenerationParams]) -> list[GenerationParams]:
+    """The rows with prompts of the tiny vocabulary."""
+    return [replace(one, prompt=tuple(5 + int(t) % (tiny.VOCAB - 5) for t in one.prompt)) for one in rows]
+
+
+@pytest.mark.parametrize("family", MODELS)
+@torch.inference_mode()
+def test_forwards_are_the_models_own(family: str) -> None:
+    model = MODELS[family](3)
+    tokens = torch.randint(0, tiny.VOCAB, (3, 21), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(forward_of(model)(tokens), model.head(model(tokens)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "name"), [("bert", "llada"), ("llada", "llada"), ("dream", "dream-entropy")])
+def test_what_draws_nothing_writes_the_same_tokens(tmp_path: Path, family: str, name: str) -> None:
+    one = subject(family, tmp_path)
+    rows = small(asked(name, [4, 4], [32, 32], 4))
+    sides = {"engine": [serve(one, rows)], "loop": [loop(one, name, rows, False)]}
+    found = compared(sides, rows, name)
+    assert found["identical_tokens"] == 1
+    assert found["ratio to loop"]["median"] > 0
+    if name == "llada":
+        assert loop(one, name, rows, True).responses == sides["loop"][0].responses
+
+
+@pytest.mark.parametrize(("family", "name"), [("llada", "llada-hot"), ("mdlm", "mdlm"), ("dream", "dream-origin")])
+def test_what_draws_fills_every_mask(tmp_path: Path, family: str, name: str) -> None:
+    one = subject(family, tmp_path)
+    rows = small(asked(name, [4], [32], 2))
+    [response] = loop(one, name, rows, False).responses
+    assert tiny.MASK not in response and len(set(response)) > 4
+
+
+def test_steering_is_compared_within_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.engines.measure.asked", lambda *work, **more: small(asked(*work, **more)))
+    found = steering(subject("bert", tmp_path), 1, 4, [1, 4])
+    assert {"1 to none", "4 to none", "4 to 1"} < set(found)
+
+
+def test_phases_share_the_time(tmp_path: Path) -> None:
+    shares = phases(subject("bert", tmp_path), small(asked("llada", [4], [32], 8)))["shares"]
+    assert set(shares) == {*PHASES, "host"}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_exponents_are_those_of_power_laws() -> None:
+    assert exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
