@@ -15,9 +15,9 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
     """Add to each measured row the KL(steered || unsteered) in nats of the predictions at the positions that commit,
     (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
 
-    Of the whole distribution at the row's temperature (1 where it is 0, whose KL is not finite), before top-p and top-k,
-    in float32: what calibration's cost is of. By the chain rule the sum over a run is the KL of the trajectories, for
-    the canvases that the steered one came through.
+    Of the whole distribution at the row's temperature (1 where it is 0, whose KL is not finite), before top-p and
+    top-k, in float32: what calibration's cost is of. By the chain rule the sum over a run is the KL of the
+    trajectories, for the canvases that the steered one came through.
     """
     if not len(batch.measured):
         return

@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def log_probabilities(model: DiffusionLM, canvas: list[int], delta: Tensor | None) -> Tensor:
+def log_probabilities(model: DiffusionLM, canvas: list[int], delta: Tensor | None, heat: float) -> Tensor:
     """Of every position's token [length, vocabulary], with delta [length, hidden] added to layer 2's output."""
 
     def site(layer: int, hidden: Tensor) -> Tensor:
@@ -34,11 +34,12 @@ def log_probabilities(model: DiffusionLM, canvas: list[int], delta: Tensor | Non
     logits = model.head(model(torch.tensor([canvas]), sites=site)[0]).double()
     forbidden = [*model.facts.forbidden_ids, model.facts.eos_id]
     logits[:, forbidden] = -torch.inf
-    return logits.log_softmax(1)
+    return (logits / heat).log_softmax(1)
 
 
-def test_the_measured_kl_is_that_of_the_two_predictions(served: TorchEngine) -> None:
-    request, events = tiny.solo(served, MEASURED)
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_the_measured_kl_is_that_of_the_two_predictions(served: TorchEngine, temperature: float) -> None:
+    request, events = tiny.solo(served, replace(MEASURED, temperature=temperature))
     direction = served.catalogue.attributes["tone/warm"].directions[2, "sae"]
     response, total = [tiny.MASK] * 12, 0.0
     for event in events:
@@ -50,7 +51,7 @@ def test_the_measured_kl_is_that_of_the_two_predictions(served: TorchEngine) -> 
             if token == tiny.MASK:
                 delta[i] = 0.6 * 7.0 * direction
         with torch.inference_mode():
-            steered, plain = (log_probabilities(served.model, canvas, one) for one in (delta, None))
+            steered, plain = (log_probabilities(served.model, canvas, one, temperature or 1.0) for one in (delta, None))
         for position, token in zip(event.positions, event.tokens, strict=True):
             p, q = steered[request.start + position], plain[request.start + position]
             total += sum(float(a.exp() * (a - b)) for a, b in zip(p, q, strict=True) if a > -torch.inf)
