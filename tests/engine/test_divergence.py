@@ -124,7 +124,7 @@ def test_a_push_in_nats_is_measured_as_so_many(tmp_path: Path) -> None:
             delta = torch.zeros(len(canvas), tiny.HIDDEN)
             delta[[i for i, token in enumerate(canvas) if token == tiny.MASK]] = small * 7.0 * direction
             with torch.inference_mode():
-                steered, base = (log_probabilities(plain.model, canvas, one) for one in (delta, None))
+                steered, base = (log_probabilities(plain.model, canvas, one, 1.0) for one in (delta, None))
             for position, token in zip(event.positions, event.tokens, strict=True):
                 p, q = steered[request.start + position], base[request.start + position]
                 kept = p > -torch.inf

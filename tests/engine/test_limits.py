@@ -135,7 +135,7 @@ def states(served: TorchEngine, params: GenerationParams) -> tuple[torch.Tensor,
     """The states before and after layer 1's push, of the first forward of a row: [length, hidden] each."""
     request = served.admit(params)
     batch = Batch([request], served.model.facts, served.device, served.dtype)
-    site, kept = batch.plan.sites[1], []
+    site, kept = batch.plan.parts[0].plan.sites[1], []
     apply = site.apply
 
     def watched(hidden: torch.Tensor) -> torch.Tensor:

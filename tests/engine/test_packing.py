@@ -58,7 +58,8 @@ def test_states_are_those_of_one_forward_bit_for_bit(build: type[DiffusionLM]) -
     progress = torch.zeros(len(lengths), dtype=torch.float64)
     packed = Packed(rows, lengths, width, torch.device("cpu"), torch.float32, frozenset({1}))
     assert len(packed.parts) > 1 and {part.width % TILE for part in packed.parts} != {0}
-    got = packed.forward(model, canvas, None, progress, scopes)
+    packed.set_step(progress, scopes)
+    got = packed.forward(model, canvas, None)
     plan = SteeringPlan(rows, captures=frozenset({1}))
     plan.set_step(progress, scopes)
     whole = model(canvas, torch.tensor(lengths), plan)
