@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.steering.measure import KL, NATS, ODDS
+from bench.steering.measure import KL, NATS, ODDS, SHARES
 from bench.steering.statistics import Floats, Ints, crossing, weights
 from bench.steering.tasks import kind
 
 Record = Mapping[str, Any]
+DISTINCT_WITHIN = 0.9
+"""Share of the unsteered texts' distinct-2 that texts must keep to be of equal quality; calibration asks the same."""
 FINE = 81
 """Strengths, interpolated, among which one is chosen."""
 
@@ -37,15 +39,21 @@ class Frontier:
     """[F] largest strength of a step in the attributes' own; None where the method's unit is another."""
     off_target: Floats
     """[F] mean |change of share| of the attributes of other kinds."""
-    distinct_2: Floats
-    """[F]"""
+    distinct: Floats
+    """[F, rows] distinct-2 of each text."""
     self_bleu: Floats
     """[F]"""
 
     def first(self, rows: int) -> "Frontier":
         """The same of the first rows only."""
-        names = ("has", "odds", "nats", "bytes")
+        names = ("has", "odds", "nats", "bytes", "distinct")
         return Frontier(**(vars(self) | {name: getattr(self, name)[:, :rows] for name in names}))
+
+    @property
+    def distinct_2(self) -> Floats:
+        """[F] mean over rows."""
+        found: Floats = self.distinct.mean(1)
+        return found
 
     def shares(self, index: Ints) -> Floats:
         """Share that has the target [draws, F] among the rows of each draw [draws, rows]."""
@@ -75,12 +83,15 @@ class Frontier:
         """Share, loss ratio and strength [draws each] of the strength with the largest share within a loss ratio.
 
         It is chosen on some rows [draws, a], between grid values by interpolation, and reported on others [draws, b].
-        Strength 0 is always within.
+        Since repetition lowers a loss, distinct-2 must also keep to DISTINCT_WITHIN of the unsteered rows'. Strength 0
+        is always within.
         """
         fine = np.linspace(0.0, self.factors[-1], FINE)
         mix = weights(fine, self.factors).T
         share, ratio = self.shares(chosen) @ mix, self.ratios(chosen) @ mix
-        place = np.where(ratio <= bound, share, -1.0).argmax(axis=1)
+        varied = self.distinct[:, chosen].mean(-1).T
+        within = (ratio <= bound) & (varied @ mix >= DISTINCT_WITHIN * varied[:, :1])
+        place = np.where(within, share, -1.0).argmax(axis=1)
         at = fine[place]
         return self.at(self.shares(reported), at), self.at(self.ratios(reported), at), at
 
@@ -157,6 +168,6 @@ def _frontier(task: str, method: str, unsteered: Record, steered: Sequence[Recor
         kl=kl,
         peak=None if None in peaks else np.array([0.0, *peaks], dtype=float),
         off_target=np.mean(changes, axis=0) if changes else np.zeros(len(cells)),
-        distinct_2=values("distinct_2").mean(1) / 1000,
+        distinct=values("distinct_2") / SHARES,
         self_bleu=np.array([record["self_bleu"] for record in cells], dtype=float),
     )

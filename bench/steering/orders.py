@@ -1,11 +1,11 @@
 """Orders against each other at equal steps: filling in held-out text, writing freely, and steered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from bench.steering.frontier import Record
+from bench.steering.frontier import DISTINCT_WITHIN, Record
 from bench.steering.measure import NATS
 from bench.steering.statistics import Floats, Ints, halves, interval, resamples, sign_flip
 
@@ -16,7 +16,7 @@ WAYS: Final = ("random", *CONFIDENT, *INFORMED)
 
 def orders(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
     """By task and steps, for each order its figures with intervals; and the informed orders' lead over the best
-    confident one.
+    confident one. Texts that are written freely may not repeat themselves much more than under `random`.
 
     An informed order's weight, and which confident order is best, are chosen on one half of the rows and reported on
     the other, both ways: by token accuracy where text is filled in, by the share that has the target where texts are
@@ -28,12 +28,13 @@ def orders(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
             grouped.setdefault((record["task"], record["factor"]), {})[record["method"]] = record
     told: dict[str, dict[str, dict[str, Any]]] = {}
     for (task, steps), cells in sorted(grouped.items()):
+        least = _least_varied(cells)
         ways = {way: [cell for name, cell in cells.items() if name.split(" ")[0] == way] for way in WAYS}
-        figures = {way: _figures(several) for way, several in ways.items() if several}
+        figures = {way: _figures(several, least) for way, several in ways.items() if several}
         best = [cell for way in CONFIDENT for cell in ways[way]]
         for way in INFORMED:
             if ways[way] and best:
-                figures[way] |= _lead(ways[way], best)
+                figures[way] |= _lead(ways[way], best, least)
         told.setdefault(task, {})[f"{steps:g}"] = figures
     return told
 
@@ -49,11 +50,11 @@ def mean_score(record: Record) -> tuple[Floats, str]:
     return -np.array(rows["nats"], dtype=float) / NATS / np.array(rows["bytes"], dtype=float), "quality"
 
 
-def _figures(several: Sequence[Record]) -> dict[str, Any]:
+def _figures(several: Sequence[Record], least: float) -> dict[str, Any]:
     """Figures of an order, of several weights those of the weight that the other rows chose."""
     scores = [mean_score(record)[0] for record in several]
     even, odd = halves(len(scores[0]))
-    pick = {"even": _best(scores, odd), "odd": _best(scores, even)}
+    pick = {"even": _best(several, odd, least), "odd": _best(several, even, least)}
 
     def mixed(name: str) -> Floats:
         values = np.empty(len(scores[0]))
@@ -79,13 +80,13 @@ def _figures(several: Sequence[Record]) -> dict[str, Any]:
     return told
 
 
-def _lead(mine: Sequence[Record], theirs: Sequence[Record]) -> dict[str, Any]:
+def _lead(mine: Sequence[Record], theirs: Sequence[Record], least: float) -> dict[str, Any]:
     """How far the best of one's weights is ahead of the best of the others, both chosen on the rows not reported."""
     own, other = ([mean_score(record)[0] for record in several] for several in (mine, theirs))
     even, odd = halves(len(own[0]))
     difference = np.empty(len(own[0]))
     for rows, chosen_on in ((even, odd), (odd, even)):
-        difference[rows] = own[_best(own, chosen_on)][rows] - other[_best(other, chosen_on)][rows]
+        difference[rows] = own[_best(mine, chosen_on, least)][rows] - other[_best(theirs, chosen_on, least)][rows]
     drawn = resamples(len(difference), seed=7)
     return {
         "judged_by": mean_score(mine[0])[1],
@@ -95,5 +96,23 @@ def _lead(mine: Sequence[Record], theirs: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _best(scores: Sequence[Floats], rows: Ints) -> int:
-    return int(np.argmax([one[rows].mean() for one in scores]))
+def _best(several: Sequence[Record], rows: Ints, least: float) -> int:
+    """The best by its mean score over some rows; where loss is the score, of those that are varied enough there.
+
+    The most varied one where none is.
+    """
+    scores = [mean_score(record) for record in several]
+    means = [float(score[rows].mean()) for score, _ in scores]
+    if scores[0][1] == "quality":
+        varied = [float(np.array(record["rows"]["distinct_2"], dtype=float)[rows].mean()) for record in several]
+        if max(varied) < least:
+            return int(np.argmax(varied))
+        means = [mean if one >= least else -np.inf for mean, one in zip(means, varied, strict=True)]
+    return int(np.argmax(means))
+
+
+def _least_varied(cells: Mapping[str, Record]) -> float:
+    """The distinct-2, as it is kept, from which an order's texts are varied enough; 0 where there is no `random`."""
+    if "random" not in cells:
+        return 0.0
+    return DISTINCT_WITHIN * float(np.mean(cells["random"]["rows"]["distinct_2"]))

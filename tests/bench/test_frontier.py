@@ -71,6 +71,16 @@ def test_the_best_share_is_taken_where_the_loss_ratio_still_holds(found: dict[tu
     assert found["a/x", "uniform"].best(1.0, even[None], odd[None])[2][0] == 0.0
 
 
+def test_a_strength_at_which_texts_repeat_themselves_is_not_of_equal_quality() -> None:
+    dull = linear("dull", 1.0, (0.5, 1.0, 2.0))
+    for one, distinct in zip(dull, (900, 850, 300), strict=True):
+        one["rows"]["distinct_2"] = [distinct] * ROWS
+    frontier = frontiers([record("none", 0, 0.2, 1, 0, 0), *dull])["a/x", "dull"]
+    even, odd = halves(ROWS)
+    # 90 % of 900 is 810, on the way from 850 at strength 1 to 300 at 2.
+    assert frontier.best(1.25, even[None], odd[None])[2][0] == pytest.approx(1.05, abs=0.03)
+
+
 def test_at_equal_quality_the_lead_is_the_difference_of_shares(found: dict[tuple[str, str], Frontier]) -> None:
     told = equal_quality(found, ["a/x"], ["uniform", "best", "absent"], 1.1)
     assert set(told) == {"uniform", "best"}

@@ -56,3 +56,22 @@ def test_text_that_is_written_freely_is_judged_by_its_loss() -> None:
     scores, name = mean_score(free)
     assert name == "quality"
     assert scores.tolist() == pytest.approx([-3.0] * ROWS)
+
+
+def test_an_order_that_repeats_itself_is_not_the_best_for_its_low_loss() -> None:
+    cells = [
+        record(name, weight, [], nats, task="unconditional")
+        for name, weight, nats in (
+            ("random", None, 30),
+            ("confidence", None, 5),
+            ("margin", None, 20),
+            ("sae_stability", 0.3, 18),
+        )
+    ]
+    for cell in cells:
+        del cell["rows"]["right"]
+    cells[1]["rows"]["distinct_2"] = [200] * ROWS
+    told = orders(cells)["unconditional"]["8"]
+    # Against margin, 2.0 nats a byte, not against confidence's repetitions.
+    assert told["sae_stability"]["lead"] == pytest.approx(2.0 - 1.8)
+    assert told["confidence"]["nats_per_byte"] == pytest.approx(0.5)
