@@ -58,6 +58,11 @@ class EngineConfig:
 
     max_rows: int = 32
     """Rows in one forward pass."""
+    max_batch_tokens: int = 32768
+    """Canvas tokens in one forward pass, padding included; a row longer than that runs alone."""
+    max_batch_bytes: int | None = None
+    """Memory that one forward pass may take by estimate; a row that would take more is refused. Unset: most of what is
+    free at the start."""
     max_queue: int = 256
     """Rows waiting for a place; a request that would not fit is answered 503."""
     max_steps: int = 1024
@@ -70,8 +75,10 @@ class EngineConfig:
     """CPU threads of the engine; unset: the library's own choice."""
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_queue", "max_steps", "max_canvas", "max_interventions"):
+        for name in ("max_rows", "max_batch_tokens", "max_queue", "max_steps", "max_canvas", "max_interventions"):
             _require(name, getattr(self, name), 1)
+        if self.max_batch_bytes is not None:
+            _require("max_batch_bytes", self.max_batch_bytes, 1)
         if self.threads is not None:
             _require("threads", self.threads, 1)
 

@@ -250,6 +250,7 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "transfers": list(schedulers.TRANSFERS),
         "layers": engine.catalogue.facts.num_layers,
         "max_rows": config.max_rows,
+        "max_batch_tokens": config.max_batch_tokens,
         "max_queue": config.max_queue,
         "max_steps": config.max_steps,
         "max_interventions": config.max_interventions,

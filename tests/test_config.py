@@ -8,7 +8,10 @@ def test_defaults_are_valid() -> None:
     assert ServerConfig().max_body_bytes == 1024 * 1024
 
 
-@pytest.mark.parametrize("name", ["max_rows", "max_queue", "max_steps", "max_interventions", "threads"])
+@pytest.mark.parametrize(
+    "name",
+    ["max_rows", "max_batch_tokens", "max_batch_bytes", "max_queue", "max_steps", "max_interventions", "threads"],
+)
 def test_engine_bounds_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         EngineConfig(**{name: 0})

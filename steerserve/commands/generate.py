@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
 ENGINE = FlagGroup(
-    "steerserve.config", "EngineConfig", skip=("max_rows", "max_queue", "max_steps", "max_interventions")
+    "steerserve.config",
+    "EngineConfig",
+    skip=("max_rows", "max_batch_tokens", "max_queue", "max_steps", "max_interventions"),
 )
 GENERATION = FlagGroup(
     "steerserve.engine.params",
     "GenerationParams",
-    skip=("prompt", "row", "logprobs", "interventions", "trace"),
+    skip=("prompt", "row", "priority", "logprobs", "interventions", "trace"),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
         "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability",

@@ -14,6 +14,7 @@ from steerserve.engine.governor import most_steps, react
 from steerserve.engine.interventions import readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.request import Readout, Request
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
@@ -61,6 +62,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     if params.top_k is not None:
         _whole("top_k", params.top_k, 1, facts.vocab_size)
     _whole("seed", params.seed, -(2**63), 2**63 - 1)
+    _whole("priority", params.priority, *PRIORITIES)
     if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):
         raise RequestError(
             f"stop takes up to {MAX_STOPS} strings, none of them empty, got {list(params.stop)!r}", "stop"

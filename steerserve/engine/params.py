@@ -97,6 +97,8 @@ class GenerationParams:
     seed: int = 0
     row: int = 0
     """Which sample of the seed: two rows of one seed draw different noise, a row and its baseline the same."""
+    priority: int = 0
+    """Whose turn it is when rows wait: -10, first, to 10, last (lower goes first, as in vLLM)."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
     """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""

@@ -102,6 +102,10 @@ class Request:
     """Top feature ids of each position at the last step [canvas, k], for orders that compare steps."""
     rewound: int | None = None
     """The block to go back to, where tokens have been masked again since the last step."""
+    due: tuple[int, int] = (0, 0)
+    """When it is its turn in the queue: step of the engine, priority counted in, and number of arrival."""
+    passed_over: int = 0
+    """Steps at which rows behind it in the queue went past it."""
     finished: bool = False
 
     def __post_init__(self) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer
@@ -17,9 +17,11 @@ from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, readings, revise
 from steerserve.engine.divergence import measure_divergence
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
+from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
 from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
@@ -42,7 +44,9 @@ class TorchEngine:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.waiting: deque[Request] = deque()
+        self.waiting = Queue(model.facts)
+        free = free_bytes(model, self.device) if config.max_batch_bytes is None else config.max_batch_bytes
+        self.limits = Limits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
         self.rows: list[Request] = []
         """The rows that run."""
         self.batch: Batch | None = None
@@ -52,6 +56,8 @@ class TorchEngine:
         self.aborted: set[str] = set()
         self.steered: list[Event] = []
         """Changes of steering since the last step, which have yet to be told."""
+        self.steps = 0
+        """Steps made so far, the clock of the queue."""
         self.failures = 0
         """Steps in a row that failed."""
         self.step_seconds = 0.0
@@ -62,6 +68,11 @@ class TorchEngine:
         """The rows of the next forward, as far as they are chosen."""
         return [request for request in self.rows if not request.finished]
 
+    @property
+    def unfinished(self) -> list[Request]:
+        """The rows that run and those that wait."""
+        return [*self.running, *iter(self.waiting)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -69,7 +80,9 @@ class TorchEngine:
 
     def admit(self, params: GenerationParams) -> Request:
         """See `Engine.admit`; safe from any thread."""
-        return admit(params, self.catalogue, self.tokenizer, self.config)
+        request = admit(params, self.catalogue, self.tokenizer, self.config)
+        self.limits.check(footprint(request, self.model.facts))
+        return request
 
     def add(self, requests: list[Request]) -> None:
         """See `Engine.add`."""
@@ -81,12 +94,11 @@ class TorchEngine:
                 f"the queue holds {len(self.waiting)} of {self.config.max_queue} rows: no room for {len(requests)}",
                 self.retry_after(),
             )
-        self.waiting.extend(requests)
+        self.waiting.add(requests, self.steps)
 
     def retry_after(self) -> float:
         """Seconds until half of what waits will have run, at the measured rate; at least one."""
-        rows = [*self.waiting, *self.running]
-        return max(1.0, self.step_seconds * sum(request.steps_left for request in rows) / 2)
+        return max(1.0, self.step_seconds * sum(request.steps_left for request in self.unfinished) / 2)
 
     def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
@@ -95,7 +107,7 @@ class TorchEngine:
     @torch.inference_mode()
     def steer(self, request_id: str, request: Request) -> int | None:
         """See `Engine.steer`."""
-        for mine in [*self.running, *self.waiting]:
+        for mine in self.unfinished:
             if mine.id == request_id and request_id not in self.aborted:
                 if self.batch is not None:
                     self.batch.close()
@@ -115,6 +127,7 @@ class TorchEngine:
         events = self._choose_rows()
         if not self.rows:
             return events
+        self.steps += 1
         try:
             if self.batch is None:
                 self.batch = Batch(self.rows, self.model.facts, self.device, self.dtype)
@@ -144,7 +157,7 @@ class TorchEngine:
             return [Failed(rows[0].id, "out of memory")]
         self.room = len(rows) // 2
         logger.warning("%d rows did not fit into memory: %d at a time now", len(rows), self.room)
-        self.waiting.extendleft(reversed(rows))
+        self.waiting.put_back(rows)
         return []
 
     def _denoise(self, batch: Batch) -> list[Event]:
@@ -179,18 +192,13 @@ class TorchEngine:
         steered, self.steered = self.steered, []
         events: list[Event] = [
             Failed(request.id, "aborted", aborted=True)
-            for request in [*self.running, *self.waiting]
+            for request in self.unfinished
             if request.id in aborted and not request.finished
         ]
         if events:
-            self.waiting = deque(request for request in self.waiting if request.id not in aborted)
+            self.waiting.drop(aborted)
         staying = [request for request in self.running if request.id not in aborted]
-        joining: list[Request] = []
-        room = self.room - sum(request.rows for request in staying)
-        # A guided row is two of the forward; one that never fits runs alone.
-        while self.waiting and (self.waiting[0].rows <= room or not staying and not joining):
-            room -= self.waiting[0].rows
-            joining.append(self.waiting.popleft())
+        joining = self.waiting.take(staying, replace(self.limits, rows=self.room))
         if joining or steered or len(staying) < len(self.rows):
             if self.batch is not None:
                 self.batch.close()

@@ -200,6 +200,8 @@ class GenerationRequest(Strict):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Left out: drawn by the server and told in the answer."""
     stop: Stop | None = None
+    priority: int = Field(default=0, ge=-10, le=10)
+    """Whose turn it is when rows wait: lower goes first, as in vLLM; waiting makes up for it."""
     ignore_eos: bool | None = None
     """The same as `diffusion.ignore_eos`, where vLLM's clients put it."""
     stream: bool = False

@@ -147,6 +147,7 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
         cfg_scale=diffusion.cfg_scale,
         ends_last=diffusion.ends_last,
+        priority=body.priority,
         seed=seed,
         ignore_eos=body.ignore_eos if diffusion.ignore_eos is None else diffusion.ignore_eos,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steerserve.engine.events import Event, Failed
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.queue import AGING, PATIENCE
+from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.errors import QueueFullError
+from steerserve.errors import QueueFullError, RequestError
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)
@@ -84,3 +87,65 @@ def test_a_step_with_nothing_to_do_is_empty(served: TorchEngine) -> None:
     assert served.step() == []
     served.close()
     assert served.step() == []
+
+
+def order_of_starts(served: TorchEngine, requests: list[Request]) -> list[int]:
+    """Step 2 onwards until all have ended: the index of each request in the order in which it first ran."""
+    begun: list[int] = []
+    while served.waiting or served.running:
+        served.step()
+        begun += [i for i, one in enumerate(requests) if one.step > 0 and i not in begun]
+    return begun
+
+
+def test_a_lower_priority_goes_first_and_ties_by_arrival(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_rows=1)
+    asked = [replace(PLAIN, steps=2, max_tokens=4, priority=priority) for priority in (3, 0, -1, 0, 3)]
+    requests = [served.admit(params) for params in asked]
+    served.add(requests)
+    assert order_of_starts(served, requests) == [2, 1, 3, 0, 4]
+
+
+@pytest.mark.parametrize("priority", [-11, 11, 0.5, True])
+def test_a_priority_out_of_bounds_is_refused(served: TorchEngine, priority: Any) -> None:
+    with pytest.raises(RequestError, match=r"priority must be a whole number from -10 to 10") as error:
+        served.admit(replace(PLAIN, priority=priority))
+    assert error.value.param == "priority"
+
+
+def test_the_last_priority_gets_in_within_its_aging_while_the_first_keeps_arriving(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_rows=1)
+    late = served.admit(replace(PLAIN, priority=1, max_tokens=4, steps=1))
+    served.add([served.admit(PLAIN), late])
+    while late.step == 0:
+        served.add([served.admit(replace(PLAIN, max_tokens=2, steps=1, priority=-1))])
+        served.step()
+        assert served.steps <= 2 * AGING + PLAIN.max_tokens
+    assert served.steps > AGING
+
+
+def test_a_long_canvas_gets_in_within_a_bound_while_short_ones_keep_arriving(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_batch_tokens=96)
+    short = replace(PLAIN, max_tokens=8, steps=6)
+    served.add([served.admit(short) for _ in range(3)])
+    served.step()
+    long = served.admit(replace(PLAIN, max_tokens=80, steps=5))
+    served.add([long])
+    passed = 0
+    while long.step == 0:
+        served.add([served.admit(replace(short, seed=served.steps))])
+        served.step()
+        passed += 1
+        assert passed <= 2 * PATIENCE + short.max_tokens
+    assert long.passed_over == PATIENCE, "short ones did use the room beside it"
+    assert len(tiny.results(tiny.drain(served))) > 0
+
+
+def test_rows_taken_back_are_due_when_they_were(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_rows=2)
+    requests = [served.admit(replace(PLAIN, seed=seed)) for seed in range(4)]
+    served.add(requests)
+    taken = served.waiting.take([], served.limits)
+    assert taken == requests[:2]
+    served.waiting.put_back(reversed(taken))
+    assert list(served.waiting) == requests

@@ -27,6 +27,11 @@ def test_one_row_a_prompt_and_sample_with_running_numbers() -> None:
     assert {row.params.seed for row in made} == {7}
 
 
+def test_every_row_has_the_priority_of_its_request() -> None:
+    assert {row.params.priority for row in rows(prompt=["a", "b"], priority=-3, steering={"baseline": True})} == {-3}
+    assert {row.params.priority for row in rows(prompt="a")} == {0}
+
+
 def test_twin_shares_seed_and_row_and_has_no_steering() -> None:
     made = rows(
         n=2,

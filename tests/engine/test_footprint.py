@@ -1,0 +1,112 @@
+"""What a forward takes: rows join within a bound of tokens and of bytes, and what fits nowhere is refused."""
+
+import weakref
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from steerserve.engine.footprint import Costs, Footprint, footprint
+from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.errors import RequestError
+from steerserve.models import DiffusionLM
+from tests import tiny
+
+PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=4, temperature=1.0, ignore_eos=True)
+PUSH = Intervention(vector=VectorRef(1, tuple(range(tiny.HIDDEN))), op="clamp", unit="raw", strength=0.5)
+
+
+class Widths:
+    """Notes the size of every canvas batch that a model is given."""
+
+    def __init__(self, model: DiffusionLM) -> None:
+        self.seen: list[tuple[int, int]] = []
+        model.register_forward_pre_hook(lambda _, given: self.seen.append(tuple(given[0].shape)))
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that are alive, and keeps the most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: dict[int, Any] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self.live:
+                storage = tensor.untyped_storage()
+                key, size = id(storage), storage.nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                self.live[key] = weakref.ref(storage, partial(self._forget, key, size))
+        return out
+
+    def _forget(self, key: int, size: int, _: object) -> None:
+        del self.live[key]
+        self.now -= size
+
+
+def test_rows_join_within_the_token_budget_and_run_alone_beyond_it(tmp_path: Path) -> None:
+    model = tiny.bert()
+    served = tiny.engine(model, tmp_path, max_batch_tokens=64)
+    asked = [replace(PLAIN, seed=seed, max_tokens=12 if seed % 3 else 80, steps=4) for seed in range(9)]
+    alone = [tiny.tokens_of(served, params) for params in asked]
+    widths = Widths(model)
+    assert [request.response for request, _ in tiny.run(served, *asked)] == alone
+    assert max(rows * width for rows, width in widths.seen if rows > 1) == 64
+    assert {rows for rows, width in widths.seen if width > 64} == {1}
+
+
+def test_a_guided_row_counts_twice(tmp_path: Path) -> None:
+    model = tiny.bert()
+    served = tiny.engine(model, tmp_path, max_batch_tokens=64)
+    widths = Widths(model)
+    tiny.run(served, *[replace(PLAIN, seed=seed, cfg_scale=1.0) for seed in range(4)])
+    assert {rows for rows, _ in widths.seen} == {4}
+
+
+def test_rows_join_within_the_memory_budget(tmp_path: Path) -> None:
+    model = tiny.bert()
+    free = tiny.engine(model, tmp_path / "free")
+    one = footprint(free.admit(PLAIN), model.facts)
+    two = Costs.of(model).bytes_of(one + one)
+    served = tiny.engine(model, tmp_path / "bound", max_batch_bytes=two)
+    widths = Widths(model)
+    tiny.run(served, *[replace(PLAIN, seed=seed) for seed in range(5)])
+    assert max(rows for rows, _ in widths.seen) == 2
+
+
+def test_a_row_that_would_not_fit_alone_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    model = tiny.bert()
+    need = Costs.of(model).bytes_of(Footprint(1, 48, 40))
+    served = tiny.engine(model, tmp_path, max_batch_bytes=need)
+    served.admit(replace(PLAIN, prompt=(5,) * 4, max_tokens=40, steps=4))
+    with pytest.raises(RequestError, match=r"a canvas of 96 tokens takes about \S+ .iB of memory in a") as error:
+        served.admit(replace(PLAIN, max_tokens=80, steps=4))
+    assert error.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize("family", ["bert", "llada", "dream", "mdlm"])
+@pytest.mark.parametrize("interventions", [(), (PUSH,)])
+def test_the_estimate_is_above_what_a_step_takes_and_not_far(
+    tmp_path: Path, family: str, interventions: tuple[Intervention, ...]
+) -> None:
+    model: DiffusionLM = getattr(tiny, family)()
+    served: TorchEngine = tiny.engine(model, tmp_path)
+    rows = [
+        served.admit(replace(PLAIN, prompt=(5,) * 8, max_tokens=80, row=row, interventions=interventions))
+        for row in range(8)
+    ]
+    served.add(rows)
+    with Peak() as peak:
+        served.step()
+    estimate = served.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), Footprint()))
+    assert estimate / 5 < peak.most < estimate
