@@ -31,9 +31,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     mask: `padding_mask` of the canvas. Returns [rows, length, heads * head size].
     """
     length = query.shape[2]
-    more = 0 if mask is None else mask.shape[3] - length
+    more = 0 if mask is None else mask.shape[3] - key.shape[2]
     if more:
-        query, key, value = (F.pad(one, (0, 0, 0, more)) for one in (query, key, value))
+        query = F.pad(query, (0, 0, 0, -length % TILE))
+        key, value = (F.pad(one, (0, 0, 0, more)) for one in (key, value))
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and mask is not None:
         # On CUDA no fused kernel takes both a mask and grouped heads; the one left would hold every score.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steerserve.errors import ArtifactError
+from steerserve.models.memory import Memory
 from steerserve.models.sigma import Sigma
 
 Choice = str | Mapping[str, Any]
@@ -40,6 +41,9 @@ class ModelFacts:
     """What `head` gives: logits of the token, or log ratios p(token) / p(mask) (SEDD)."""
     scale_by_sigma: bool = False
     """Whether log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
+
+    keys: tuple[int, int] | None = None
+    """Key-value heads of a layer and their size, where the forward can `resume` from those it made before."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -92,6 +96,17 @@ class DiffusionLM(nn.Module):
         padding is on the right and is never attended to; sites is called after each layer; sigma [rows] float32, the
         noise level, needed where `facts.sigma` is set and not read elsewhere.
         Returns [rows, length, hidden_size], normalised and ready for `head`.
+        """
+        raise NotImplementedError
+
+    def resume(
+        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
+    ) -> Tensor:
+        """Final hidden states of some positions, which attend to the keys and values kept of the others as well.
+
+        tokens [rows, length] at `memory.position`; lengths [rows] are those of the whole canvases. Where the memory is
+        of whole canvases this is `forward`, and fills it. Returns [rows, length, hidden_size]. Only where `facts.keys`
+        is set.
         """
         raise NotImplementedError
 

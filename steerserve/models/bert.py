@@ -6,6 +6,7 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from steerserve.errors import ArtifactError
 from steerserve.models.attention import attend, padding_mask
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes
+from steerserve.models.memory import Keep, Memory
 
 # All that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -55,11 +57,13 @@ class Attention(nn.Module):
             {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None = None) -> Tensor:
         query, key, value = (
             self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
+        if keep is not None:
+            key, value = keep(key, value)
         mixed = attend(query, key, value, mask)
         out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed))
         return out
@@ -75,8 +79,8 @@ class Layer(nn.Module):
             {"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = self.attention(hidden, mask)
+    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None = None) -> Tensor:
+        hidden = self.attention(hidden, mask, keep)
         out: Tensor = self.output["LayerNorm"](
             hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden)))
         )
@@ -115,6 +119,7 @@ class BertDiffusionLM(DiffusionLM):
             mask_id=config.mask_token_id,
             eos_id=config.sep_token_id,
             bos_id=config.cls_token_id,
+            keys=(config.num_attention_heads, width // config.num_attention_heads),
             forbidden_ids=tuple(
                 token
                 for token in (config.pad_token_id, config.unk_token_id, config.cls_token_id, config.mask_token_id)
@@ -153,18 +158,30 @@ class BertDiffusionLM(DiffusionLM):
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
     ) -> Tensor:
         """See `DiffusionLM.forward`."""
+        return self._run(tokens, lengths, sites, None)
+
+    def resume(
+        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
+    ) -> Tensor:
+        """See `DiffusionLM.resume`."""
+        return self._run(tokens, lengths, sites, memory)
+
+    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
         embeddings: Any = self.bert["embeddings"]
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        width = tokens.shape[1] if memory is None else memory.width
+        positions = torch.arange(width, device=tokens.device)
+        if memory is not None and memory.filled is not None:
+            positions = memory.position
         hidden = (
             embeddings["word_embeddings"](tokens)
             + embeddings["position_embeddings"](positions)
             + embeddings["token_type_embeddings"].weight[0]
         )
         hidden = embeddings["LayerNorm"](hidden)
-        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
+        mask = padding_mask(lengths, width, tokens.device)
         encoder: Any = self.bert["encoder"]
         for index, layer in enumerate(encoder["layer"]):
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, mask, None if memory is None else partial(memory.exchange, index))
             if sites is not None:
                 hidden = sites(index, hidden)
         out: Tensor = hidden

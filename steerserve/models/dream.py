@@ -8,6 +8,7 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from steerserve.models.base import (
     check_sizes,
 )
 from steerserve.models.llama import RmsNorm, rotate, rotation
+from steerserve.models.memory import Keep, Memory
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
 # load. A block size is that of Dream's block-wise successors, which bear the same model_type and are not shifted.
@@ -73,12 +75,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, narrow)
         self.o_proj = nn.Linear(wide, width, bias=False)
 
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
         query, key, value = (
             project(hidden).unflatten(-1, (-1, self.size)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out: Tensor = self.o_proj(attend(rotate(query, *turns), rotate(key, *turns), value, mask))
+        key = rotate(key, *turns)
+        if keep is not None:
+            key, value = keep(key, value)
+        out: Tensor = self.o_proj(attend(rotate(query, *turns), key, value, mask))
         return out
 
 
@@ -103,8 +110,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, mask)
+    def forward(
+        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, mask, keep)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -139,6 +148,7 @@ class DreamDiffusionLM(DiffusionLM):
             eos_id=config.eos_token_id,
             turn_end_id=_TURN_END if config.vocab_size > _TURN_END else None,
             shift=1,
+            keys=(config.num_key_value_heads, config.head_size),
         )
 
     @classmethod
@@ -195,12 +205,23 @@ class DreamDiffusionLM(DiffusionLM):
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
     ) -> Tensor:
         """See `DiffusionLM.forward`; state i stands at its own position and decides token i + 1."""
+        return self._run(tokens, lengths, sites, None)
+
+    def resume(
+        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
+    ) -> Tensor:
+        """See `DiffusionLM.resume`."""
+        return self._run(tokens, lengths, sites, memory)
+
+    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
-        turns = rotation(tokens.shape[1], self.config.head_size, self.config.rope_theta, tokens.device)
-        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
+        width = tokens.shape[1] if memory is None else memory.width
+        turns = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        turns = turns if memory is None else memory.turned(turns)
+        mask = padding_mask(lengths, width, tokens.device)
         for index, layer in enumerate(model["layers"]):
-            hidden = layer(hidden, turns, mask)
+            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index))
             if sites is not None:
                 hidden = sites(index, hidden)
         out: Tensor = model["norm"](hidden)

@@ -6,6 +6,7 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from steerserve.models.base import (
     check_sizes,
 )
 from steerserve.models.llama import RmsNorm, rotate, rotation
+from steerserve.models.memory import Keep, Memory
 
 # What the published checkpoints say, and all that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {
@@ -94,11 +96,15 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, config.inner, bias=False)
         self.ff_out = nn.Linear(config.inner, width, bias=False)
 
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
         normed = self.attn_norm(hidden)
         query = rotate(self.q_proj(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2), *turns)
         key = rotate(self.k_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), *turns)
         value = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        if keep is not None:
+            key, value = keep(key, value)
         hidden = hidden + self.attn_out(attend(query, key, value, mask))
         normed = self.ff_norm(hidden)
         out: Tensor = hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
@@ -131,6 +137,7 @@ class LladaDiffusionLM(DiffusionLM):
             mask_id=config.mask_token_id,
             eos_id=config.eos_token_id,
             turn_end_id=_TURN_END if config.eos_token_id == _END_OF_TEXT and config.vocab_size > _TURN_END else None,
+            keys=(config.kv_heads, config.d_model // config.n_heads),
         )
 
     @classmethod
@@ -175,13 +182,24 @@ class LladaDiffusionLM(DiffusionLM):
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
     ) -> Tensor:
         """See `DiffusionLM.forward`."""
+        return self._run(tokens, lengths, sites, None)
+
+    def resume(
+        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
+    ) -> Tensor:
+        """See `DiffusionLM.resume`."""
+        return self._run(tokens, lengths, sites, memory)
+
+    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
         transformer: Any = self.model["transformer"]
         hidden = transformer["wte"](tokens)
         size = self.config.d_model // self.config.n_heads
-        turns = rotation(tokens.shape[1], size, self.config.rope_theta, tokens.device)
-        mask = padding_mask(lengths, tokens.shape[1], tokens.device)
+        width = tokens.shape[1] if memory is None else memory.width
+        turns = rotation(width, size, self.config.rope_theta, tokens.device)
+        turns = turns if memory is None else memory.turned(turns)
+        mask = padding_mask(lengths, width, tokens.device)
         for index, block in enumerate(transformer["blocks"]):
-            hidden = block(hidden, turns, mask)
+            hidden = block(hidden, turns, mask, None if memory is None else partial(memory.exchange, index))
             if sites is not None:
                 hidden = sites(index, hidden)
         out: Tensor = transformer["ln_f"](hidden)

@@ -154,8 +154,9 @@ class Site:
         self.gains: list[Tensor] = []
         """Gains of the steps since the last flush, on the host."""
 
-    def set_step(self, progress: Tensor, scopes: Tensor) -> None:
-        """progress [batch] on the host; scopes [batch, named scopes, length] bool on the device."""
+    def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
+        """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
+        device; None: each canvas whole."""
         index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
         gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
         for r, p, dial in self.dials:
@@ -167,7 +168,8 @@ class Site:
         self.gain = gain.to(self.code.device)
         named = scopes[self.rows]
         self.masked = named[:, SCOPES["masked"]]
-        position = torch.arange(named.shape[2], device=named.device)
+        whole = torch.arange(named.shape[2], device=named.device)
+        position = whole if position is None else position[self.rows, None]
         spans = (position >= self.span[:, :, :1]) & (position < self.span[:, :, 1:]) & named[:, :1]
         choice = self.scope.clamp(max=len(SCOPES) - 1)[:, :, None].expand(-1, -1, named.shape[2])
         self.mask = torch.where((self.scope == len(SCOPES))[:, :, None], spans, named.gather(1, choice))
@@ -281,11 +283,12 @@ class SteeringPlan:
         self.captures = captures
         self.captured: dict[int, Tensor] = {}
 
-    def set_step(self, progress: Tensor, scopes: Tensor) -> None:
-        """progress [rows] in [0, 1] on the host; scopes [rows, 5, length] bool in the order of SCOPES."""
+    def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
+        """progress [rows] in [0, 1] on the host; scopes [rows, 5, length] bool in the order of SCOPES; position [rows,
+        length]: where on their canvases the states of a forward stand that is not of whole ones."""
         self.captured = {}
         for site in self.sites.values():
-            site.set_step(progress, scopes)
+            site.set_step(progress, scopes, position)
 
     def gain(self, push: Push) -> float:
         """A push's gain at the step that was set."""
