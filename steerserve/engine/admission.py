@@ -9,7 +9,10 @@ from tokenizers import Tokenizer
 from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.allocation import allocate
+from steerserve.engine.approximations import approximations
+from steerserve.engine.cache import row_cache
 from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.early_exit import check_early_exit
 from steerserve.engine.governor import most_steps, react
 from steerserve.engine.interventions import readout
 from steerserve.engine.overlap import overlaps
@@ -97,6 +100,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         )
     reactions = react(params, catalogue, steps, config.max_steps)
     remask = None if reactions is None else reactions.remask
+    watched = reactions is not None or any(one.governor is not None for one in interventions)
+    held = params.limits is not None or params.measure_kl
+    cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
+    check_early_exit(params, facts, transfer.remasks or remask is not None, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
         "steps": steps,
@@ -108,6 +115,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "revised_within": block if remask is None or remask.span == "block" else params.max_tokens,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
+        "approximate": approximations(transfer_choice, cache, params.early_exit),
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
         **allocation.told,
@@ -129,6 +137,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         plan=plan,
         reactions=reactions,
         budget=allocation.budget,
+        cache=cache,
     )
 
 

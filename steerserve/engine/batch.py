@@ -124,10 +124,7 @@ class Batch:
 
     def forward(self, model: DiffusionLM) -> Tensor:
         """Final states [R + G + M, W, hidden_size] of this step, steered."""
-        masked = (self.canvas == self.facts.mask_id) & self.response
-        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
-        scopes = self._of_states(scopes)
-        canvas, sigma, progress = self.canvas, self._sigma(), self.now.progress
+        scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.now.progress
         if len(self.guided):
             given = self.inside[self.guided] & ~self.response[self.guided]
             canvas = torch.cat([canvas, canvas[self.guided].masked_fill(given, self.facts.mask_id)])
@@ -148,6 +145,12 @@ class Batch:
         for request in self.requests:
             request.forwards += 1
         return hidden
+
+    def scopes(self) -> Tensor:
+        """The states [R, 5, W] bool that each named scope holds at this step."""
+        masked = (self.canvas == self.facts.mask_id) & self.response
+        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
+        return self._of_states(scopes)
 
     def state(self, position: Tensor) -> Tensor:
         """Where the states [N] stand that decide canvas positions [N]."""
@@ -194,9 +197,13 @@ class Batch:
         counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
         return noise.keys(*counters, stream)
 
+    def flush(self) -> None:
+        """Bring what the pushes of the rows did up to date."""
+        self.plan.flush()
+
     def close(self) -> None:
         """Hand what outlives the batch back to its requests."""
-        self.plan.flush()
+        self.flush()
         if self.saes:
             for i, request in enumerate(self.requests):
                 request.features = self.features[i, : len(request.canvas)].clone()

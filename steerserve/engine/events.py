@@ -64,7 +64,7 @@ class Result:
     forward_passes: int
     prompt_tokens: int
     receipt: dict[str, Any] | None
-    """What steering was in fact applied; None for a request that asked for none."""
+    """What steering was in fact applied, and what was approximate; None for a request that asked for neither."""
     trace: tuple[Trace, ...] = ()
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each of `tokens` when it was committed, for the last time."""

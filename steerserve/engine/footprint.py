@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 
-from steerserve.engine.batch import TILE
+from steerserve.engine.packing import TILE
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM, ModelFacts
@@ -28,6 +28,8 @@ class Footprint:
     """Canvas of the longest, padded."""
     candidates: int = 0
     """Positions that may be drawn at one step."""
+    kept: int = 0
+    """Canvas positions whose keys and values stay in memory."""
 
     @property
     def tokens(self) -> int:
@@ -36,13 +38,19 @@ class Footprint:
 
     def __add__(self, other: "Footprint") -> "Footprint":
         """Of both together."""
-        return Footprint(self.rows + other.rows, max(self.width, other.width), self.candidates + other.candidates)
+        return Footprint(
+            self.rows + other.rows,
+            max(self.width, other.width),
+            self.candidates + other.candidates,
+            self.kept + other.kept,
+        )
 
 
 def footprint(request: Request, facts: ModelFacts) -> Footprint:
     """Of one row by itself."""
     width = min(-(-len(request.canvas) // TILE) * TILE, facts.max_length)
-    return Footprint(request.rows, width, request.rows * request.block_length)
+    kept = 0 if request.cache is None else width
+    return Footprint(request.rows, width, request.rows * request.block_length, kept)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Costs:
     """Of one token of the canvas, in the layer where most is held at once."""
     logits: int
     """Of one candidate's logits, copies included."""
+    kept: int
+    """Of the keys and values of one position at all layers, twice: they move when rows join or leave."""
 
     @classmethod
     def of(cls, model: DiffusionLM) -> Self:
@@ -64,12 +74,14 @@ class Costs:
         inner = max((n for one in matrices for n in one.shape if n < facts.vocab_size), default=0)
         inner, size = max(inner, 4 * facts.hidden_size), next(model.parameters()).element_size()
         token = size * (5 * facts.hidden_size + 3 * inner) + 4 * 6 * facts.hidden_size
-        return cls(token=token, logits=4 * _COPIES * facts.vocab_size)
+        heads, wide = facts.keys or (0, 0)
+        kept = 2 * facts.num_layers * 2 * heads * wide * size
+        return cls(token=token, logits=4 * _COPIES * facts.vocab_size, kept=kept)
 
     def bytes_of(self, taken: Footprint) -> int:
         """Estimate of what rows of this footprint take at the widest place of a step."""
         drawn = min(self.logits * taken.candidates, max(_COPIES * _LOGITS, TILE * self.logits))
-        return self.token * taken.tokens + drawn
+        return self.token * taken.tokens + drawn + self.kept * taken.kept
 
 
 @dataclass(frozen=True)

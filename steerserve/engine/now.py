@@ -36,7 +36,7 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
     for one in requests:
         first, last = (0, 0) if one.over else one.block_span
         counts = (one.step, one.block_step, one.block_steps, one.block_total, first, last, one.takes_likeliest)
-        rows.append((*counts, one.masked, one.params.max_tokens))
+        rows.append((*counts, one.masked, one.length))
     table = torch.tensor(rows, dtype=torch.int64)
     masked, length = table[:, 7].double(), table[:, 8].double()
     step, block_step, block_steps, block_total, first_, last_, likeliest, masked_, length_ = table.to(device).unbind(1)

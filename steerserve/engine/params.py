@@ -94,6 +94,11 @@ class GenerationParams:
     cfg_scale: float = 0.0
     """Classifier-free guidance by the prompt: logits are u + (cfg_scale + 1)(l - u), u those of the canvas with prompt
     and suffix masked (LLaDA, arXiv 2502.09992, appendix A.2). 0: none, at the cost of one row."""
+    cache: Choice | None = None
+    """Which keys and values are reused within a block: prefix, dual (Fast-dLLM, arXiv 2505.22618); None: none, which
+    is exact."""
+    early_exit: bool = False
+    """Leave what lies behind the first committed end token unwritten, though gaps remain before it: approximate."""
     seed: int = 0
     row: int = 0
     """Which sample of the seed: two rows of one seed draw different noise, a row and its baseline the same."""

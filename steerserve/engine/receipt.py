@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerserve.engine.approximations import approximated
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import Course, bill
 from steerserve.engine.params import Limits
@@ -17,10 +18,13 @@ Held = tuple[Resolved, int, int]
 
 
 def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
-    """JSON of a finished row (the plan must have been flushed); None where no steering was asked for.
+    """JSON of a finished row (the plan must have been flushed); None where neither steering nor anything approximate
+    was asked for.
 
     What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
-    if not request.interventions and not request.earlier and request.reactions is None:
+    approximate = approximated(request)
+    asked = request.interventions or request.earlier or request.reactions is not None
+    if not asked and not approximate:
         return None
     lowered = _lowered(request)
     told = [
@@ -35,6 +39,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
     params = request.params
     return {
         "interventions": told,
+        "approximate": approximate,
         "steps": request.step,
         "forward_passes": request.forwards,
         **({} if request.reactions is None else request.reactions.receipt()),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from schedulers import Order, Transfer
 from steerserve.engine.budget import KlBudget
+from steerserve.engine.cache import RowCache
 from steerserve.engine.conditions import Reading
 from steerserve.engine.cost import Price
 from steerserve.engine.events import Trace
@@ -76,7 +77,10 @@ class Request:
     """What ends the row or rewrites it; None where nothing does."""
     budget: KlBudget | None = None
     """What is left to spend; None without a limit on it."""
+    cache: RowCache | None = None
     canvas: list[int] = field(init=False)
+    length: int = field(init=False)
+    """Response positions that are left: less than were asked for after an early exit."""
     step: int = 0
     """Denoising steps done."""
     forwards: int = 0
@@ -111,6 +115,7 @@ class Request:
     def __post_init__(self) -> None:
         self.canvas = [*self.prompt_ids, *([self.mask_id] * self.params.max_tokens), *self.suffix_ids]
         self.block_total = self.block_length
+        self.length = self.params.max_tokens
 
     @property
     def start(self) -> int:
@@ -120,7 +125,7 @@ class Request:
     @property
     def stop(self) -> int:
         """Canvas position after the last response token."""
-        return self.start + self.params.max_tokens
+        return self.start + self.length
 
     @property
     def response(self) -> list[int]:
@@ -135,13 +140,13 @@ class Request:
     def progress(self) -> float:
         """Share of the response that is committed."""
         # Not 1 - masked / length, which rounds twice and may fall short of the border of a slice.
-        return (self.params.max_tokens - self.masked) / self.params.max_tokens
+        return (self.length - self.masked) / self.length
 
     @property
     def block_span(self) -> tuple[int, int]:
         """Canvas positions [first, last + 1) of the current block."""
         first = self.start + self.block * self.block_length
-        return first, first + self.block_length
+        return first, min(first + self.block_length, self.stop)
 
     @property
     def block_steps(self) -> int:
@@ -210,9 +215,9 @@ class Request:
     @property
     def stands(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
-        before = self.block * self.block_length if self.transfer.remasks else self.params.max_tokens
+        before = self.block * self.block_length if self.transfer.remasks else self.length
         if self.aborted:
-            return self.params.max_tokens
+            return self.length
         if self.over or self.reactions is None or not self.reactions.rewrites:
             return before
         return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
@@ -224,7 +229,7 @@ class Request:
     @property
     def over(self) -> bool:
         """Whether every step has been made."""
-        return self.block >= self.blocks
+        return self.block * self.block_length >= self.length
 
     @property
     def steps_left(self) -> int:

@@ -13,9 +13,11 @@ from steerserve.config import EngineConfig
 from steerserve.engine.admission import admit
 from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
+from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, readings, revise
 from steerserve.engine.divergence import measure_divergence
+from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
 from steerserve.engine.limits import account
@@ -49,13 +51,15 @@ class TorchEngine:
         self.limits = Limits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
         self.rows: list[Request] = []
         """The rows that run."""
-        self.batch: Batch | None = None
-        """Them as tensors; None until the next step makes it."""
+        self.batches: list[Batch] = []
+        """Them as tensors, those with a cache apart; none until the next step makes them."""
         self.room: float = config.max_rows
         """Rows of one forward: half after one that did not fit into memory, then one more every few steps that do."""
         self.aborted: set[str] = set()
         self.steered: list[Event] = []
         """Changes of steering since the last step, which have yet to be told."""
+        self.shortened = False
+        """Whether a canvas lost positions in the last step, so that the batch has to be made anew."""
         self.steps = 0
         """Steps made so far, the clock of the queue."""
         self.failures = 0
@@ -109,8 +113,8 @@ class TorchEngine:
         """See `Engine.steer`."""
         for mine in self.unfinished:
             if mine.id == request_id and request_id not in self.aborted:
-                if self.batch is not None:
-                    self.batch.close()
+                for batch in self.batches:
+                    batch.close()
                 mine.steer(request)
                 self.steered.append(Steered(mine.id, mine.step, tuple(mine.plan["interventions"])))
                 return mine.step
@@ -119,7 +123,7 @@ class TorchEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.waiting.clear()
-        self.rows, self.batch = [], None
+        self.rows, self.batches = [], []
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -129,9 +133,9 @@ class TorchEngine:
             return events
         self.steps += 1
         try:
-            if self.batch is None:
-                self.batch = Batch(self.rows, self.model.facts, self.device, self.dtype)
-            events += self._denoise(self.batch)
+            self.batches = self.batches or self._batches()
+            for batch in self.batches:
+                events += self._denoise(batch)
             self.failures = 0
             self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
         except (torch.OutOfMemoryError, MemoryError):
@@ -142,16 +146,24 @@ class TorchEngine:
                 raise
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
-            self.rows, self.batch = [], None
+            self.rows, self.batches = [], []
         return events
+
+    def _batches(self) -> list[Batch]:
+        """The rows as tensors: those that make everything anew at each step, and those that keep a cache."""
+        kinds: list[tuple[type[Batch], list[Request]]] = [
+            (Batch, [request for request in self.rows if request.cache is None]),
+            (CachedBatch, [request for request in self.rows if request.cache is not None]),
+        ]
+        return [kind(rows, self.model.facts, self.device, self.dtype) for kind, rows in kinds if rows]
 
     def _make_room(self) -> list[Event]:
         """After a step that did not fit into memory: half of its rows wait for the others; a row that does not fit
         alone ends here."""
         rows = self.running
-        if self.batch is not None:
-            self.batch.close()
-        self.rows, self.batch = [], None
+        for batch in self.batches:
+            batch.close()
+        self.rows, self.batches = [], []
         if len(rows) == 1:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
             return [Failed(rows[0].id, "out of memory")]
@@ -180,6 +192,7 @@ class TorchEngine:
         events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
         events += react(batch)
         for request in batch.requests:
+            self.shortened |= cut_behind_end(request, batch.facts.end_ids)
             request.advance()
         events = account(batch.requests, batch.rows, batch.plan, events) + self._collect(batch)
         cost = (time.perf_counter() - began) / len(batch.requests)
@@ -199,10 +212,11 @@ class TorchEngine:
             self.waiting.drop(aborted)
         staying = [request for request in self.running if request.id not in aborted]
         joining = self.waiting.take(staying, replace(self.limits, rows=self.room))
-        if joining or steered or len(staying) < len(self.rows):
-            if self.batch is not None:
-                self.batch.close()
-            self.rows, self.batch = staying + joining, None
+        shortened, self.shortened = self.shortened, False
+        if joining or steered or shortened or len(staying) < len(self.rows):
+            for batch in self.batches:
+                batch.close()
+            self.rows, self.batches = staying + joining, []
         return steered + events
 
     def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
@@ -216,13 +230,13 @@ class TorchEngine:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         done = [request for request in batch.requests if not request.finished and self._settled(request)]
         if done:
-            batch.plan.flush()
+            batch.flush()
         events: list[Event] = [Done(request.id, self._result(request)) for request in done]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
         if not self.running:
-            self.rows, self.batch = [], None
+            self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows
         return events
 
@@ -231,7 +245,7 @@ class TorchEngine:
         return (
             request.over
             or request.aborted
-            or request.prefix == request.params.max_tokens
+            or request.prefix == request.length
             or any(end in prefix for end in self.model.facts.end_ids)
             or bool(request.params.stop)
             and cut_at_stop(self._text(request, prefix), request.params.stop)[1]

@@ -174,6 +174,11 @@ class Diffusion(Strict):
     """Tokens that end the text or the turn commit last (LLaDA's `confidence_eos_eot_inf`)."""
     cfg_scale: float = Field(default=0.0, ge=0, le=100)
     """Classifier-free guidance by the prompt; each row above 0 costs two."""
+    cache: Choice | None = None
+    """Keys and values reused within a block, "prefix" or "dual" (Fast-dLLM), or an object with `refresh_every` and
+    `gain_tolerance`: approximate."""
+    early_exit: bool = False
+    """Leave what lies behind the first committed end token unwritten: approximate."""
     stream_mode: StreamMode | None = None
 
 

@@ -93,6 +93,8 @@ _SECTIONS = {
     "transfer": "diffusion.",
     "ends_last": "diffusion.",
     "cfg_scale": "diffusion.",
+    "cache": "diffusion.",
+    "early_exit": "diffusion.",
 }
 
 
@@ -146,6 +148,8 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         top_p=body.top_p,
         top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
         cfg_scale=diffusion.cfg_scale,
+        cache=diffusion.cache,
+        early_exit=diffusion.early_exit,
         ends_last=diffusion.ends_last,
         priority=body.priority,
         seed=seed,

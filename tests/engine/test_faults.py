@@ -73,7 +73,7 @@ def test_an_idle_engine_runs_nothing_and_holds_no_batch(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path)
     tiny.run(served, PLAIN)
     assert served.running == []
-    assert served.batch is None
+    assert served.batches == []
 
 
 def test_a_request_larger_than_the_queue_is_wrong_and_not_early(tmp_path: Path) -> None:

@@ -94,15 +94,18 @@ def test_a_row_that_would_not_fit_alone_is_refused_with_both_numbers(tmp_path: P
     assert error.value.param == "max_tokens"
 
 
-@pytest.mark.parametrize("family", ["bert", "llada", "dream", "mdlm"])
-@pytest.mark.parametrize("interventions", [(), (PUSH,)])
+@pytest.mark.parametrize(
+    ("family", "interventions", "cache"),
+    [(family, push, None) for family in ("bert", "llada", "dream", "mdlm") for push in ((), (PUSH,))]
+    + [(family, (PUSH,), "dual") for family in ("bert", "llada", "dream")],
+)
 def test_the_estimate_is_above_what_a_step_takes_and_not_far(
-    tmp_path: Path, family: str, interventions: tuple[Intervention, ...]
+    tmp_path: Path, family: str, interventions: tuple[Intervention, ...], cache: str | None
 ) -> None:
     model: DiffusionLM = getattr(tiny, family)()
     served: TorchEngine = tiny.engine(model, tmp_path)
     rows = [
-        served.admit(replace(PLAIN, prompt=(5,) * 8, max_tokens=80, row=row, interventions=interventions))
+        served.admit(replace(PLAIN, prompt=(5,) * 8, max_tokens=80, row=row, interventions=interventions, cache=cache))
         for row in range(8)
     ]
     served.add(rows)

@@ -32,6 +32,13 @@ def test_every_row_has_the_priority_of_its_request() -> None:
     assert {row.params.priority for row in rows(prompt="a")} == {0}
 
 
+def test_approximations_are_asked_for_in_diffusion() -> None:
+    [row] = rows(diffusion={"cache": {"type": "dual", "refresh_every": 4}, "early_exit": True})
+    assert (row.params.cache, row.params.early_exit) == ({"type": "dual", "refresh_every": 4}, True)
+    [row] = rows(diffusion={"cache": None})
+    assert (row.params.cache, row.params.early_exit) == (None, False)
+
+
 def test_twin_shares_seed_and_row_and_has_no_steering() -> None:
     made = rows(
         n=2,
@@ -127,6 +134,8 @@ class Complaining(TextEngine):
         ("transfer.value", "diffusion.transfer.value"),
         ("steps", "diffusion.steps"),
         ("block_length", "diffusion.block_length"),
+        ("cache", "diffusion.cache"),
+        ("early_exit", "diffusion.early_exit"),
         ("prompt", "prompt[1]"),
         ("prompt[4]", "prompt[1][4]"),
         ("max_tokens", "max_tokens"),

@@ -1,0 +1,147 @@
+"""What a row's cache of keys and values is to be, and when what it keeps has gone stale."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from torch import Tensor
+
+from schedulers.choice import Choice, build, integer, number
+from steerserve.errors import RequestError
+from steerserve.models import ModelFacts
+from steerserve.steering.plan import Push
+
+Reason = Literal["block", "steering", "gain", "interval"]
+"""Why a forward was a full one: a block began, the steering was changed, a schedule's gain moved, it was time."""
+REASONS: Final[tuple[Reason, ...]] = ("block", "steering", "gain", "interval")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """How keys and values are reused within a block; the first forward of each block is a full one."""
+
+    refresh_every: int | None = None
+    """A full forward at least every so many; None: only where one of the other reasons asks for it."""
+    gain_tolerance: float = 0.1
+    """How far the gain of a push may be from what it was at the last full forward."""
+
+    def __post_init__(self) -> None:
+        if self.refresh_every is not None:
+            object.__setattr__(self, "refresh_every", integer("refresh_every", self.refresh_every, low=1))
+        object.__setattr__(self, "gain_tolerance", number("gain_tolerance", self.gain_tolerance, low=0))
+
+    @property
+    def name(self) -> str:
+        """As requests call it."""
+        return next(name for name, kind in CACHES.items() if isinstance(self, kind))
+
+
+class Prefix(Cache):
+    """What lies before the block is kept; the block and all behind it are computed (Fast-dLLM, section 3.2)."""
+
+
+class Dual(Cache):
+    """What lies before and behind the block is kept; only the block is computed (Fast-dLLM, section 3.2)."""
+
+
+CACHES: Final[Mapping[str, type[Cache]]] = {"prefix": Prefix, "dual": Dual}
+
+
+@dataclass(eq=False)
+class RowCache:
+    """The cache of one row, and what it has been used for."""
+
+    settings: Cache
+    kept: Tensor | None = None
+    """Keys and values [layers, 2, heads, canvas, head size] while the row is in no batch."""
+    full: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    """Full forwards, by the reason for each."""
+    partial: int = 0
+    """Forwards of a part of the canvas."""
+    _block: int | None = None
+    _pushes: tuple[Push, ...] = ()
+    _gains: tuple[float, ...] = ()
+    _since: int = 0
+
+    def stale(self, block: int, pushes: tuple[Push, ...], progress: float) -> Reason | None:
+        """Why the next forward has to be a full one; None where it need not. Pushes and the gains of the last full
+        forward are the fingerprint of the steering that the keys and values were made under."""
+        if block != self._block:
+            return "block"
+        if pushes != self._pushes:
+            return "steering"
+        moved = (abs(now - then) for now, then in zip(_gains(pushes, progress), self._gains, strict=True))
+        if any(far > self.settings.gain_tolerance for far in moved):
+            return "gain"
+        every = self.settings.refresh_every
+        return "interval" if every is not None and self._since >= every else None
+
+    def refreshed(self, reason: Reason, block: int, pushes: tuple[Push, ...], progress: float) -> None:
+        """Note a full forward."""
+        self._block, self._pushes, self._gains, self._since = block, pushes, _gains(pushes, progress), 1
+        self.full[reason] += 1
+
+    def reused(self) -> None:
+        """Note a forward of a part of the canvas."""
+        self._since += 1
+        self.partial += 1
+
+    def computed(self, block: tuple[int, int], length: int, shift: int) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) that a forward of a part computes, for a block of a canvas of `length`:
+        with the state before the block where that decides its first token."""
+        first, last = block
+        return max(0, first - shift), length if isinstance(self.settings, Prefix) else min(last, length)
+
+    def told(self) -> dict[str, Any]:
+        """What a receipt says of it."""
+        return {
+            "full_forwards": sum(self.full.values()),
+            "partial_forwards": self.partial,
+            "full_because": {reason: count for reason, count in self.full.items() if count},
+        }
+
+
+def row_cache(
+    choice: Choice | None, facts: ModelFacts, guided: bool, traced: bool, watched: bool = False, held: bool = False
+) -> RowCache | None:
+    """The cache a request asks for; raises RequestError where it cannot be had, or not beside what else it asks for:
+    guidance, a trace, what is decided by readings after each forward, or limits and measures of the KL."""
+    if choice is None:
+        return None
+    try:
+        settings = build("cache", CACHES, choice)
+    except ValueError as error:
+        raise RequestError(str(error), "cache") from error
+    if facts.keys is None:
+        raise RequestError(
+            f"the {facts.family} family has no cache of keys and values; leave it out or null, which is exact", "cache"
+        )
+    if guided:
+        raise RequestError("a cache cannot go with cfg_scale above 0: leave one of them out", "cache")
+    if traced:
+        raise RequestError(
+            "a trace reads the states of the whole response at the steps it names, of which a cache computes but a "
+            "part: leave one of them out",
+            "cache",
+        )
+    if watched:
+        raise RequestError(
+            "conditions and the feedback schedule read states after every forward, of which a cache computes but a "
+            "part: leave one of them out",
+            "cache",
+        )
+    if held:
+        raise RequestError(
+            "limits and measure_kl hold or measure every forward against the exact one: leave them or the cache out",
+            "cache",
+        )
+    return RowCache(settings)
+
+
+def described(settings: Cache) -> dict[str, Any]:
+    """A cache as a plan has it."""
+    return {"type": settings.name} | asdict(settings)
+
+
+def _gains(pushes: tuple[Push, ...], progress: float) -> tuple[float, ...]:
+    return tuple(float(push.gains[min(int(progress * len(push.gains)), len(push.gains) - 1)]) for push in pushes)

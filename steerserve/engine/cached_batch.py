@@ -1,0 +1,144 @@
+"""The rows of one forward that keep keys and values: computed whole where these are stale, else in part."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steerserve.engine.batch import Batch
+from steerserve.engine.cache import Reason, RowCache
+from steerserve.engine.packing import OVERHEAD, TILE, share, step_of_width
+from steerserve.engine.request import Forward, Request
+from steerserve.models import DiffusionLM, ModelFacts
+from steerserve.models.memory import Memory, new_store
+from steerserve.steering.plan import SteeringPlan
+
+
+class CachedBatch(Batch):
+    """A `Batch` that computes some rows whole and others in part, in forwards of their own.
+
+    States that are not computed are zero in what `forward` returns; nothing reads them, since the positions that may
+    commit always are.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], facts: ModelFacts, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(requests, facts, device, dtype)
+        if facts.keys is None:
+            raise ValueError(f"the {facts.family} family keeps no keys and values")
+        self.caches: list[RowCache] = [request.cache for request in requests if request.cache is not None]
+        width = self.canvas.shape[1]
+        self.store = new_store(facts.num_layers, len(requests), facts.keys, width, device, dtype)
+        for row, (request, cache) in enumerate(zip(requests, self.caches, strict=True)):
+            if cache.kept is not None:
+                length = min(len(request.canvas), cache.kept.shape[3])
+                self.store[:, :, row, :, :length] = cache.kept[:, :, :, :length]
+                cache.kept = None
+        self._lengths = [len(request.canvas) for request in requests]
+        self._dtype, self._captures = dtype, self.plan.parts[0].plan.captures
+        self._plans: dict[tuple[int, ...], SteeringPlan] = {}
+        """Of the rows that were computed together, by their numbers."""
+        self._last: list[tuple[int, ...]] = []
+
+    def forward(self, model: DiffusionLM) -> Tensor:
+        """See `Batch.forward`."""
+        stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]
+        whole = self._shared([row for row, reason in enumerate(stale) if reason is not None])
+        part = self._shared([row for row, reason in enumerate(stale) if reason is None])
+        if [*whole, *part] != self._last:
+            # What a push has done is kept in order: by the plan that was in use first.
+            self.flush()
+            self._last = [*whole, *part]
+        scopes = self.scopes()
+        for request in self.requests:
+            request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
+        hidden = torch.zeros(*self.canvas.shape, self.facts.hidden_size, device=self.canvas.device, dtype=self._dtype)
+        captured = {layer: torch.zeros_like(hidden) for layer in self._captures}
+        for rows in whole:
+            self._compute(model, rows, None, scopes, hidden, captured)
+        for rows in part:
+            self._compute(model, rows, self._places(rows), scopes, hidden, captured)
+        self.plan.captured = captured
+        for request, cache, reason in zip(self.requests, self.caches, stale, strict=True):
+            request.forwards += 1
+            if reason is None:
+                cache.reused()
+            else:
+                cache.refreshed(reason, request.block, tuple(request.pushes), request.progress)
+        return hidden
+
+    def _compute(
+        self,
+        model: DiffusionLM,
+        rows: tuple[int, ...],
+        places: tuple[Tensor, Tensor] | None,
+        scopes: Tensor,
+        hidden: Tensor,
+        captured: dict[int, Tensor],
+    ) -> None:
+        """One forward of some rows, whole or at `places`, into hidden and captured [R, W, hidden_size]."""
+        index = torch.tensor(rows, device=self.canvas.device)
+        width = max(self._width(row) for row in rows)
+        lengths = torch.tensor([self._lengths[row] for row in rows], device=self.canvas.device)
+        store, plan, progress = self.store[:, :, :, :, :width], self._plan(rows), self.now.progress[list(rows)]
+        if places is None:
+            memory = Memory(store, index, self.position[:width].expand(len(rows), -1), None)
+            plan.set_step(progress, scopes[index, :, :width])
+            hidden[index, :width] = model.resume(self.canvas[index, :width], memory, lengths, plan)
+            for layer, states in plan.captured.items():
+                captured[layer][index, :width] = states
+            return
+        position, there = places
+        row, place = there.nonzero().unbind(1)
+        memory = Memory(store, index, position, (row, place))
+        mine = scopes[index].gather(2, position[:, None].expand(-1, scopes.shape[1], -1)) & there[:, None]
+        plan.set_step(progress, mine, position)
+        states = model.resume(self.canvas[index].gather(1, position), memory, lengths, plan)
+        for target, found in [(hidden, states), *((captured[layer], one) for layer, one in plan.captured.items())]:
+            target[index[row], position[row, place]] = found[row, place]
+
+    def flush(self) -> None:
+        """See `Batch.flush`."""
+        for rows in self._last:
+            self._plans[rows].flush()
+
+    def close(self) -> None:
+        """See `Batch.close`; the rows that go on take their keys and values along."""
+        super().close()
+        for row, (request, cache) in enumerate(zip(self.requests, self.caches, strict=True)):
+            cache.kept = None if request.finished else self.store[:, :, row, :, : len(request.canvas)]
+
+    def _stale(self, request: Request, cache: RowCache) -> Reason | None:
+        return cache.stale(request.block, tuple(request.pushes), request.progress)
+
+    def _width(self, row: int) -> int:
+        """A row's canvas, padded."""
+        step = step_of_width(self.canvas.device, self._dtype)
+        return min(max(TILE, -(-self._lengths[row] // step) * step), self.canvas.shape[1])
+
+    def _shared(self, rows: list[int]) -> list[tuple[int, ...]]:
+        """The rows of each forward, as `Packed` shares them out."""
+        overhead = OVERHEAD.get(self.canvas.device.type, OVERHEAD["cuda"])
+        groups = share([self._width(row) for row in rows], overhead) if rows else []
+        return [tuple(rows[i] for i in group) for group in groups]
+
+    def _places(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Canvas positions [rows, length] that are computed, a multiple of TILE of them; and which of these count."""
+        spans = [
+            self.caches[row].computed(self.requests[row].block_span, self._lengths[row], self.facts.shift)
+            for row in rows
+        ]
+        length = -(-max(last - first for first, last in spans) // TILE) * TILE
+        first, last = torch.tensor(spans)[:, :, None].unbind(1)
+        position = first + torch.arange(length)
+        there = position < last
+        return position.where(there, 0).to(self.canvas.device), there.to(self.canvas.device)
+
+    def _plan(self, rows: tuple[int, ...]) -> SteeringPlan:
+        if rows not in self._plans:
+            # A few at most: rows that began together stay together, and others meet in many ways.
+            self._plans = {one: plan for one, plan in self._plans.items() if one in self._last}
+            pushes = [self.requests[row].pushes for row in rows]
+            self._plans[rows] = SteeringPlan(pushes, self.canvas.device, self._dtype, self._captures)
+        return self._plans[rows]
