@@ -91,8 +91,8 @@ def test_the_canvas_shrinks_for_the_next_forward(tmp_path: Path) -> None:
     asked = replace(PLAIN, max_tokens=80, steps=80, temperature=1.0)
     for seed in range(8):
         tiny.run(served, replace(asked, seed=seed))
-    assert max(seen) == 96
-    assert min(seen) < 96
+    assert max(seen) >= 82
+    assert min(seen) < 82
 
 
 @FAMILIES
