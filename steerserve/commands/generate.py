@@ -24,7 +24,17 @@ ENGINE = FlagGroup(
 GENERATION = FlagGroup(
     "steerserve.engine.params",
     "GenerationParams",
-    skip=("prompt", "row", "priority", "logprobs", "interventions", "trace"),
+    skip=(
+        "prompt",
+        "row",
+        "priority",
+        "logprobs",
+        "interventions",
+        "trace",
+        "limits",
+        "abort_when",
+        "remask_when",
+    ),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
         "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability",
@@ -38,7 +48,7 @@ GENERATION = FlagGroup(
 STEERING = FlagGroup(
     "steerserve.engine.params",
     "Intervention",
-    skip=("attribute", "feature", "vector", "strength", "scope"),
+    skip=("attribute", "feature", "vector", "strength", "scope", "when", "mandatory"),
     helps={
         "op": "what a push does to the hidden state",
         "unit": "unit of the strengths; the attribute's own where left out",
