@@ -5,7 +5,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +328,8 @@ def test_a_way_to_push_that_is_not_judged_is_refused_beside_it() -> None:
         params = GenerationParams(interventions=(own,))
         assert Policy().apply(params) == params
         if louder is None:
-            assert policy.apply(params).interventions == (own, *policy.mandatory)
+            added = tuple(replace(one, mandatory=True) for one in policy.mandatory)
+            assert policy.apply(params).interventions == (own, *added)
         else:
             with pytest.raises(PolicyError, match="louder may not be set") as error:
                 policy.apply(params)
