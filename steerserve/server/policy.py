@@ -66,7 +66,8 @@ class Policy:
 
     max_strength: Mapping[str, float] | None = None
     """Largest strength by unit (`factor` for operators without one): the peaks of a request's interventions in a unit
-    add up to at most this, and a unit that is not named is refused. None: no limit."""
+    add up to at most this, and a unit that is not named is refused; nats add up as those of pushes that point the same
+    way, which go with the square of their size. None: no limit."""
     max_kl: float | None = None
     """Largest predicted KL of a request's own interventions, in nats a response token; what has no calibrated cost is
     refused. None: no limit."""
@@ -141,7 +142,8 @@ class Policy:
                     raise PolicyError(
                         f"{name}: is in {one.get('unit')}, max_strength may not name another unit: {unit}"
                     )
-                if operator == "add" and not self.max_overlap * allowed <= abs(float(strength)) / 2:
+                own, whole = _size(allowed, unit), _size(abs(float(strength)), unit)
+                if operator == "add" and not self.max_overlap * own <= whole / 2:
                     raise PolicyError(
                         f"{name}: a max_overlap of {self.max_overlap:g} and a max_strength of {allowed:g} could take "
                         f"more than half of its {strength:g} back"
@@ -212,12 +214,12 @@ class Policy:
             if unit not in allowed:
                 raise PolicyError(f"this key allows strengths in {', '.join(allowed)}, not in {unit}", f"{param}.unit")
             peak = _peak(one, param)
-            totals[unit] = totals.get(unit, 0.0) + peak
+            totals[unit] = totals.get(unit, 0.0) + _size(peak, unit)
             # A sum may be off in its last digits.
-            if not totals[unit] <= allowed[unit] * (1 + 1e-9):
+            if not totals[unit] <= _size(allowed[unit], unit) * (1 + 1e-9):
                 raise PolicyError(
                     f"this key allows {allowed[unit]:g} in unit {unit}, all interventions together at their schedules' "
-                    f"peaks; these make {totals[unit]:.4g}",
+                    f"peaks; these make {_amount(totals[unit], unit):.4g}",
                     f"{param}.strength",
                 )
 
@@ -244,6 +246,16 @@ def _peak(summary: Mapping[str, Any], param: str) -> float:
     most = max(abs(float(gain)) for gain in gains)
     # Nats go with the square of the push.
     return abs(float(strength) - neutral) * (most**2 if summary.get("unit") == "kl" else most)
+
+
+def _size(amount: float, unit: str) -> float:
+    """How far a push of so much goes, which is what adds up: nats go with its square."""
+    return math.sqrt(amount) if unit == "kl" else amount
+
+
+def _amount(size: float, unit: str) -> float:
+    """How much a push of that size is in its unit."""
+    return size**2 if unit == "kl" else size
 
 
 def _loudness(summary: Mapping[str, Any], param: str) -> float:

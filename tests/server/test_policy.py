@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -92,6 +93,18 @@ def test_defaults_other_units_and_unknown_schedules_do_not_pass_a_limit(one: Int
         judge(Policy(max_strength={"residual": 0.2}), asked(one))
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_nats_add_up_as_those_of_pushes_that_point_the_same_way(nats: list[float]) -> None:
+    params = asked(*(dataclasses.replace(SPORTS, unit="kl", strength=one) for one in nats))
+    # The KL of a push goes with the square of its size.
+    total = sum(math.sqrt(one) for one in nats) ** 2
+    if total <= 1.0:
+        judge(Policy(max_strength={"kl": 1.0}), params)
+    elif total > 1.0 + 1e-6:
+        with pytest.raises(PolicyError, match="unit kl"):
+            judge(Policy(max_strength={"kl": 1.0}), params)
+
+
 def test_multiply_counts_from_one() -> None:
     policy = Policy(max_strength={"factor": 0.5})
     double = dataclasses.replace(SPORTS, op="multiply", strength=2.0)
@@ -154,6 +167,12 @@ def test_a_field_nobody_has_judged_is_refused_beside_a_mandatory_intervention() 
         (dataclasses.replace(SPORTS, op="multiply", strength=1.0), {}, "does nothing"),
         (SPORTS, {"max_strength": {"raw": 1.0}}, "another unit"),
         (SPORTS, {"max_strength": {"residual": 1.0}, "max_overlap": 0.2}, "take more than half"),
+        # As large as 0.63 of it, along the whole of it.
+        (
+            dataclasses.replace(SPORTS, unit="kl", strength=1.0),
+            {"max_strength": {"kl": 0.4}, "max_overlap": 1.0},
+            "take more than half",
+        ),
     ],
 )
 def test_mandatory_interventions_that_could_be_escaped_are_refused(
