@@ -32,6 +32,7 @@ JUDGED: Final = frozenset(
         "top_k",
         "seed",
         "row",
+        "priority",
         "stop",
         "ignore_eos",
         "ends_last",

@@ -133,6 +133,11 @@ def test_mandatory_interventions_come_last_and_in_every_row() -> None:
     assert judge(policy, asked(POSITIVE)).interventions == (POSITIVE, imposed)
 
 
+def test_a_row_with_a_mandatory_intervention_may_have_a_priority() -> None:
+    params = asked(priority=3)
+    assert judge(Policy(mandatory=(SPORTS,)), params).priority == 3
+
+
 def test_a_condition_of_the_callers_holds_for_its_own_interventions_only() -> None:
     when = {"progress": {"above": 0.5}}
     policy = Policy(mandatory=(SPORTS,), max_strength={"residual": 0.5}, max_loudness=1.0)
