@@ -98,7 +98,8 @@ class Completions:
         # First of all: under load, most of what a server does may be to refuse, and that must cost it next to nothing.
         self._worker.check_room()
         raw = await request.body()
-        body, generation = await unless_gone(request.receive, self._start(raw, interface))
+        start = self._start(raw, interface)
+        body, generation = await unless_gone(request.receive, start, lambda started: started[1].end())
         if body.stream:
             return self._stream(body, generation, request)
         try:

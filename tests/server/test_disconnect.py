@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from steerserve.config import ServerConfig
+from steerserve.server.disconnect import unless_gone
 from tests.server.asgi import Call, running
 from tests.server.text_engine import TextEngine
 
@@ -117,3 +118,44 @@ def test_a_silent_stream_sends_comments() -> None:
     assert call.body.endswith(b"data: [DONE]\n\n")
     assert call.headers["content-type"].startswith("text/event-stream")
     assert "content-length" not in call.headers
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_result_that_comes_too_late_is_undone(steps: int) -> None:
+    undone: list[str] = []
+
+    async def scenario() -> None:
+        loop, never = asyncio.get_running_loop(), asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            await never.wait()
+            return {"type": "http.disconnect"}
+
+        def later(left: int) -> None:
+            # In the very round in which the result is there, or while it is on its way.
+            if left:
+                loop.call_soon(later, left - 1)
+            else:
+                caller.cancel()
+
+        async def work() -> str:
+            later(steps + 1)
+            return "rows"
+
+        caller = asyncio.create_task(unless_gone(receive, work(), undone.append))
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert undone == ["rows"]
+
+
+def test_a_result_that_is_returned_is_not_undone() -> None:
+    async def scenario() -> str:
+        async def work() -> str:
+            return "rows"
+
+        return await unless_gone(asyncio.Event().wait, work(), lambda _: pytest.fail("undone"))  # type: ignore[arg-type]
+
+    assert asyncio.run(scenario()) == "rows"
