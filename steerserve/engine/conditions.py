@@ -119,6 +119,7 @@ def parse_remask(value: Any) -> Remask:
     """The rule that `{"condition": ..., "span": ..., "times": ...}` says; raises ValueError."""
     if not isinstance(value, Mapping):
         raise ValueError(f'must be {{"condition": ..., "span": ..., "times": ...}}, got {_shown(value)}')
+    value = _given(value)
     _known(value, ("condition", "span", "times"), "")
     if "condition" not in value:
         raise ValueError("condition is required")
@@ -149,7 +150,7 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
         raise ValueError(f"may have {MAX_DEPTH} levels at most")
     if not isinstance(value, Mapping):
         raise ValueError(f"{place or 'it'} must be an object, got {_shown(value)}")
-    value = {name: part for name, part in value.items() if part is not None}
+    value = _given(value)
     kinds = [kind for kind in ("all", "any", "not", "progress", "attribute", "feature") if kind in value]
     if len(kinds) != 1:
         raise ValueError(
@@ -172,6 +173,7 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
         inner = value["progress"]
         if not isinstance(inner, Mapping):
             raise ValueError(f"{dot}progress must be an object of {', '.join(BOUNDS)}, got {_shown(inner)}")
+        inner = _given(inner)
         _known(inner, BOUNDS, f"{dot}progress")
         return Comparison(None, **_bounds(inner, f"{dot}progress"))
     reading = _attribute(value, place, dot) if kind == "attribute" else _feature(value, place, dot)
@@ -226,6 +228,11 @@ def _known(value: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> No
     unknown = [str(name)[:60] for name in value if name not in allowed]
     if unknown:
         raise ValueError(f"{place or 'it'} has no field {unknown[0]!r}; allowed: {', '.join(allowed)}")
+
+
+def _given(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object's fields without those that are null, which is the same as left out."""
+    return {name: part for name, part in value.items() if part is not None}
 
 
 def _comparisons(condition: Condition) -> Iterator[Comparison]:

@@ -166,3 +166,10 @@ def test_what_is_masked_again() -> None:
 def test_what_cannot_be_masked_again_is_refused(raw: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_remask(raw)
+
+
+def test_null_is_the_same_as_left_out() -> None:
+    plain = {"progress": {"above": 0.5}}
+    assert parse_condition({"progress": {"above": 0.5, "below": None}}) == parse_condition(plain)
+    found = parse_remask({"condition": plain, "span": None, "times": None})
+    assert found == parse_remask({"condition": plain})
