@@ -18,6 +18,7 @@ from steerserve.engine.interventions import readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import PRIORITIES
+from steerserve.engine.readings import check_readings
 from steerserve.engine.request import Readout, Request
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
@@ -100,6 +101,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         )
     reactions = react(params, catalogue, steps, config.max_steps)
     remask = None if reactions is None else reactions.remask
+    check_readings(params.trace, params.max_tokens, most_steps(steps, remask))
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
