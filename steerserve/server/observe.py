@@ -27,7 +27,8 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 class Observe:
     """Gives each request an id, echoes it as `x-request-id`, and reports the request when it has ended.
 
-    Leaves `request_id` and the Visit in the request's state, and honours an `outcome` left there by a stream.
+    Leaves `request_id` and the Visit in the request's state, and honours what a stream leaves there: an `outcome`, and
+    the status that the error which `ended` it would have had.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, reports: Sequence[Report] = ()) -> None:
@@ -65,6 +66,7 @@ class Observe:
             VISIT.reset(token)
             # A route's template, not its path: paths are the client's to choose, and each would be a series.
             visit.route = getattr(scope.get("route"), "path", "other")
+            status = state.get("ended", status)
             visit.outcome = visit.outcome or state.get("outcome") or _outcome(status)
             visit.code = CODES[visit.outcome] if visit.outcome in CODES and status < 400 else status
             visit.seconds = time.perf_counter() - visit.began

@@ -29,7 +29,8 @@ def data(frame: dict[str, Any]) -> bytes:
 async def lines(
     generation: Generation, view: View, include_usage: bool, keep_alive: float, state: State
 ) -> AsyncGenerator[bytes, None]:
-    """The stream up to `[DONE]`, or up to an error frame, since the status is sent; `state.outcome` notes a failure."""
+    """The stream up to `[DONE]`, or up to an error frame, since the status is sent; `state.ended` notes the status it
+    would have been, `state.outcome` a failure that nobody foresaw."""
     try:
         async for event in generation.events(keep_alive):
             if event is None:
@@ -42,7 +43,7 @@ async def lines(
         yield DONE
     except SteerserveError as error:
         answer = answer_to(error)
-        state.outcome = "refused" if answer.status == 503 else "failed"
+        state.ended = answer.status
         yield data(answer.body)
     except Exception:
         logger.exception("request %s failed while it streamed", state.request_id)

@@ -4,14 +4,24 @@ import asyncio
 import hashlib
 import json
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import State
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from steerserve.config import ServerConfig
 from steerserve.engine.text import continuation
+from steerserve.errors import SteerserveError
+from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
+from steerserve.server.metrics import Metrics
+from steerserve.server.observe import Observe
+from steerserve.server.sse import lines
+from steerserve.server.visit import Visit
 from tests.server.asgi import Call, running
 from tests.server.text_engine import END, TextEngine, decode
 
@@ -168,6 +178,34 @@ def test_a_deleted_stream_ends_in_an_error_and_may_be_deleted_again() -> None:
     assert frames(stream)[-1]["error"]["code"] == "deleted"
     assert b"[DONE]" not in stream.body
     assert stream.complete
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DeletedError("deleted"), ("invalid", 410)),
+        (OverLimitError("over", "steering.limits.max_kl"), ("invalid", 422)),
+        (ShuttingDownError("ends", 1.0), ("refused", 503)),
+        (RowFailedError("failed"), ("failed", 500)),
+    ],
+)
+def test_a_stream_that_ends_early_is_reported_as_what_ended_it(error: SteerserveError, told: tuple[str, int]) -> None:
+    visits: list[Visit] = []
+
+    class Ended:
+        async def events(self, _: float) -> AsyncIterator[None]:
+            yield None
+            raise error
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        source = lines(Ended(), None, False, 1.0, State(scope["state"]))  # type: ignore[arg-type]
+        await StreamingResponse(source)(scope, receive, send)
+
+    async def run() -> None:
+        await Observe(app, Metrics(), [visits.append])(Call("/").scope, Call("/").receive, Call("/").send)
+
+    asyncio.run(run())
+    assert [(visit.outcome, visit.code) for visit in visits] == [told]
 
 
 def test_whoever_waits_for_a_whole_answer_is_told() -> None:
