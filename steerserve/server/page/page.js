@@ -209,8 +209,8 @@ function picture() {
   const pen = grid.getContext("2d");
   pen.scale(scale, scale);
   const cell = (width - CURVE) / run.tokens;
-  const values = run.readings.flatMap((one) => one.positions[name]);
-  const most = Math.max(1e-9, ...values.map(Math.abs));
+  let most = 1e-9; // in a loop: a long run has more readings than a call may have arguments
+  for (const one of run.readings) for (const value of one.positions[name]) most = Math.max(most, Math.abs(value));
   for (const one of run.readings) {
     one.positions[name].forEach((value, place) => {
       const [hue, share] = [value < 0 ? 215 : 22, Math.abs(value) / most];
