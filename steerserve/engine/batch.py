@@ -138,8 +138,8 @@ class Batch:
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.measured]])
         self.plan.set_step(progress, scopes)
         for request in self.requests:
-            # Before the forward: one that does not fit into memory has gains of its own, and commits nothing.
-            request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
+            # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
+            request.made.append(Forward.of(request))
         hold_to_budgets(self.requests, self.plan)
         hidden = self.plan.forward(model, canvas, sigma)
         for request in self.requests:

@@ -38,21 +38,17 @@ class CachedBatch(Batch):
         self._lengths = [len(request.canvas) for request in requests]
         self._dtype, self._captures = dtype, self.plan.parts[0].plan.captures
         self._plans: dict[tuple[int, ...], SteeringPlan] = {}
-        """Of the rows that were computed together, by their numbers."""
-        self._last: list[tuple[int, ...]] = []
+        """Of the rows that are computed together, by their numbers."""
 
     def forward(self, model: DiffusionLM) -> Tensor:
         """See `Batch.forward`."""
         stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]
         whole = self._shared([row for row, reason in enumerate(stale) if reason is not None])
         part = self._shared([row for row, reason in enumerate(stale) if reason is None])
-        if [*whole, *part] != self._last:
-            # What a push has done is kept in order: by the plan that was in use first.
-            self.flush()
-            self._last = [*whole, *part]
+        self._group([*whole, *part])
         scopes = self.scopes()
         for request in self.requests:
-            request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
+            request.made.append(Forward.of(request))
         hidden = torch.zeros(*self.canvas.shape, self.facts.hidden_size, device=self.canvas.device, dtype=self._dtype)
         captured = {layer: torch.zeros_like(hidden) for layer in self._captures}
         for rows in whole:
@@ -81,7 +77,7 @@ class CachedBatch(Batch):
         index = torch.tensor(rows, device=self.canvas.device)
         width = max(self._width(row) for row in rows)
         lengths = torch.tensor([self._lengths[row] for row in rows], device=self.canvas.device)
-        store, plan, progress = self.store[:, :, :, :, :width], self._plan(rows), self.now.progress[list(rows)]
+        store, plan, progress = self.store[:, :, :, :, :width], self._plans[rows], self.now.progress[list(rows)]
         if places is None:
             memory = Memory(store, index, self.position[:width].expand(len(rows), -1), None)
             plan.set_step(progress, scopes[index, :, :width])
@@ -100,8 +96,8 @@ class CachedBatch(Batch):
 
     def flush(self) -> None:
         """See `Batch.flush`."""
-        for rows in self._last:
-            self._plans[rows].flush()
+        for plan in self._plans.values():
+            plan.flush()
 
     def close(self) -> None:
         """See `Batch.close`; the rows that go on take their keys and values along."""
@@ -135,10 +131,16 @@ class CachedBatch(Batch):
         there = position < last
         return position.where(there, 0).to(self.canvas.device), there.to(self.canvas.device)
 
-    def _plan(self, rows: tuple[int, ...]) -> SteeringPlan:
-        if rows not in self._plans:
-            # A few at most: rows that began together stay together, and others meet in many ways.
-            self._plans = {one: plan for one, plan in self._plans.items() if one in self._last}
-            pushes = [self.requests[row].pushes for row in rows]
-            self._plans[rows] = SteeringPlan(pushes, self.canvas.device, self._dtype, self._captures)
-        return self._plans[rows]
+    def _group(self, groups: Sequence[tuple[int, ...]]) -> None:
+        """Have a plan for each of these groups of rows."""
+        if all(rows in self._plans for rows in groups):
+            return
+        # What a push has done is kept in order: by the plan that was in use first.
+        self.flush()
+        # Rows that began together stay together, and others meet in many ways: only these groups' are kept. All are
+        # made before any is needed, so that a step that does not fit into memory leaves no group without one.
+        self._plans = {rows: self._plans.get(rows) or self._new_plan(rows) for rows in groups}
+
+    def _new_plan(self, rows: tuple[int, ...]) -> SteeringPlan:
+        pushes = [self.requests[row].pushes for row in rows]
+        return SteeringPlan(pushes, self.canvas.device, self._dtype, self._captures)

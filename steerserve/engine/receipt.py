@@ -72,8 +72,8 @@ def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> 
 def _gains(request: Request, held: Sequence[Held]) -> Tensor:
     """The gain [F, I] that each intervention had at each forward, 0 where it did not hold."""
     gains = torch.zeros(len(request.made), len(held), dtype=torch.float64)
-    for i, (one, first, end) in enumerate(held):
-        at = [f for f, forward in enumerate(request.made) if first <= forward.step < end]
+    for i, (one, _, _) in enumerate(held):
+        at = [f for f, forward in enumerate(request.made) if any(one is other for other in forward.under)]
         gains[at, i] = torch.tensor(one.pushes[0].applied.gains, dtype=torch.float64)
     return gains
 

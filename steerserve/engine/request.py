@@ -49,8 +49,15 @@ class Forward:
     step: int
     committed: int
     """Response tokens that were committed before it."""
+    under: tuple[Resolved, ...] = ()
+    """The interventions that held at it."""
     commits: int = 0
     """Tokens that it committed."""
+
+    @classmethod
+    def of(cls, request: "Request") -> "Forward":
+        """The one that a row is about to make."""
+        return cls(request.step, request.params.max_tokens - request.masked, request.interventions)
 
 
 @dataclass(eq=False)
@@ -259,6 +266,15 @@ class Request:
         self.interventions, self.plan = other.interventions, other.plan
         spent = self.budget
         self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)
+
+    def forget_attempt(self) -> None:
+        """Forget a forward that did not fit into memory, and the gains that it was to have; plans must have been
+        flushed."""
+        del self.made[self.forwards :]
+        for one in self.interventions:
+            held = sum(any(one is other for other in forward.under) for forward in self.made)
+            for push in one.pushes:
+                del push.applied.gains[held:]
 
     def rewind(self, position: int) -> None:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""

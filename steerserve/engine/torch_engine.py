@@ -163,6 +163,8 @@ class TorchEngine:
         rows = self.running
         for batch in self.batches:
             batch.close()
+        for request in rows:
+            request.forget_attempt()
         self.rows, self.batches = [], []
         if len(rows) == 1:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
