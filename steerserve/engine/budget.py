@@ -50,7 +50,8 @@ class KlBudget:
         self.rate = float(together)
         left = max(0.0, self.limit - self.spent)
         due = self.rate * self._share(progress, masked)
-        if self.refuses or self.spent + due <= self.limit * ROUNDING:
+        # Where nothing is due there is nothing to lower, also where a change has left less than was spent.
+        if self.refuses or due <= 0 or self.spent + due <= self.limit * ROUNDING:
             return 1.0
         self.cut += 1
         self.rate *= left / due

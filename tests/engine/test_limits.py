@@ -261,3 +261,15 @@ def test_a_limit_holds_where_tokens_are_written_again(served: TorchEngine) -> No
         assert limited.plan["predicted_kl"] == pytest.approx(spent / 2)
         assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
         assert 0 < events[-1].result.receipt["predicted_kl"] <= spent / 2 * (1 + 1e-6)
+
+
+def test_a_limit_below_what_was_spent_lowers_nothing_where_nothing_is_pushed(served: TorchEngine) -> None:
+    before = replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_kl=1.0))
+    late = replace(SPORTS, schedule={"type": "window", "start": 0.9, "stop": 1.0})
+    request, beside = served.admit(before), served.admit(PLAIN)
+    served.add([request, beside])
+    events = [event for _ in range(3) for event in served.step()]
+    assert request.budget is not None and request.budget.spent > 1e-4
+    served.steer(request.id, served.admit(replace(before, interventions=(late,), limits=Limits(max_kl=1e-4))))
+    events += tiny.drain(served)
+    assert set(tiny.results(events)) == {request.id, beside.id}
