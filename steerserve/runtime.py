@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 import schedulers
-from steerserve.config import EngineConfig, ModelConfig, SaeConfig
+from steerserve.backends import Folders, check_backend, told, vllm_engine
+from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission import check_method
 from steerserve.engine.catalogue import Catalogue
@@ -17,6 +18,8 @@ from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.joint_file import load_joint
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.vllm.engine import VllmEngine
+from steerserve.engine.vllm.features import FarFeatures
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.placement import type_name
@@ -54,6 +57,7 @@ def load_runtime(
     say: Callable[[str], None] | None = None,
     sae_config: SaeConfig | None = None,
     vectors: Path | None = None,
+    backend: BackendConfig | None = None,
 ) -> Runtime:
     """Load, check that everything belongs together, and test that steering takes; raises ArtifactError.
 
@@ -62,6 +66,8 @@ def load_runtime(
     be refused is, before the weights are loaded; `say` is told then what they take.
     """
     model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
+    backend = backend or BackendConfig()
+    check_backend(backend, model_config)
     round_rows_alike()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -88,11 +94,18 @@ def load_runtime(
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
-    lm = opened.load(name, say, beside)
-    loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
-    catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
-    engine = TorchEngine(lm, opened.tokenizer, catalogue, config)
-    check_steering(engine)
+    if backend.engine == "vllm":
+        catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
+        engine: TorchEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
+    else:
+        lm = opened.load(name, say, beside)
+        loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
+        catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
+        engine = TorchEngine(lm, opened.tokenizer, catalogue, config)
+        check_steering(engine)
+    features = LoadedFeatures(engine, labels) if loaded_saes else None
+    if loaded_saes and isinstance(engine, VllmEngine):
+        features = FarFeatures(engine, labels)
     service = Service(
         engine=engine,
         model_id=name,
@@ -124,8 +137,8 @@ def load_runtime(
         attributes={one.name: attribute_card(one) for one in loaded.values()},
         saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
         vectors={one.name: vector_card(one, norms) for one in named.values()},
-        capabilities=capabilities(engine),
-        features=LoadedFeatures(engine, labels) if loaded_saes else None,
+        capabilities=capabilities(engine) | told(backend),
+        features=features,
         chat=chat(opened),
     )
     return Runtime(engine, service)

@@ -19,6 +19,7 @@ MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
 SERVER = FlagGroup("steerserve.config", "ServerConfig")
 ENGINE = FlagGroup("steerserve.config", "EngineConfig")
+BACKEND = FlagGroup("steerserve.config", "BackendConfig")
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -45,6 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     SAES.add_to(parser, "SAEs")
     SERVER.add_to(parser, "server")
     ENGINE.add_to(parser, "engine")
+    BACKEND.add_to(parser, "what makes the forward passes")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     check_folders(arguments, "model", "sae", "attributes")
     server_config, engine_config = SERVER.build(arguments), ENGINE.build(arguments)
-    model_config, sae_config = MODEL.build(arguments), SAES.build(arguments)
+    model_config, sae_config, backend = MODEL.build(arguments), SAES.build(arguments), BACKEND.build(arguments)
     keep_freed_memory()
 
     from rich.console import Console
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     tracing = Tracing(exporter_to(server_config.otel_endpoint)) if server_config.otel_endpoint is not None else None
     folders = (arguments.model, arguments.sae, arguments.attributes)
-    runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors)
+    runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors, backend)
 
     def dropped(lines: int) -> None:
         app.state.metrics.log_lines_dropped.inc(lines)

@@ -4,20 +4,17 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.batch import Batch
-from steerserve.engine.sampler import alternatives
-from steerserve.models import DiffusionLM
+from steerserve.engine.seen import Seen
 
 
-def note_alternatives(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Tensor, position: Tensor) -> None:
-    """Record them for the positions that commit, (row [N], canvas position [N]); hidden is the forward's."""
+def note_alternatives(batch: Batch, seen: Seen, row: Tensor, position: Tensor) -> None:
+    """Record them for the positions that commit, (row [N], canvas position [N])."""
     counts = [r.params.top_logprobs if r.params.logprobs else 0 for r in batch.requests]
     if not any(counts):
         return
     asked = torch.tensor([count > 0 for count in counts], device=row.device)[row]
     row, position = row[asked], position[asked]
-    state = batch.state(position)
-    unguided = hidden[batch.twin[row], state] if len(batch.guided) else None
-    found = alternatives(model, hidden[row, state], batch.settings(row, position), max(counts), unguided)
+    found = seen.alternatives(row, position, max(counts))
     for r, p, tokens, values in zip(row.tolist(), position.tolist(), *(one.tolist() for one in found), strict=True):
         request = batch.requests[r]
         pairs = tuple(zip(tokens, values, strict=True))

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from schedulers import Random
 from steerserve.engine import noise
+from steerserve.engine.captured import TOP_FEATURES, projections, top_features
 from steerserve.engine.limits import hold_to_budgets
 from steerserve.engine.now import now
 from steerserve.engine.packing import TILE, Packed, step_of_width
 from steerserve.engine.request import Forward, Request
 from steerserve.engine.sampler import Settings
+from steerserve.engine.scopes import state_scopes
 from steerserve.engine.watch import Watch
 from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.plan import Applied
 
 Choice = TypeVar("Choice")
-TOP_FEATURES = 32
-"""How many of a position's features are kept to be compared with the next step's."""
 
 
 class Batch:
@@ -149,12 +149,24 @@ class Batch:
     def scopes(self) -> Tensor:
         """The states [R, 5, W] bool that each named scope holds at this step."""
         masked = (self.canvas == self.facts.mask_id) & self.response
-        scopes = torch.stack([self.inside, self.prompt, self.response, masked, self.response & ~masked], 1)
-        return self._of_states(scopes)
+        return state_scopes(self.inside, self.prompt, self.response, masked, self.facts.shift)
 
     def state(self, position: Tensor) -> Tensor:
         """Where the states [N] stand that decide canvas positions [N]."""
         return (position - self.facts.shift).clamp(min=0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the orders and transfers of its rows need to know of candidates."""
+        return frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in self.requests))
+
+    def top_features(self, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
+        """Top features [N, K] of the states that decide the candidates at (row [N], canvas position [N])."""
+        return top_features(sae, self.plan.captured[sae.facts.layer][row, self.state(position)].float())
+
+    def projections(self, layer: int, directions: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """<h, v> [N] of these states at a layer, v being directions [R, hidden_size] of each row."""
+        return projections(self.plan.captured[layer][row, self.state(position)], directions[row])
 
     def settings(self, row: Tensor, position: Tensor) -> Settings:
         """How the candidates at (row [N], canvas position [N]) are drawn."""
@@ -167,17 +179,6 @@ class Batch:
             self.guidance[row],
             self.keys(row, position, noise.TOKEN),
         )
-
-    def _of_states(self, scopes: Tensor) -> Tensor:
-        """From the tokens a scope names to the states that decide them, for every scope but `all` (the first)."""
-        shift = self.facts.shift
-        if shift == 0:
-            return scopes
-        moved = scopes.roll(-shift, dims=2)
-        moved[:, :, -shift:] = False
-        moved[:, :, 0] |= scopes[:, :, :shift].any(2)
-        moved[:, 0] = scopes[:, 0]
-        return moved
 
     def times(self) -> Tensor:
         """Time t [R] float64, 1 at the start and 0 at the end: the transfer's own, else the masked share."""

@@ -87,7 +87,7 @@ class LoadedFeatures:
         canvas = tokens.masked_fill(masked, facts.mask_id).to(engine.device)
         share = torch.tensor([sum(prepared.masked) / len(prepared.masked)], device=engine.device)
         sigma = None if facts.sigma is None else level_of_share(facts.sigma, share)
-        states = _outputs(engine, canvas, sigma, prepared.on_masked.facts.layer)
+        states = self._outputs(canvas, sigma, prepared.on_masked.facts.layer)
         # What a feature says of a token stands in the state that decides the token.
         states = deciding(states, facts.shift)[0, prepared.start :]
         ids = prepared.tokens[prepared.start :]
@@ -98,6 +98,18 @@ class LoadedFeatures:
                 for place, features in zip(chunk, _top(sae, states[chunk], prepared.k), strict=True):
                     told[place] = self._token(ids, place, hidden, sae, features)
         return told
+
+    def _outputs(self, canvas: Tensor, sigma: Tensor | None, layer: int) -> Tensor:
+        """Output of one layer [1, length, hidden_size] on an unsteered canvas [1, length]."""
+        kept: dict[int, Tensor] = {}
+
+        def site(at: int, hidden: Tensor) -> Tensor:
+            if at == layer:
+                kept[at] = hidden
+            return hidden
+
+        self._engine.model(canvas, None, site, sigma)
+        return kept[layer]
 
     def _chosen(self, reading: Reading) -> tuple[SparseAutoencoder, SparseAutoencoder]:
         """The SAEs of masked and of visible tokens."""
@@ -171,19 +183,6 @@ def _masks(length: int, ratio: float, seed: int) -> list[bool]:
     chosen = draws.argsort(stable=True)[: round(ratio * length)]
     found: list[bool] = torch.zeros(length, dtype=torch.bool).index_fill(0, chosen, True).tolist()
     return found
-
-
-def _outputs(engine: TorchEngine, canvas: Tensor, sigma: Tensor | None, layer: int) -> Tensor:
-    """Output of one layer [1, length, hidden_size] on an unsteered canvas [1, length]."""
-    kept: dict[int, Tensor] = {}
-
-    def site(at: int, hidden: Tensor) -> Tensor:
-        if at == layer:
-            kept[at] = hidden
-        return hidden
-
-    engine.model(canvas, None, site, sigma)
-    return kept[layer]
 
 
 def _top(sae: SparseAutoencoder, states: Tensor, k: int) -> list[list[tuple[int, float]]]:

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
-from steerserve.engine.batch import TOP_FEATURES, Batch
+from steerserve.engine.batch import Batch
 from steerserve.engine.changes import revise
 from steerserve.engine.events import Event
-from steerserve.engine.sampler import Draw, pad_rows
-from steerserve.steering.plan import ENCODED
+from steerserve.engine.sampler import Draw
 
 
 def skip_idle(batch: Batch) -> tuple[list[Event], bool]:
@@ -142,10 +141,7 @@ def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
     for sae, members in batch.saes.items():
         index = members[row].nonzero()[:, 0]
         r, p = row[index], position[index]
-        states = batch.plan.captured[sae.facts.layer][r, batch.state(p)].float()
-        k = min(TOP_FEATURES, sae.facts.features)
-        parts = [sae.top_ids(pad_rows(part), k)[: len(part)] for part in torch.split(states, ENCODED)]
-        ids = torch.cat(parts)
+        ids = batch.top_features(sae, r, p)
         before = batch.features[r, p, : ids.shape[1]]
         stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
         batch.features[r, p, : ids.shape[1]] = ids
@@ -165,9 +161,7 @@ def _uptake(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
                 for r in batch.requests
             ]
         ).to(row.device)
-        states = batch.plan.captured[layer][row, batch.state(position)].float()
-        # Multiplied and summed, not contracted: see `Site._project`.
-        projection = (states * directions[row]).sum(1)
+        projection = batch.projections(layer, directions, row, position)
         low = projection.new_full((len(batch.requests),), torch.inf).scatter_reduce(0, row, projection, "amin")
         high = projection.new_full((len(batch.requests),), -torch.inf).scatter_reduce(0, row, projection, "amax")
         taken = taken + uptake(projection, low[row], high[row])

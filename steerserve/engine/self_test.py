@@ -1,5 +1,6 @@
 """The start-up self-test: a known push must move the logits, through the path that serves, and nothing else."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,19 +10,23 @@ from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SelfTestError
 
+Measure = Callable[[TorchEngine, list[GenerationParams]], torch.Tensor]
+
 
 @torch.inference_mode()
-def check_steering(engine: TorchEngine) -> None:
+def check_steering(engine: TorchEngine, measure: Measure | None = None) -> None:
     """Push a random direction at each layer in the second of two equal rows; raises SelfTestError naming the layer.
 
     The pushed row's logits must change, and its neighbour's must be those of a batch without steering, bit for bit.
+    measure: logits [rows, ...] of the first step of a batch, where the engine does not have them at hand.
     """
+    logits_of = _logits if measure is None else measure
     facts = engine.model.facts
     start = 0 if facts.bos_id is None else 1
     length = max(1, min(8, facts.max_length - start, engine.config.max_canvas - start))
     plain = GenerationParams(max_tokens=length, steps=1)
     direction = torch.randn(facts.hidden_size, generator=torch.Generator().manual_seed(0))
-    reference = _logits(engine, [plain, plain])
+    reference = logits_of(engine, [plain, plain])
     if not bool(torch.isfinite(reference).all()):
         raise SelfTestError("the model's logits are not finite")
     for layer in range(facts.num_layers):
@@ -31,7 +36,7 @@ def check_steering(engine: TorchEngine) -> None:
             unit="raw",
             scope="all",
         )
-        logits = _logits(engine, [plain, replace(plain, interventions=(push,))])
+        logits = logits_of(engine, [plain, replace(plain, interventions=(push,))])
         if not torch.equal(logits[0], reference[0]):
             raise SelfTestError(f"a push at layer {layer} changed the row beside it")
         if not bool((logits[1] - reference[1]).abs().max() > 1e-4 * reference[1].abs().max()):

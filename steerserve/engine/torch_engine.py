@@ -16,7 +16,6 @@ from steerserve.engine.batch import Batch
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, readings, revise
-from steerserve.engine.divergence import measure_divergence
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
@@ -27,7 +26,7 @@ from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
-from steerserve.engine.sampler import Draw, draw
+from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation, cut_at_stop
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -182,13 +181,13 @@ class TorchEngine:
             # Their blocks' last steps went by without a forward; one that the other rows make would count as theirs.
             return events + self._collect(batch)
         row, position = batch.open()
-        hidden = batch.forward(self.model)
         worth = choose_blindly(batch, row, position)
         row, position = row[worth], position[worth]
-        drawn = self._sample(batch, hidden, row, position)
+        seen = self._see(batch, row, position)
+        drawn = seen.draw(row, position)
         chosen = choose(batch, row, position, drawn)
-        measure_divergence(batch, self.model, hidden, row[chosen], position[chosen])
-        note_alternatives(batch, self.model, hidden, row[chosen], position[chosen])
+        seen.measure_divergence(row[chosen], position[chosen])
+        note_alternatives(batch, seen, row[chosen], position[chosen])
         events += readings(batch)
         events += revise(batch, batch.requests)
         events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
@@ -221,12 +220,9 @@ class TorchEngine:
             self.rows, self.batches = staying + joining, []
         return steered + events
 
-    def _sample(self, batch: Batch, hidden: Tensor, row: Tensor, position: Tensor) -> Draw:
-        """A candidate for each position given."""
-        needs = frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in batch.requests))
-        state = batch.state(position)
-        unguided = hidden[batch.twin[row], state] if len(batch.guided) else None
-        return draw(self.model, hidden[row, state], batch.settings(row, position), needs, unguided)
+    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:  # noqa: ARG002 (for engines that need them)
+        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for."""
+        return States(batch, self.model)
 
     def _collect(self, batch: Batch) -> list[Event]:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.batch import TOP_FEATURES
+from steerserve.engine.captured import TOP_FEATURES
 from steerserve.engine.events import Committed
 from steerserve.engine.params import GenerationParams, Intervention, Scope, TraceParams, VectorRef
 from steerserve.errors import RequestError

@@ -179,7 +179,7 @@ def test_rows_that_need_no_candidates_draw_only_what_they_commit(
         drawn.append(len(hidden))
         return original(model, hidden, *rest)
 
-    monkeypatch.setattr("steerserve.engine.torch_engine.draw", counted)
+    monkeypatch.setattr("steerserve.engine.seen.draw", counted)
     blind = replace(PLAIN, order="random", ignore_eos=True)
     seeing = replace(PLAIN, order="confidence", ignore_eos=True)
     tiny.run(served, blind)

@@ -1,0 +1,80 @@
+"""The vLLM engine: step-level batching of denoising rows whose forward passes vLLM makes."""
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from steerserve.config import EngineConfig
+from steerserve.engine.batch import Batch
+from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.params import GenerationParams
+from steerserve.engine.request import Request
+from steerserve.engine.seen import Seen
+from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.vllm.batch import VllmBatch
+from steerserve.engine.vllm.workers import Workers
+from steerserve.errors import RequestError
+from steerserve.models import DiffusionLM
+
+PROBED: Final = 64
+"""Likeliest tokens whose log-probabilities the self-test compares."""
+REFUSED: Final = {
+    "cache": "reuse of keys and values: every step makes its canvases anew",
+    "measure_kl": "measurement of the KL: vLLM may run a row and its twin without pushes in different steps",
+    "cfg_scale": "guidance by the prompt: vLLM may run a row and its twin without the prompt in different steps",
+}
+"""What requests may not ask for, and why."""
+
+
+class VllmEngine(TorchEngine):
+    """See `steerserve.engine.base.Engine`; everything but the forward pass is the torch engine's."""
+
+    def __init__(
+        self, shell: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig, workers: Workers
+    ) -> None:
+        """shell: the model without its weights, which are vLLM's to load."""
+        super().__init__(shell, tokenizer, catalogue, config)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        # What is free here says nothing of the workers' memory, which vLLM sets aside when it starts.
+        self.limits = replace(self.limits, bytes=config.max_batch_bytes)
+        self.workers = workers
+        self.known: set[str] = set()
+        """Digests of the directions that the workers keep."""
+
+    def admit(self, params: GenerationParams) -> Request:
+        """See `Engine.admit`; raises RequestError also for what this engine cannot do."""
+        for name, reason in REFUSED.items():
+            if getattr(params, name):
+                said = f"{name} must be left out here, got {getattr(params, name)!r}: the vLLM engine has no {reason}"
+                raise RequestError(said, name)
+        return super().admit(params)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        super().close()
+        self.workers.close()
+
+    def _batches(self) -> list[Batch]:
+        return [VllmBatch(self.rows, self.model.facts, self.workers, self.known)]
+
+    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
+        assert isinstance(batch, VllmBatch)
+        batch.ask(row, position)
+        return batch
+
+
+def first_logits(engine: TorchEngine, rows: list[GenerationParams]) -> Tensor:
+    """Log-probabilities [rows, masked positions, K] of the likeliest tokens at the first step of a batch; for
+    `steerserve.engine.self_test.check_steering`."""
+    assert isinstance(engine, VllmEngine)
+    facts = engine.model.facts
+    count = min(PROBED, facts.vocab_size - len(facts.forbidden_ids) - 1)
+    asked = [replace(one, logprobs=True, top_logprobs=count) for one in rows]
+    batch = VllmBatch([engine.admit(one) for one in asked], facts, engine.workers, engine.known)
+    row, position = batch.open()
+    batch.ask(row, position)
+    values: Tensor = batch.alternatives(row, position, count)[1]
+    return values.reshape(len(rows), -1, count)

@@ -1,0 +1,25 @@
+"""What the SAEs beside a vLLM engine have to tell; the states of a text come from vLLM's workers."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from steerserve.engine.features import LoadedFeatures
+from steerserve.engine.vllm.engine import VllmEngine
+from steerserve.engine.vllm.reply import unpack
+from steerserve.engine.vllm.task import RowTask, to_parameters
+
+
+class FarFeatures(LoadedFeatures):
+    """See `steerserve.engine.base.Features`; of the SAEs of a vLLM engine."""
+
+    def __init__(self, engine: VllmEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
+        super().__init__(engine, labels)
+        self._workers = engine.workers
+
+    def _outputs(self, canvas: Tensor, sigma: Tensor | None, layer: int) -> Tensor:  # noqa: ARG002 (no family has any)
+        tokens: list[int] = canvas[0].tolist()
+        task = RowTask.reading(layer, len(tokens))
+        [data] = self._workers.run([(tokens, to_parameters(task, {}, ()))])
+        states: Tensor = unpack(data, task).states.float()
+        return states
