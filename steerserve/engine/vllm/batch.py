@@ -76,7 +76,7 @@ class VllmBatch(Batch):
     def ask(self, row: Tensor, position: Tensor) -> None:
         """Make the forward pass, with candidates at (row [N], canvas position [N])."""
         for request in self.requests:
-            request.made.append(Forward(request.step, request.params.max_tokens - request.masked))
+            request.made.append(Forward.of(request))
         tasks = self.tasks(row, position)
         needed = set[str]().union(*(task.directions() for task in tasks))
         new, forget = needed - self.known, sorted(self.known - needed)

@@ -82,8 +82,9 @@ def facts_to_json(facts: ModelFacts) -> dict[str, Any]:
 
 def facts_from_json(raw: Mapping[str, Any]) -> ModelFacts:
     """The facts that `facts_to_json` wrote."""
-    given = {field.name: raw[field.name] for field in fields(ModelFacts)}
-    return ModelFacts(**given | {"forbidden_ids": tuple(raw["forbidden_ids"])})
+    given: dict[str, Any] = {field.name: raw[field.name] for field in fields(ModelFacts)}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return ModelFacts(**given)
 
 
 def _of_llada(config: LladaConfig) -> dict[str, Any]:
