@@ -12,11 +12,12 @@ from bench.engines.work import serve
 from steerserve.engine import torch_engine
 from steerserve.engine.packing import Packed
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.seen import States
 from steerserve.engine.torch_engine import TorchEngine
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward": ((Packed, "forward"),),
-    "head and sampling": ((TorchEngine, "_sample"),),
+    "head and sampling": ((States, "draw"),),
     "order": ((torch_engine, "skip_idle"), (torch_engine, "choose_blindly"), (torch_engine, "choose")),
     "commit": ((torch_engine, "revise"), (torch_engine, "commit"), (TorchEngine, "_collect")),
     "batch": ((torch_engine, "Batch"),),
