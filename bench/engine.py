@@ -67,7 +67,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/engine"))
-    arguments = parser.parse_args()
+    parser.add_argument("--engine", default="torch", choices=("torch", "vllm"), help="vllm: see bench/vllm_engine.py")
+    arguments, others = parser.parse_known_args()
+    if arguments.engine == "vllm":
+        # Here, because it needs an environment with vLLM.
+        from bench.vllm_engine import main as measure_vllm
+
+        measure_vllm([one for one in sys.argv[1:] if one not in ("--engine", "vllm", "--engine=vllm")])
+        return
+    if others:
+        parser.error(f"unrecognized arguments: {shlex.join(others)}")
     keep_freed_memory()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
