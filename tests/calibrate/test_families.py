@@ -43,8 +43,10 @@ def test_every_family_is_calibrated_by_its_own_sampler(name: str, tiny_model: Pa
     calibrate(model, tmp_path / "saes", tmp_path / "data", tmp_path / "out", recipe, placed)
     found = load_attributes(tmp_path / "out", weights_sha256(model), 2, made.HIDDEN)["deed/won"]
     assert found.profile is not None
-    curve = CommitmentProfile.from_json(found.profile).curve
-    assert len(curve) == 65 and all(0 <= value < float("inf") for value in curve) and max(curve) > 0
+    profile = CommitmentProfile.from_json(found.profile)
+    curve = profile.curve
+    # Not above 0: a model of random weights may write nothing that the features answer to.
+    assert len(curve) == 65 and all(0 <= value < float("inf") for value in curve) and profile.samples > 0
     opened = open_model(model, placed)
     assert found.provenance["sampler"]["transfer"] == opened.defaults.transfer
     assert all(trial["loss_ratio"] > 0 for trial in found.provenance["ablation"]["searched"])
