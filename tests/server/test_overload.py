@@ -73,7 +73,10 @@ def test_a_crowd_during_a_step_is_admitted_as_far_as_there_is_room() -> None:
             assert admitted <= 1 + engine.max_queue + AT_ONCE
             return Counter(call.status for call in answered)
 
-    assert asyncio.run(scenario()) == {200: 1 + engine.max_queue, 503: 60 - engine.max_queue}
+    statuses = asyncio.run(scenario())
+    # Those whose turns came last may find the place that the first has left when its step ended.
+    assert 1 + engine.max_queue <= statuses[200] <= 1 + engine.max_queue + AT_ONCE
+    assert statuses == {200: statuses[200], 503: 61 - statuses[200]}
 
 
 def test_few_are_admitted_at_once_and_all_in_the_end() -> None:
