@@ -30,7 +30,7 @@ from steerserve.saes.tree import find_saes
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.steering.operators import CODES
-from steerserve.steering.plan import SCOPES
+from steerserve.steering.push import SCOPES
 from steerserve.steering.vectors import NamedVector, load_vectors
 
 BUNDLED = Path(__file__).parent / "bundled"

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steerserve.calibrate.canvases import Canvases
 from steerserve.models.base import DiffusionLM
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.plan import SCOPES
+from steerserve.steering.push import SCOPES
 from steerserve.train.activations import NoisedBatch, final_states
 
 _BLOCK = 1 << 25

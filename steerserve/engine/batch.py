@@ -19,7 +19,7 @@ from steerserve.engine.scopes import state_scopes
 from steerserve.engine.watch import Watch
 from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import Applied
+from steerserve.steering.push import Applied
 
 Choice = TypeVar("Choice")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from steerserve.engine.cost import Bill
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 ROUNDING = 1 + 1e-9
 """By how much a sum may be over a limit and still be at it."""

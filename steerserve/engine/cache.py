@@ -9,7 +9,7 @@ from torch import Tensor
 from schedulers.choice import Choice, build, integer, number
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 Reason = Literal["block", "steering", "gain", "interval"]
 """Why a forward was a full one: a block began, the steering was changed, a schedule's gain moved, it was time."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from steerserve.engine.sampler import pad_rows
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import ENCODED
+from steerserve.steering.encoders import ENCODED
 
 TOP_FEATURES = 32
 """How many of a position's features are kept to be compared with the next step's."""

@@ -23,7 +23,7 @@ from steerserve.engine.params import Control
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.operators import SETS_PROJECTION
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 CONTROLS: Final = ("random", "sign_flip", "matched_norm")
 

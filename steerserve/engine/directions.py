@@ -10,7 +10,7 @@ from steerserve.engine.params import Intervention
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEEDS_SAE
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 
 def attribute_sites(attribute: Attribute, one: Intervention, param: str) -> list[Push]:

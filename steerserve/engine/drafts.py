@@ -9,7 +9,7 @@ from steerserve.engine.governor import Governor
 from steerserve.engine.params import Choice, Intervention
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEUTRAL
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 
 @dataclass(eq=False)

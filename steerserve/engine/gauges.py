@@ -16,7 +16,7 @@ from steerserve.errors import NotFoundError, RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import JumpRelu, Relu
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.plan import ENCODED
+from steerserve.steering.encoders import ENCODED
 
 UNITS_IN_ONE = 2.0**24
 """Readings are added up as whole numbers of this fineness: an integer sum is the same in any order, and so on a canvas

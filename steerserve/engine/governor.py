@@ -19,7 +19,7 @@ from steerserve.engine.feedback import Loop
 from steerserve.engine.gauges import Gauge, gauge
 from steerserve.engine.params import Choice, GenerationParams
 from steerserve.errors import RequestError
-from steerserve.steering.plan import Dial
+from steerserve.steering.push import Dial
 
 
 @dataclass(eq=False)

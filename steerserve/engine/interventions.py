@@ -19,7 +19,7 @@ from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import PURE_NUMBERS, SETS_PROJECTION
-from steerserve.steering.plan import SCOPES, Push
+from steerserve.steering.push import SCOPES, Push
 
 
 def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], guided: bool, param: str) -> Draft:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerserve.models import DiffusionLM
-from steerserve.steering.plan import Push, SteeringPlan
+from steerserve.steering.plan import SteeringPlan
+from steerserve.steering.push import Push
 
 TILE: Final = 16
 """Tokens of the narrowest forward: matrix products of fewer rows take other kernels on CPUs, whose last bits differ."""

@@ -11,7 +11,7 @@ from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import Course, bill
 from steerserve.engine.params import Limits
 from steerserve.engine.request import Request, Resolved
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 Held = tuple[Resolved, int, int]
 """An intervention with the steps [first, last + 1) at which it held."""

@@ -15,7 +15,7 @@ from steerserve.engine.gauges import Gauge
 from steerserve.engine.governor import Governor, Reactions, usual_step
 from steerserve.engine.params import GenerationParams
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def state_scopes(inside: Tensor, prompt: Tensor, response: Tensor, masked: Tensor, shift: int) -> Tensor:
-    """Scopes [rows, 5, length] in the order of `steerserve.steering.plan.SCOPES`, from positions [rows, length] bool.
+    """Scopes [rows, 5, length] in the order of `steerserve.steering.push.SCOPES`, from positions [rows, length] bool.
 
     Where the state that decides a token stands `shift` places before it, every scope but `all` names the states of its
     tokens, not the states at their places.

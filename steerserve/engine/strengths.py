@@ -9,7 +9,7 @@ from steerserve.engine.params import Intervention
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import PURE_NUMBERS
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6, "stored": 1e4, "kl": 100.0}
 """Largest strength by unit: far beyond any text, well inside float32."""

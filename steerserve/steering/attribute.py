@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.steering.plan import SCOPES
+from steerserve.steering.push import SCOPES
 
 FORMAT = 1
 UNITS = ("residual", "raw")

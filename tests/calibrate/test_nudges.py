@@ -12,7 +12,8 @@ from steerserve.calibrate.generation import Written
 from steerserve.calibrate.nudges import Predictions
 from steerserve.models import DiffusionLM
 from steerserve.steering.attribute import Attribute, AttributeSite
-from steerserve.steering.plan import Push, SteeringPlan
+from steerserve.steering.plan import SteeringPlan
+from steerserve.steering.push import Push
 from steerserve.train.activations import final_states
 from tests import tiny
 from tests.calibrate.made import FAMILIES, family

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.request import Resolved
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 
 def resolved(*directions: Tensor) -> Resolved:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from steerserve.engine.packing import TILE, Packed, share
 from steerserve.models import DiffusionLM
-from steerserve.steering.plan import SCOPES, Push, SteeringPlan
+from steerserve.steering.plan import SteeringPlan
+from steerserve.steering.push import SCOPES, Push
 from tests import tiny
 
 WIDTHS = st.lists(st.integers(1, 9).map(lambda tiles: tiles * 16), min_size=1, max_size=4)

@@ -17,7 +17,7 @@ from steerserve.engine.vllm.task import MEASURES, READ, PushTask, RowTask, to_pa
 from steerserve.engine.vllm.workers import Workers
 from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.plan import Push
+from steerserve.steering.push import Push
 
 
 class FarPlan(Packed):

@@ -16,7 +16,8 @@ from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.pair import SaePair
 from steerserve.steering.bounds import Bound
-from steerserve.steering.plan import Push, SteeringPlan
+from steerserve.steering.plan import SteeringPlan
+from steerserve.steering.push import Push
 
 NOT_REFUSED = (-1.0, 0.0, 0.0)
 

@@ -19,7 +19,7 @@ MEASURES: Final = frozenset(
 
 @dataclass(frozen=True)
 class PushTask:
-    """One push or reading at this step; see `steerserve.steering.plan.Push`."""
+    """One push or reading at this step; see `steerserve.steering.push.Push`."""
 
     layer: int
     direction: str

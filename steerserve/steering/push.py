@@ -1,0 +1,70 @@
+"""One direction at one layer for one row: what it is, what turns it between two steps, and what it did."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from steerserve.steering.bounds import Bound
+from steerserve.steering.encoders import Encoder, StateEncoder
+
+SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
+
+
+@dataclass
+class Applied:
+    """What a push did so far; the receipt is made from it."""
+
+    positions: int = 0
+    """Positions x steps at which the push was not zero."""
+    steps: int = 0
+    """Steps at which it touched at least one position."""
+    ratio_sum: float = 0.0
+    """Sum of |delta| / |h| over those positions."""
+    ratio_max: float = 0.0
+    clipped: int = 0
+    """Positions x steps at which its bound made it smaller."""
+    gains: list[float] = field(default_factory=list)
+    """Gain at each step made."""
+
+
+@dataclass(eq=False)
+class Dial:
+    """What a run sets a push to between two steps."""
+
+    gain: float | None = None
+    """In place of its table's; None: the table's."""
+    held: bool = True
+    """Whether it pushes at all."""
+
+    def turn(self, gain: Tensor) -> Tensor:
+        """The gain [] that holds where the table says `gain` []."""
+        chosen = gain if self.gain is None else torch.full_like(gain, self.gain)
+        return chosen if self.held else torch.zeros_like(gain)
+
+
+@dataclass(eq=False)
+class Push:
+    """One direction at one layer for one row."""
+
+    layer: int
+    direction: Tensor
+    """Unit vector [hidden_size]."""
+    op: str
+    strength: float
+    """In hidden units, or the factor of an operator that takes a pure number."""
+    gains: Tensor
+    """Gain per slice of progress [slices], float32."""
+    scope: str | tuple[int, int] = "all"
+    """A named scope, or a half-open span of canvas positions."""
+    sae: Encoder | None = None
+    feature: int | None = None
+    pair: StateEncoder | None = None
+    """The SAE's pair for the layer, where one is loaded: `boost` then takes each token's largest activation from the
+    SAE of its state."""
+    dial: Dial | None = None
+    """Of a push that is not its table's alone."""
+    bound: Bound | None = None
+    """The same for all the pushes of a row that have one."""
+    applied: Applied = field(default_factory=Applied)

@@ -1,0 +1,178 @@
+"""The pushes at one layer as `[rows, pushes, ...]` tensors, padded with pushes that do nothing.
+
+A step only writes gains and scopes into them, so its cost depends on how many pushes a row has and not on how many
+different configurations are in the batch.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steerserve.steering.bounds import Bounds
+from steerserve.steering.encoders import ENCODED
+from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
+from steerserve.steering.push import SCOPES, Push
+
+TILE: Final = 16
+"""Elements that sums of a row are made of."""
+
+
+class Site:
+    """The pushes at one layer, stacked over the rows that have any."""
+
+    def __init__(self, pushes: Sequence[Sequence[Push]], rows: Sequence[int], device: torch.device, dtype: torch.dtype):
+        width = max(len(row) for row in pushes)
+        size = pushes[0][0].direction.shape[0]
+        slices = max(len(push.gains) for row in pushes for push in row)
+        shape = (len(pushes), width)
+        self.pushes = pushes
+        self.host_rows = torch.tensor(rows)
+        self.rows = self.host_rows.to(device)
+        code = torch.full(shape, CODES["read"], dtype=torch.int64)
+        strength, scope = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+        span = torch.zeros(*shape, 2, dtype=torch.int64)
+        directions = torch.zeros(*shape, size)
+        self.gain_table = torch.zeros(*shape, slices)
+        self.slices = torch.full(shape, 1, dtype=torch.int64)
+        for r, row in enumerate(pushes):
+            for p, push in enumerate(row):
+                code[r, p], strength[r, p], directions[r, p] = CODES[push.op], push.strength, push.direction
+                self.gain_table[r, p, : len(push.gains)] = push.gains
+                self.slices[r, p] = len(push.gains)
+                if isinstance(push.scope, tuple):
+                    scope[r, p], span[r, p] = len(SCOPES), torch.tensor(push.scope)
+                else:
+                    scope[r, p] = SCOPES[push.scope]
+        self.dials = [
+            (r, p, push.dial) for r, row in enumerate(pushes) for p, push in enumerate(row) if push.dial is not None
+        ]
+        self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
+        self.directions = directions.to(device, dtype)
+        self.reads = any(push.op == "read" for row in pushes for push in row)
+        self.encodes = [
+            (r, p, push.sae, push.feature, push.pair if push.op == "boost" else None)
+            for r, row in enumerate(pushes)
+            for p, push in enumerate(row)
+            if push.sae is not None and push.feature is not None and push.op in NEEDS_SAE
+        ]
+        # Where every push is an `add`, the projection on v is not needed and not computed.
+        self.projects = any(push.op != "add" for row in pushes for push in row)
+        bounds = [[push.bound for push in row] for row in pushes]
+        self.bounds = Bounds(bounds, width, device) if any(any(row) for row in bounds) else None
+        self.gain = torch.zeros(shape, device=device)
+        self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
+        self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)
+        """States that decide a masked token [rows, length]."""
+        self.reading = torch.zeros(shape, device=device)
+        self.projection: Tensor | None = None
+        """<h, v> [rows, pushes, length] of the last forward, where something is read."""
+        # Sums stay on the device until they are flushed, so that a step does not wait for them.
+        self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
+        self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
+        self.active = False
+        self.gains: list[Tensor] = []
+        """Gains of the steps since the last flush, on the host."""
+
+    def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
+        """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
+        device; None: each canvas whole."""
+        index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
+        gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
+        for r, p, dial in self.dials:
+            gain[r, p] = dial.turn(gain[r, p])
+        self.gains.append(gain)
+        self.active = self.reads or bool((gain != 0).any())
+        if not self.active:
+            return
+        self.gain = gain.to(self.code.device)
+        named = scopes[self.rows]
+        self.masked = named[:, SCOPES["masked"]]
+        whole = torch.arange(named.shape[2], device=named.device)
+        position = whole if position is None else position[self.rows, None]
+        spans = (position >= self.span[:, :, :1]) & (position < self.span[:, :, 1:]) & named[:, :1]
+        choice = self.scope.clamp(max=len(SCOPES) - 1)[:, :, None].expand(-1, -1, named.shape[2])
+        self.mask = torch.where((self.scope == len(SCOPES))[:, :, None], spans, named.gather(1, choice))
+
+    def scale(self, row: int, push: int, factor: float) -> None:
+        """Multiply a push's gain of the step that was set."""
+        gain = self.gains[-1].clone()
+        gain[row, push] *= factor
+        self.gains[-1], self.gain = gain, gain.to(self.code.device)
+
+    def apply(self, hidden: Tensor) -> Tensor:
+        """hidden [batch, length, hidden_size] -> the same, steered; rows without a push are left bit for bit."""
+        state = hidden if len(self.rows) == len(hidden) else hidden[self.rows]
+        shape = (*self.code.shape, state.shape[1])
+        projection = self._project(state.float()) if self.projects else torch.zeros(shape, device=hidden.device)
+        if self.reads:
+            self.projection = projection
+            # Padded: in which order a row is added up depends on its length, but not on tiles of zeros behind it.
+            scoped = F.pad(projection * self.mask, (0, -shape[2] % TILE))
+            self.reading = scoped.sum(2) / self.mask.sum(2).clamp(min=1)
+        largest = activation = None
+        if self.encodes:
+            largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
+            for r, p, sae, feature, pair in self.encodes:
+                # In parts: the activations of a long canvas under a wide SAE would be the largest thing in memory.
+                for part in torch.split(torch.arange(state.shape[1], device=state.device), ENCODED):
+                    code = sae.encode(state[r, part].float())
+                    best = code if pair is None else pair.encode(state[r, part].float(), self.masked[r, part])
+                    largest[r, p, part], activation[r, p, part] = best.amax(dim=1), code[:, feature]
+        weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
+        if self.bounds is not None:
+            weight = self.bounds.hold(weight, self.directions, state)
+        self._record(weight, state)
+        delta = self._delta(weight.to(hidden.dtype))
+        return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
+
+    def _delta(self, weight: Tensor) -> Tensor:
+        """The sum of directions, each times its weight [rows, pushes, length]: [rows, length, hidden_size].
+
+        One push after the other, not contracted: see `_project`.
+        """
+        delta = weight[:, 0, :, None] * self.directions[:, 0, None]
+        for p in range(1, weight.shape[1]):
+            delta += weight[:, p, :, None] * self.directions[:, p, None]
+        return delta
+
+    def _project(self, state: Tensor) -> Tensor:
+        """<h, v> of state [rows, length, hidden_size]: [rows, pushes, length].
+
+        Multiplied and summed rather than contracted: a matrix product's last bits depend on how many rows and pushes
+        stand beside, and a row must be steered alike in any batch.
+        """
+        wide = self.directions.float()
+        return torch.stack([(state * wide[:, p, None]).sum(2) for p in range(wide.shape[1])], dim=1)
+
+    def _record(self, weight: Tensor, state: Tensor) -> None:
+        """Add this step to what has been applied; v is a unit vector, so |delta| is |weight|."""
+        size = weight.abs()
+        ratio = size / state.float().norm(dim=2).clamp(min=1e-12)[:, None, :]
+        touched = (size > 0).sum(2)
+        self.positions += touched
+        self.steps += touched > 0
+        self.ratio_sum += ratio.sum(2)
+        self.ratio_max = torch.maximum(self.ratio_max, ratio.amax(2))
+
+    def flush(self) -> None:
+        """Move the sums of this site into its pushes, in one transfer, and start them again."""
+        clipped = torch.zeros_like(self.steps) if self.bounds is None else self.bounds.clipped
+        table = torch.stack([self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped]).tolist()
+        for r, row in enumerate(self.pushes):
+            for p, push in enumerate(row):
+                positions, steps, ratio_sum, ratio_max, cut = (column[r][p] for column in table)
+                push.applied.clipped += int(cut)
+                push.applied.positions += int(positions)
+                push.applied.steps += int(steps)
+                push.applied.ratio_sum += ratio_sum
+                push.applied.ratio_max = max(push.applied.ratio_max, ratio_max)
+        if self.gains:
+            for row, table_row in zip(self.pushes, torch.stack(self.gains, dim=2).tolist(), strict=True):
+                for push, gains in zip(row, table_row, strict=False):
+                    push.applied.gains += gains
+        self.gains = []
+        for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped):
+            sums.zero_()
