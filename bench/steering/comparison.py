@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.steering.frontier import Frontier
-from bench.steering.statistics import Floats, halves, interval, resamples, sign_flip
+from bench.steering.statistics import Floats, halves, interval, resamples, row_parts, sign_flip
 
 BOUNDS: Final = (1.10, 1.25)
 BASELINE: Final = "uniform"
@@ -19,27 +19,26 @@ def equal_quality(found: Found, tasks: Sequence[str], methods: Sequence[str], bo
     Each half of the rows is reported at the strength that the other half chose. Intervals resample the rows, and choose
     anew in every draw, so that they hold the luck of choosing too.
     """
-    reached: dict[str, tuple[Floats, Floats, Floats]] = {}
+    reached: dict[str, tuple[Floats, Floats, list[Floats]]] = {}
     for method in methods:
         several = [found[task, method] for task in tasks if (task, method) in found]
         if len(several) < len(tasks):
             continue
         cells = [cross_fit(one, bound) for one in several]
-        rows = min(len(row) for _, _, row in cells)
         reached[method] = (
             np.mean([share for share, _, _ in cells], axis=0),
             np.mean([ratio for _, ratio, _ in cells], axis=0),
-            np.mean([row[:rows] for _, _, row in cells], axis=0),
+            [rows for _, _, rows in cells],
         )
     return {
         method: {
             "share": float(share[0]),
             "interval": interval(share[1:]),
             "loss_ratio": float(ratio[0]),
-            "rows": len(row),
+            "rows": min(map(len, rows)),
         }
-        | _lead(share, row, reached.get(BASELINE), method)
-        for method, (share, ratio, row) in reached.items()
+        | _lead(share, rows, reached.get(BASELINE), method)
+        for method, (share, ratio, rows) in reached.items()
     }
 
 
@@ -51,7 +50,8 @@ def by_task(found: Found, tasks: Sequence[str], methods: Sequence[str], bound: f
 def equal_cost(found: Found, tasks: Sequence[str], methods: Sequence[str], matched: str) -> dict[str, Any]:
     """Means over tasks at the KL (`kl`) or peak (`peak`) of the uniform push of the middle strength of its grid.
 
-    A task is left out of a method's means where its grid does not reach that far; `tasks` says how many are in.
+    A task is left out of a method's means where its grid does not reach that far; `tasks` says how many are in. Tasks
+    count alike, however many rows each has.
     """
     told: dict[str, Any] = {}
     for method in methods:
@@ -69,7 +69,7 @@ def equal_cost(found: Found, tasks: Sequence[str], methods: Sequence[str], match
                 "share_interval": interval(np.mean([point["share"] for point in points], axis=0)[1:]),
                 "loss_ratio_interval": interval(np.mean([point["loss_ratio"] for point in points], axis=0)[1:]),
                 "lead_interval": interval(np.mean([point["lead"] for point in points], axis=0)[1:]),
-                "p": sign_flip(np.mean([point["rows"] for point in points], axis=0)),
+                "p": sign_flip(row_parts([point["rows"] for point in points])),
             }
     return told
 
@@ -86,14 +86,17 @@ def cross_fit(one: Frontier, bound: float) -> tuple[Floats, Floats, Floats]:
     return (first[0] + second[0]) / 2, (first[1] + second[1]) / 2, rows
 
 
-def _lead(share: Floats, rows: Floats, baseline: tuple[Floats, Floats, Floats] | None, method: str) -> dict[str, Any]:
+def _lead(
+    share: Floats, rows: Sequence[Floats], baseline: tuple[Floats, Floats, list[Floats]] | None, method: str
+) -> dict[str, Any]:
     if baseline is None or method == BASELINE:
         return {}
-    shared = min(len(rows), len(baseline[2]))
+    # Of each task only the rows that both have.
+    pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(rows, baseline[2], strict=True)]
     return {
         "lead": float(share[0] - baseline[0][0]),
         "lead_interval": interval((share - baseline[0])[1:]),
-        "p": sign_flip(rows[:shared] - baseline[2][:shared]),
+        "p": sign_flip(row_parts([a - b for a, b in pairs])),
     }
 
 

@@ -47,6 +47,19 @@ def sign_flip(differences: Floats, draws: int = 10_000, seed: int = 0) -> float:
     return float((1 + found.sum()) / (1 + draws))
 
 
+def row_parts(several: Sequence[Floats]) -> Floats:
+    """Each row's part in the mean over tasks of the means over their rows, times the number of rows [longest].
+
+    Tasks count alike however many rows they have, and the mean of the parts is that mean of means. Rows of one place
+    share their noise, so a test that flips a row's sign flips it in every task.
+    """
+    longest = max(map(len, several))
+    parts = np.zeros(longest)
+    for values in several:
+        parts[: len(values)] += values * (longest / len(values))
+    return parts / len(several)
+
+
 def weights(at: Floats, grid: Floats) -> Floats:
     """Linear interpolation as weights [..., grid] at values [...], the ends held beyond the grid, which rises."""
     place = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)

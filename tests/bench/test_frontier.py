@@ -104,6 +104,23 @@ def test_at_equal_cost_strengths_are_where_the_costs_meet(found: dict[tuple[str,
     assert equal_cost(cheap, ["a/x"], ["cheap"], "peak")["cheap"]["strength"] == pytest.approx(1.0)
 
 
+def test_tasks_with_different_numbers_of_rows_count_alike(found: dict[tuple[str, str], Frontier]) -> None:
+    worse = [record("none", 0, 0.2, 1, 0, 0), *linear("best", 0.5, (0.5, 1.0, 2.0))]
+    other = {("a/z", method): one for (_, method), one in found.items()}
+    other["a/z", "best"] = frontiers(worse)["a/x", "best"].first(ROWS // 3)
+    both, tasks = {**found, **other}, ["a/x", "a/z"]
+    alone = [equal_cost(both, [task], ["best"], "kl")["best"] for task in tasks]
+    told = equal_cost(both, tasks, ["best"], "kl")["best"]
+    assert told["tasks"] == 2
+    for name in ("share", "lead", "loss_ratio"):
+        assert told[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
+    quality = equal_quality(both, tasks, ["uniform", "best"], 1.1)["best"]
+    each = [equal_quality(both, [task], ["uniform", "best"], 1.1)["best"] for task in tasks]
+    assert quality["lead"] == pytest.approx((each[0]["lead"] + each[1]["lead"]) / 2)
+    assert quality["rows"] == ROWS // 3
+    assert 0 < told["p"] <= 1 and 0 < quality["p"] <= 1
+
+
 def test_directions_are_compared_on_the_rows_that_both_have(found: dict[tuple[str, str], Frontier]) -> None:
     means = frontiers([record("none", 0, 0.2, 1, 0, 0), *linear("difference of means, uniform", 1.5, (0.5, 1.0, 2.0))])
     flipped = frontiers([record("none", 0, 0.2, 1, 0, 0), record("sign flipped", 1.0, 0.1, 1.0, -2.0, 0.5)])

@@ -48,6 +48,18 @@ def test_an_equal_difference_in_every_row_cannot_be_luck() -> None:
     assert statistics.sign_flip(np.ones(20)) < 0.001
 
 
+def test_parts_of_rows_are_their_means_where_tasks_have_as_many() -> None:
+    several = [np.array([1.0, 0.0, 4.0]), np.array([3.0, 2.0, -1.0])]
+    assert statistics.row_parts(several) == pytest.approx(np.mean(several, axis=0))
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_the_mean_of_parts_counts_every_task_alike(several: list[list[float]]) -> None:
+    parts = statistics.row_parts([np.array(values) for values in several])
+    assert len(parts) == max(map(len, several))
+    assert parts.mean() == pytest.approx(np.mean([sum(values) / len(values) for values in several]))
+
+
 @given(st.lists(st.floats(-2, 9), min_size=1, max_size=6))
 def test_weights_interpolate_as_lines_do(points: list[float]) -> None:
     grid, values = np.array([0.0, 0.5, 2.0, 5.0]), np.array([1.0, -1.0, 4.0, 4.5])
