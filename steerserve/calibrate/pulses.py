@@ -76,7 +76,7 @@ class Shrunk:
     """Sensitivities of the windows with the noise of their measurement taken into account."""
 
     values: Floats
-    """[W]: each s / c pulled towards their mean by the share of its variance that is noise."""
+    """[W]: s, after each s / c was pulled towards their mean by the share of its variance that is noise."""
     factors: Floats
     """[W]: what is left of each deviation, 0 to 1."""
     rho: dict[str, float | None]
@@ -96,8 +96,10 @@ def shrink(means: Floats, covariance: Floats, cost: Floats) -> Shrunk:
 
     With x = s / c and weights pi = c / sum c, the dispersion that rho is made of is D = sum pi (x - m)^2, m = sum pi x.
     Noise of covariance V of x adds tr(diag(pi) V) - pi^T V pi to it on average; what is left, at least 0, estimates the
-    true variance t of x. Then x_w is pulled to m + t / (t + V_ww) (x_w - m), the best linear guess. The mean is that of
-    the uniform push, and is not pulled anywhere.
+    true variance t of x. Then x_w is pulled to m + t / (t + V_ww) (x_w - m): the best linear guess from x_w alone if m
+    were known and not itself made of the windows; where t + V_ww is 0 it stays. m is what the uniform push does over
+    what it costs; as windows are pulled by different shares, the mean of the pulled ones may lie beside it, and so may
+    the sum of the values beside that of the means.
     """
     x, weights = means / cost, cost / cost.sum()
     noise = covariance / np.outer(cost, cost)

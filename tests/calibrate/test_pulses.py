@@ -29,6 +29,23 @@ def test_a_spread_that_noise_explains_is_taken_for_none() -> None:
     assert found.rho["corrected"] == found.rho["shrunk"] == 1.0 and (found.rho["raw"] or 0) > 1
 
 
+def test_each_window_is_pulled_by_its_own_share_of_noise() -> None:
+    means, noise = np.array([8.0, 2.0, 3.0, 0.0]), np.array([0.1, 0.1, 0.6, 0.0])
+    found = shrink(means, np.diag(noise), COST)
+    x = [mean / cost for mean, cost in zip(means, COST, strict=True)]
+    middle = sum(means) / sum(COST)
+    shares = [cost / sum(COST) for cost in COST]
+    wrong = [variance / cost**2 for variance, cost in zip(noise, COST, strict=True)]
+    variance = sum(share * (one - middle) ** 2 for share, one in zip(shares, x, strict=True))
+    variance -= sum(share * (1 - share) * one for share, one in zip(shares, wrong, strict=True))
+    kept = [variance / (variance + one) for one in wrong]
+    assert found.factors == pytest.approx(kept) and found.factors[3] == 1.0
+    wanted = [cost * (middle + k * (one - middle)) for cost, k, one in zip(COST, kept, x, strict=True)]
+    assert found.values == pytest.approx(wanted)
+    # Pulled by different shares, they no longer sum to what was measured.
+    assert abs(found.values.sum() - means.sum()) > 0.1
+
+
 def test_noise_that_all_windows_share_is_not_dispersion() -> None:
     # The common unsteered run moves all windows' s / c alike where they cost alike.
     means = np.array([1.0, 2.0, 1.5, 0.5])
