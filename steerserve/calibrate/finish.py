@@ -1,5 +1,6 @@
 """From what was found about an attribute to the attribute: search its layers and strength, and write it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from steerserve.calibrate.curve import profile
 from steerserve.calibrate.search import Setting, Trial, layer_sets, search
 from steerserve.calibrate.selection import Selection
+from steerserve.calibrate.sites import compare
 from steerserve.calibrate.tasks import Task
 from steerserve.calibrate.trials import Laboratory
 from steerserve.saes import SparseAutoencoder
@@ -47,13 +50,23 @@ def finish(
     def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
         return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
 
-    choice = search(layer_sets(layers), laboratory.recipe.strengths, evaluate, laboratory.recipe.enough)
+    def measured(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
+        return laboratory.trials(settings, fresh, make, findings.judge, task.target, f"{task.name} sites", True)
+
+    recipe, sets, sites = laboratory.recipe, layer_sets(layers), {}
+    if recipe.sites_kl is not None:
+        start = recipe.strengths[len(recipe.strengths) // 2]
+        compared = compare(sets, recipe.sites_kl, start, measured, recipe.enough)
+        tqdm.write(compared.table(task.name), file=sys.stderr)
+        sets, sites = [compared.layers], {"sites": compared.to_json()}
+    choice = search(sets, recipe.strengths, evaluate, recipe.enough)
     unsteered = laboratory.baseline(fresh=True)
     share = float(np.mean(findings.judge.assigned(task.target, unsteered.texts)))
     ablation = {
         "unsteered": {"share": round(share, 4), "loss": round(unsteered.loss, 4)},
         "unsteered_distinct": round(unsteered.distinct, 4),
         **choice.to_json(),
+        **sites,
     }
     notes = {str(layer): one.note for layer, one in findings.selections.items() if one.note is not None}
     attribute = replace(

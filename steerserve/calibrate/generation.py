@@ -21,6 +21,8 @@ class Written:
     """Response tokens that were committed, before the first end of text."""
     committed_at: tuple[int, ...]
     """Step at which each of them was committed for good, from 0."""
+    kl: float | None = None
+    """Measured KL from the unsteered predictions in nats a response token; None: not asked for."""
 
 
 def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> list[Written]:
@@ -50,7 +52,9 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
                         # Positions at which the model drew its own mask are no tokens of the result.
                         written = sorted(commits[i])[: len(tokens)]
                         committed_at = tuple(commits[i][position] for position in written)
-                        found[i] = Written(event.result.text, tokens, committed_at)
+                        found[i] = Written(
+                            event.result.text, tokens, committed_at, (event.result.receipt or {}).get("measured_kl")
+                        )
                         left -= 1
                     case Failed():
                         raise SteerserveError(f"row {place[event.request_id]} of {title} failed: {event.message}")

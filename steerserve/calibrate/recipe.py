@@ -1,5 +1,6 @@
 """The settings of a calibration, each default written once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,9 @@ class CalibrationRecipe:
     """Largest loss of steered texts under the unsteered model, as a ratio to that of unsteered texts."""
     distinct_within: float = 0.90
     """Smallest share of distinct word pairs in steered texts, as a ratio to that of unsteered texts."""
+    sites_kl: float | None = None
+    """Choose the layers by the share that each set reaches at this measured KL, in nats a response token, and only then
+    their strength; none: by the search for the strength, over all sets."""
     schedule: str | Mapping[str, Any] = "commitment"
     """Strength schedule of the attributes."""
     order: str | Mapping[str, Any] | None = None
@@ -90,6 +94,8 @@ class CalibrationRecipe:
             raise ValueError(f"strengths must be positive and rise, got {self.strengths}")
         if not self.steering <= self.kept:
             raise ValueError(f"steering must be at most kept ({self.kept}), got {self.steering}")
+        if self.sites_kl is not None and not 0 < self.sites_kl < math.inf:
+            raise ValueError(f"sites_kl must be a number of nats above 0, got {self.sites_kl}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
         if not 0 < self.p_value < 1:
@@ -102,4 +108,7 @@ class CalibrationRecipe:
         raw = asdict(self)
         for name in ("tasks", "rows"):
             raw.pop(name)
+        if self.sites_kl is None:
+            # Not asked for, it changes nothing of what was made before it could be.
+            raw.pop("sites_kl")
         return {name: list(value) if isinstance(value, tuple) else value for name, value in raw.items()}

@@ -19,6 +19,7 @@ from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.samples import unsteered_samples
 from steerserve.calibrate.search import forwards, layer_sets
 from steerserve.calibrate.selection import Selection, select
+from steerserve.calibrate.sites import site_forwards
 from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
 from steerserve.calibrate.texts import held_out_texts, labelled_texts
 from steerserve.calibrate.trials import Laboratory
@@ -76,9 +77,7 @@ def calibrate(
     samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
-    planned = forwards(len(layer_sets(layers)), len(recipe.strengths), recipe.to_json())
-    trials = len(due) * planned / 1e6
-    tqdm.write(f"{len(due)} attributes: about {trials:.1f} M token-forwards of steering trials", file=sys.stderr)
+    tqdm.write(stated_cost(recipe, len(due), len(layer_sets(layers))), file=sys.stderr)
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
         selections, counts = found[task.name]
@@ -109,6 +108,15 @@ def calibrate(
         made[task.name] = finish(laboratory, findings, saes, digest, out / task.name)
     shutil.rmtree(out / CACHE, ignore_errors=True)
     return made
+
+
+def stated_cost(recipe: CalibrationRecipe, attributes: int, sets: int) -> str:
+    """What steering trials take, in forward passes of one row."""
+    text = f"{attributes} attributes: about "
+    if recipe.sites_kl is not None:
+        compared = attributes * site_forwards(sets, recipe)
+        text, sets = f"{text}{compared} forward passes of one row to choose among {sets} layer sets, and ", 1
+    return f"{text}{attributes * forwards(sets, recipe)} forward passes of one row of steering trials"
 
 
 def masked_saes(

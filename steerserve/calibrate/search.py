@@ -1,8 +1,10 @@
 """Search for the layers and the strength that steer best at bounded cost in quality."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from steerserve.calibrate.recipe import CalibrationRecipe
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,18 @@ class Trial:
     """Mean distinct-2 of a text, over that of the same unsteered texts."""
     within: bool
     """Whether both are inside the recipe's bounds."""
+    kl: float | None = None
+    """Measured KL of the steered from the unsteered predictions in nats a response token; None: not measured."""
 
     def to_json(self) -> dict[str, Any]:
         """A flat dict of JSON values."""
         raw = asdict(self)
         setting = raw.pop("setting")
-        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in raw.items()}
+        rounded = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in raw.items()
+            if value is not None
+        }
         return {"layers": list(setting["layers"]), "strength": setting["strength"], **rounded}
 
 
@@ -85,14 +93,15 @@ def search(
             low, high = borders[layers]
             borders[layers] = (middle, high) if trial.within and trial.share < enough else (low, middle)
         searched += trials
-    ranked = sorted(searched, key=lambda trial: _merit(trial, enough), reverse=True)
+    ranked = sorted(searched, key=lambda trial: merit(trial, enough), reverse=True)
     confirmed = evaluate([trial.setting for trial in ranked[:finalists]], True)
-    best = max(confirmed, key=lambda trial: _merit(trial, enough))
+    best = max(confirmed, key=lambda trial: merit(trial, enough))
     note = None if best.within else "no trial kept within the bounds of quality: the one of lowest loss was taken"
     return Choice(best.setting, tuple(searched), tuple(confirmed), note)
 
 
-def _merit(trial: Trial, enough: float) -> tuple[bool, float, float]:
+def merit(trial: Trial, enough: float) -> tuple[bool, float, float]:
+    """What trials are ranked by: within bounds the share, from `enough` on the lower loss; without, the lower loss."""
     if not trial.within:
         return False, -trial.loss_ratio, 0.0
     if trial.share < enough:
@@ -106,8 +115,7 @@ def layer_sets(layers: Sequence[int]) -> list[tuple[int, ...]]:
     return alone if len(alone) == 1 else [*alone, tuple(sorted(layers))]
 
 
-def forwards(sets: int, strengths: int, recipe: Mapping[str, Any]) -> int:
-    """Token-forwards of one attribute's search, its texts only."""
-    rounds = strengths.bit_length()
-    texts = sets * rounds * recipe["search_texts"] + 3 * recipe["confirm_texts"]
-    return int(texts * (recipe["trial_tokens"] + 1) * recipe["trial_steps"])
+def forwards(sets: int, recipe: CalibrationRecipe) -> int:
+    """Forward passes of one row of one attribute's search, its texts only."""
+    rounds = len(recipe.strengths).bit_length()
+    return (sets * rounds * recipe.search_texts + 3 * recipe.confirm_texts) * recipe.trial_steps

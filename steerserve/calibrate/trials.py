@@ -73,17 +73,22 @@ class Laboratory:
         judge: Judge,
         target: str,
         title: str,
+        measured: bool = False,
     ) -> list[Trial]:
-        """One trial of each setting, all in one batch; `make` builds the attribute of a setting."""
+        """One trial of each setting, all in one batch; `make` builds the attribute of a setting.
+
+        measured: whether to measure the KL, at the cost of a second row for each.
+        """
         key, unsteered = self._seed_and_texts(fresh), self.baseline(fresh)
         attributes = {f"trial-{i}": make(setting) for i, setting in enumerate(settings)}
-        params = [one for name in attributes for one in self._params(key, name)]
+        params = [one for name in attributes for one in self._params(key, name, measured)]
         written = write(self.engine(attributes), params, title)
         found = []
         for i, setting in enumerate(settings):
             part = written[i * key[1] : (i + 1) * key[1]]
             texts = [one.text for one in part]
             loss, distinct = self._figures(part)
+            kl = [one.kl for one in part if one.kl is not None]
             loss_ratio, distinct_ratio = loss / unsteered.loss, distinct / unsteered.distinct
             found.append(
                 Trial(
@@ -94,6 +99,7 @@ class Laboratory:
                     loss_ratio=loss_ratio,
                     distinct_ratio=distinct_ratio,
                     within=loss_ratio <= self.recipe.loss_within and distinct_ratio >= self.recipe.distinct_within,
+                    kl=float(np.mean(kl)) if kl else None,
                 )
             )
         return found
@@ -104,7 +110,7 @@ class Laboratory:
             return recipe.seed + CONFIRM_SEED, recipe.confirm_texts
         return recipe.seed + SEARCH_SEED, recipe.search_texts
 
-    def _params(self, key: tuple[int, int], attribute: str | None) -> list[GenerationParams]:
+    def _params(self, key: tuple[int, int], attribute: str | None, measured: bool = False) -> list[GenerationParams]:
         recipe, (seed, texts) = self.recipe, key
         return [
             GenerationParams(
@@ -117,6 +123,7 @@ class Laboratory:
                 row=row,
                 ignore_eos=True,
                 interventions=() if attribute is None else (Intervention(attribute=attribute),),
+                measure_kl=measured,
             )
             for row in range(texts)
         ]

@@ -64,6 +64,28 @@ def test_provenance_says_where_everything_came_from(attributes: dict[str, Attrib
     assert str(folder) not in json.dumps(one)
 
 
+def test_layers_are_chosen_at_one_measured_kl_where_it_is_asked_for(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tmp_path / "one.json"
+    tasks.write_text(json.dumps(TASKS[2:]))
+    recipe = make_recipe(folder, tasks=tasks, sites_kl=1e-3)
+    made = calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / "out", recipe)["deed/won"]
+    ablation = made.provenance["ablation"]
+    sites = ablation["sites"]
+    assert [row["layers"] for row in sites["reached"]] == [[0], [1], [0, 1]] and sites["kl"] == 1e-3
+    assert all(row["kl"] > 0 and row["texts"] == 3 for row in sites["reached"])
+    # Strengths differ, since layers cost differently; the strength is then searched for the chosen layers alone.
+    assert len({row["strength"] for row in sites["reached"]}) == 3
+    assert made.layers == tuple(sites["chosen"])
+    assert {tuple(trial["layers"]) for trial in ablation["searched"]} == {made.layers}
+    assert made.provenance["recipe"]["sites_kl"] == 1e-3
+    said = capsys.readouterr().err
+    assert "deed/won: layers at 0.001 measured nats a response token" in said
+    # Two rows, three sets, three rounds of two texts and three fresh ones, four steps.
+    assert "216 forward passes of one row to choose among 3 layer sets" in said
+
+
 def test_the_attributes_steer(attributes: dict[str, Attribute], tiny_model: Path) -> None:
     model = load_model(tiny_model)
     norms = {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
@@ -133,6 +155,7 @@ def test_only_saes_for_masked_positions_are_used(folder: Path, tiny_model: Path,
         ({"mask_ratios": (0.0,)}, "mask_ratios must be shares"),
         ({"steering": 60}, "steering must be at most kept"),
         ({"texts": 0}, "texts must be 1 or more, got 0"),
+        ({"sites_kl": 0.0}, "sites_kl must be a number of nats above 0, got 0.0"),
         ({"confidence": 1.0}, "confidence must be between 0 and 1"),
         ({"weights": "all"}, "weights must be 'equal', 'd' or 'diff_means', got 'all'"),
     ],
