@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,14 +48,19 @@ class Cell:
         return float((self.texts + measured) * canvas * self.request["steps"])
 
 
-def plan(settings: Settings, attributes: Mapping[str, Attribute], only: Sequence[str]) -> list[Cell]:
+def plan(
+    settings: Settings,
+    attributes: Mapping[str, Attribute],
+    only: Sequence[str],
+    methods: Collection[str] = tuple(METHODS),
+) -> list[Cell]:
     """All cells, in the order in which they are run: what others are compared with comes first."""
     cells = [_unsteered(settings)] if set(only) & {"single", "sets", "controls"} else []
     targets = singles(attributes)
     several = [*pairs(attributes, settings.sets), *triples(attributes, settings.sets)]
     for name, method in METHODS.items():
         experiment = "controls" if _is_control(name, method) else "single"
-        if method.push is None:
+        if method.push is None or name not in methods:
             continue
         if method.singles and experiment in only:
             cells += [cell for one in targets for cell in _grid(settings, experiment, one, name, method, attributes)]

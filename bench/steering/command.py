@@ -9,20 +9,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.judges.scoring import load_judge
 from bench.steering.cells import EXPERIMENTS, Cell, plan
 from bench.steering.classifiers import train_classifiers
 from bench.steering.measure import Judges
+from bench.steering.methods import METHODS
 from bench.steering.render import HEADER, RECORDS, render
 from bench.steering.run import run
-from bench.steering.settings import FULL, QUICK, Settings, with_texts
+from bench.steering.settings import (
+    FULL,
+    QUICK,
+    SITE_PROFILES,
+    SITE_PROFILES_QUICK,
+    SITES,
+    SITES_QUICK,
+    Settings,
+    with_texts,
+)
+from bench.steering.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
 from bench.steering.store import Store
 from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import load_runtime
+from steerserve.runtime import BUNDLED, load_runtime
 
 ROWS = 64
 """Rows of one forward pass."""
@@ -32,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the last line printed is JSON."""
     given = _parser().parse_args(arguments)
     keep_freed_memory()
-    settings = QUICK if given.quick else FULL
+    full, quick = (FULL, QUICK) if given.sites is None else (SITES, SITES_QUICK)
+    settings = quick if given.quick else full
     settings = with_texts(settings, given.texts) if given.texts else settings
-    out: Path = given.out or Path(__file__).parents[1] / "results" / ("steer-quick" if given.quick else "steer")
+    name = ("steer" if given.sites is None else "steer-sites") + ("-quick" if given.quick else "")
+    out: Path = given.out or Path(__file__).parents[1] / "results" / name
     try:
         if not given.render and not _measure(given, settings, out):
             return 0
@@ -65,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=Path, help=f"folder of the {name}; default: the bundled one")
     parser.add_argument("--quick", action="store_true", help="few texts and strengths: minutes instead of an hour")
     parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="one experiment; may be repeated")
+    parser.add_argument(
+        "--sites",
+        type=Path,
+        metavar="DIR",
+        help="instead: each attribute at one layer at a time, predicted against measured gain; the attributes of "
+        "single layers are made and measured in this folder",
+    )
+    parser.add_argument("--attribute", help="with --sites: of this attribute only")
     parser.add_argument("--texts", type=int, help="texts of a cell; the other counts in proportion")
     parser.add_argument("--out", type=Path, help="folder of the results; default: bench/results/steer[-quick]")
     parser.add_argument("--keep-texts", type=Path, help="file that the texts themselves are appended to")
@@ -80,12 +103,19 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
     for name in ("data", "judge"):
         if getattr(given, name) is None:
             raise SteerserveError(f"--{name} is needed to measure anything; --render draws what is there")
+    if given.sites is not None and given.only:
+        raise SteerserveError("--sites is an experiment of its own: leave out --only")
+    if given.sites is None and given.attribute is not None:
+        raise SteerserveError("--attribute must be given with --sites only")
     quality = load_judge(given.judge)
+    if given.sites is not None and not _prepare_sites(given, settings):
+        return False
     config = EngineConfig(max_rows=ROWS, max_queue=max(256, settings.texts), threads=given.threads)
     engine = load_runtime(given.model, given.sae, given.attributes, config).engine
     attributes = engine.catalogue.attributes
-    cells = plan(settings, attributes, given.only or EXPERIMENTS)
-    print(f"{len(cells)} cells, {sum(cell.texts for cell in cells)} texts", file=sys.stderr)
+    every, methods = (EXPERIMENTS, tuple(METHODS)) if given.sites is None else (SITE_EXPERIMENTS, SITE_METHODS)
+    cells = plan(settings, attributes, given.only or every, methods)
+    _say(cells)
     if given.plan:
         return False
     classifiers = train_classifiers(given.data, attributes, settings.classifier_texts, settings.seed)
@@ -94,10 +124,33 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
     store = Store(out / RECORDS)
     refused = run(engine, cells, judges, store, origin, settings, given.data, given.keep_texts)
     # What other weights, attributes or settings left behind is dropped, but not what this call was not asked for.
-    whole = plan(settings, attributes, EXPERIMENTS)
+    whole = plan(settings, attributes, every, methods)
     store.keep([cell.key(origin) for cell in whole])
     _write_header(out, engine, judges, settings, origin, _still_refused(out, refused, cells))
     return True
+
+
+def _prepare_sites(given: argparse.Namespace, settings: Settings) -> bool:
+    """Make and measure the attributes of single sites, and go on with these; False where the plan was asked for."""
+    for name, flag in (("model", "model"), ("saes", "sae"), ("attributes", "attributes")):
+        setattr(given, flag, getattr(given, flag) or BUNDLED / name)
+    alone = one_site_attributes(given.model, given.attributes, given.attribute)
+    profiles = SITE_PROFILES_QUICK if given.quick else SITE_PROFILES
+    print(stated(profiles, len(alone)), file=sys.stderr)
+    if given.plan:
+        _say(plan(settings, alone, SITE_EXPERIMENTS, SITE_METHODS))
+        return False
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    prepare(given.model, alone, given.data, given.sites, profiles)
+    given.attributes = given.sites
+    return True
+
+
+def _say(cells: Sequence[Cell]) -> None:
+    texts = sum(cell.texts for cell in cells)
+    passes = sum((cell.texts + cell.kl_texts) * int(cell.request["steps"]) for cell in cells)
+    print(f"{len(cells)} cells, {texts} texts, about {passes} forward passes of one row", file=sys.stderr)
 
 
 def _origin(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str, Any]:

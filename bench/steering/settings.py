@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from steerserve.calibrate.profile_recipe import ProfileRecipe
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -45,6 +47,29 @@ QUICK = Settings(
     order_texts=8,
     order_steps=(8, 32),
     order_weights=(0.3,),
+)
+
+
+SITES = Settings(texts=24, side_texts=24, kl_texts=12, factors=(0.5, 1.0, 2.0))
+SITES_QUICK = Settings(texts=12, side_texts=12, kl_texts=6, factors=(0.6, 1.2))
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """How the attributes of single sites are made and measured."""
+
+    profile: ProfileRecipe
+    nats: float = 0.3
+    """KL a response token that the uniform push of each is predicted to cost."""
+    cost_slices: int = 16
+    """Slices of progress that the prediction is made on."""
+
+
+SITE_PROFILES = SiteSettings(
+    ProfileRecipe(runs=24, run_tokens=47, run_steps=24, edges=(0, 4, 12, 24, 40, 64), canvases=2, positions=8)
+)
+SITE_PROFILES_QUICK = SiteSettings(
+    ProfileRecipe(runs=12, run_tokens=47, run_steps=24, edges=(0, 8, 24, 64), canvases=2, positions=4), cost_slices=8
 )
 
 

@@ -13,9 +13,10 @@ from bench.judges.model import JudgeConfig
 from bench.judges.training import JudgeRecipe, train
 from bench.steering import command, efficiency, statistics
 from bench.steering.cells import Cell, plan
-from bench.steering.settings import Settings
+from bench.steering.settings import Settings, SiteSettings
 from bench.steering.store import Store
 from bench.steering.writing import compose, params
+from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
 from steerserve.engine.torch_engine import TorchEngine
@@ -198,6 +199,40 @@ def test_only_the_plan_writes_nothing(
     assert steer.main(arguments(folder, tiny_model, tmp_path / "none", "--plan", "--only", "sets")) == 0
     assert "cells" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_each_attribute_at_one_layer_at_a_time_is_a_point(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ProfileRecipe(
+        runs=3, run_tokens=12, run_steps=12, edges=(0, 20, 64), canvases=2, positions=2, judge_texts=60
+    )
+    monkeypatch.setattr(command, "SITES", SETTINGS)
+    monkeypatch.setattr(command, "SITE_PROFILES", SiteSettings(recipe, nats=1.0, cost_slices=4))
+    flags = ["--sites", str(tmp_path / "sites"), "--attribute", "deed/won"]
+    assert steer.main(arguments(folder, tiny_model, tmp_path / "out", *flags, "--plan")) == 0
+    assert "2 sites: 24 forward passes of one row for their strengths" in capsys.readouterr().err
+    assert not (tmp_path / "sites").exists()
+    for _ in range(2):
+        assert steer.main(arguments(folder, tiny_model, tmp_path / "out", *flags)) == 0
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        points = summary["efficiency"]["points"]
+        assert [(one["task"], one["method"]) for one in points] == [
+            ("deed/won@0", "optimal"),
+            ("deed/won@1", "optimal"),
+        ]
+        assert all(one["rho"] >= 1 and one["cost"] == "measured" for one in points)
+    # The second time everything is there.
+    assert "0 cells to run" in capsys.readouterr().err
+    assert steer.main(arguments(folder, tiny_model, tmp_path / "out", *flags[:2], "--attribute", "who/king")) == 1
+    assert "holds the sites ['deed/won@0', 'deed/won@1'], not ['who/king@0', 'who/king@1']" in capsys.readouterr().err
+    for wrong, message in (
+        (["--attribute", "who/king"], "--attribute must be given with --sites only"),
+        ([*flags, "--only", "sets"], "leave out --only"),
+        ([*flags[:2], "--attribute", "no/one"], "has no attribute 'no/one'; it has"),
+    ):
+        assert steer.main(arguments(folder, tiny_model, tmp_path / "out", *wrong)) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_missing_is_an_error_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
