@@ -1,11 +1,9 @@
 """The command line of the instrument."""
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ import torch
 from bench.judges.scoring import load_judge
 from bench.steering.cells import EXPERIMENTS, Cell, plan
 from bench.steering.classifiers import train_classifiers
+from bench.steering.header import origin_of, still_refused, write_header
 from bench.steering.measure import Judges
 from bench.steering.methods import METHODS
-from bench.steering.render import HEADER, RECORDS, render
+from bench.steering.render import RECORDS, render
 from bench.steering.run import run
 from bench.steering.settings import (
     FULL,
@@ -31,8 +30,6 @@ from bench.steering.settings import (
 from bench.steering.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
 from bench.steering.store import Store
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime import BUNDLED, load_runtime
@@ -120,13 +117,13 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
         return False
     classifiers = train_classifiers(given.data, attributes, settings.classifier_texts, settings.seed)
     judges = Judges(quality, classifiers)
-    origin = _origin(engine, judges, settings)
+    origin = origin_of(engine, judges, settings)
     store = Store(out / RECORDS)
     refused = run(engine, cells, judges, store, origin, settings, given.data, given.keep_texts)
     # What other weights, attributes or settings left behind is dropped, but not what this call was not asked for.
     whole = plan(settings, attributes, every, methods)
     store.keep([cell.key(origin) for cell in whole])
-    _write_header(out, engine, judges, settings, origin, _still_refused(out, refused, cells))
+    write_header(out, engine, judges, settings, origin, still_refused(out, refused, cells))
     return True
 
 
@@ -151,52 +148,3 @@ def _say(cells: Sequence[Cell]) -> None:
     texts = sum(cell.texts for cell in cells)
     passes = sum((cell.texts + cell.kl_texts) * int(cell.request["steps"]) for cell in cells)
     print(f"{len(cells)} cells, {texts} texts, about {passes} forward passes of one row", file=sys.stderr)
-
-
-def _origin(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str, Any]:
-    """All beside its request that decides what a cell comes out as."""
-    catalogue = engine.catalogue
-    return {
-        "attributes": {name: one.sha256 for name, one in catalogue.attributes.items()},
-        "defaults": asdict(catalogue.defaults),
-        "model": next((one.model_sha256 for one in catalogue.attributes.values()), None),
-        "saes": sorted(one.facts.sha256 or "" for one in catalogue.saes.values()),
-        "judge": judges.quality.facts["sha256"],
-        "classifiers": judges.classifiers.summary(),
-        "seed": settings.seed,
-        "joint": _joint_hash(catalogue),
-        "context": [settings.order_context, settings.order_tokens],
-    }
-
-
-def _joint_hash(catalogue: Catalogue) -> str | None:
-    """A hash of what several attributes cost together; None where nothing was measured of that."""
-    profile = getattr(catalogue, "joint", None)
-    return None if profile is None else hashlib.sha256(json.dumps(profile.to_json()).encode()).hexdigest()
-
-
-def _write_header(
-    out: Path, engine: TorchEngine, judges: Judges, settings: Settings, origin: dict[str, Any], refused: dict[str, str]
-) -> None:
-    facts = {name: value for name, value in judges.quality.facts.items() if name != "step"}
-    header = {
-        "settings": asdict(settings),
-        "origin": origin | {"digest": hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]},
-        "judge": facts,
-        "classifiers": judges.classifiers.summary(),
-        "refused": refused,
-        "attributes": {
-            name: {"strength": one.strength, "layers": list(one.layers), "unit": one.unit, "profile": one.profile}
-            for name, one in engine.catalogue.attributes.items()
-        },
-    }
-    (out / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-
-
-def _still_refused(out: Path, refused: dict[str, str], cells: Sequence[Cell]) -> dict[str, str]:
-    """What was refused now, and before in experiments that this call was not asked for."""
-    before: dict[str, str] = {}
-    if (out / HEADER).exists():
-        before = json.loads((out / HEADER).read_text(encoding="utf-8")).get("refused", {})
-    asked = {f"{cell.method}: {cell.task}" for cell in cells}
-    return {name: why for name, why in before.items() if name not in asked} | refused
