@@ -50,7 +50,7 @@ QUICK = Settings(
 )
 
 
-SITES = Settings(texts=24, side_texts=24, kl_texts=12, factors=(0.5, 1.0, 2.0))
+SITES = Settings(texts=20, side_texts=20, kl_texts=8, factors=(0.5, 1.0, 2.0))
 SITES_QUICK = Settings(texts=12, side_texts=12, kl_texts=6, factors=(0.6, 1.2))
 
 
@@ -66,7 +66,7 @@ class SiteSettings:
 
 
 SITE_PROFILES = SiteSettings(
-    ProfileRecipe(runs=24, run_tokens=47, run_steps=24, edges=(0, 4, 12, 24, 40, 64), canvases=2, positions=8)
+    ProfileRecipe(runs=20, run_tokens=47, run_steps=24, edges=(0, 4, 12, 24, 40, 64), canvases=2, positions=8)
 )
 SITE_PROFILES_QUICK = SiteSettings(
     ProfileRecipe(runs=12, run_tokens=47, run_steps=24, edges=(0, 8, 24, 64), canvases=2, positions=4), cost_slices=8
