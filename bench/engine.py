@@ -5,7 +5,8 @@
 Both sides run on the same weights in the same process: the engine as it serves, and straight implementations of the
 loops of LLaDA, Dream and MDLM over straight forwards (bench/engines). Where a loop draws nothing, tokens are compared.
 Sides take turns within each round. Shapes other than the bundled model have random weights; `llada-8b` and `dream-7b`
-need a GPU (`--device cuda`). Writes OUT.json, OUT.md and OUT.png, and prints the tables.
+need a GPU (`--device cuda`), and so does the part `graphs`, which is left out elsewhere: CUDA graphs against plain
+forwards. Writes OUT.json, OUT.md and OUT.png, and prints the tables.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.engines.graphs import graphs
 from bench.engines.measure import MIXED_NEWS, MIXED_PROMPTS, against_loops, orders, scaling, steering
 from bench.engines.phases import phases
 from bench.engines.report import fitted, plot, tables
@@ -28,7 +30,7 @@ from bench.engines.shapes import CPU_SHAPES, LOOPS, RANDOM, Subject, subject
 from bench.engines.work import asked
 from steerserve.memory import keep_freed_memory
 
-PARTS = ("loops", "steering", "orders", "scaling", "phases")
+PARTS = ("loops", "steering", "orders", "scaling", "phases", "graphs")
 
 
 def measured(one: Subject, parts: list[str], rounds: int, quick: bool) -> dict[str, Any]:
@@ -55,6 +57,8 @@ def measured(one: Subject, parts: list[str], rounds: int, quick: bool) -> dict[s
             "one request": phases(one, asked(name, [32], [64], steps_of)),
             "16 of mixed lengths": phases(one, asked(name, MIXED_PROMPTS, MIXED_NEWS, 16)),
         }
+    if "graphs" in parts and one.engine.device.type == "cuda":
+        found["graphs"] = graphs(one, rounds, steps_of)
     return found
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.self_test import check_steering
@@ -30,6 +32,16 @@ def check_backend(backend: BackendConfig, model_config: ModelConfig) -> None:
         raise ArtifactError("--engine vllm: vLLM is not installed; the README says how it is, beside steerserve")
     if model_config.device != "auto":
         raise ArtifactError(f"--device {model_config.device}: with --engine vllm the device is vLLM's own choice")
+
+
+def check_graphs(config: EngineConfig, backend: BackendConfig, device: torch.device) -> None:
+    """Raise ArtifactError for CUDA graphs without a CUDA device, and for those of ours where vLLM has its own."""
+    if not config.cuda_graphs:
+        return
+    if backend.engine == "vllm":
+        raise ArtifactError("--cuda-graphs: with --engine vllm CUDA graphs are vLLM's own")
+    if device.type != "cuda":
+        raise ArtifactError(f"--cuda-graphs: needs a CUDA device, the model is on {device}")
 
 
 def told(backend: BackendConfig) -> dict[str, Any]:

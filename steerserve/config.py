@@ -73,6 +73,8 @@ class EngineConfig:
     """Interventions one request may carry."""
     threads: int | None = None
     """CPU threads of the engine; unset: the library's own choice."""
+    cuda_graphs: bool = False
+    """Record small forward passes as CUDA graphs and replay them; needs a CUDA device. Not run on a GPU yet."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_batch_tokens", "max_queue", "max_steps", "max_canvas", "max_interventions"):

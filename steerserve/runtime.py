@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 import schedulers
-from steerserve.backends import Folders, check_backend, told, vllm_engine
+from steerserve.backends import Folders, check_backend, check_graphs, told, vllm_engine
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission import check_method
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.controls import CONTROLS
+from steerserve.engine.cuda_graphs import CudaRecorder
 from steerserve.engine.features import LoadedFeatures
+from steerserve.engine.graphs import GraphedLM
 from steerserve.engine.joint_file import load_joint
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
@@ -75,6 +77,7 @@ def load_runtime(
         model = BUNDLED / "model"
         saes, attributes = saes or BUNDLED / "saes", attributes or BUNDLED / "attributes"
     opened = open_model(model, model_config)
+    check_graphs(config, backend, opened.device)
     facts, digest, defaults = opened.facts, opened.sha256, opened.defaults
     check_defaults(model, defaults, facts)
     if saes is None and sae_config != SaeConfig():
@@ -99,6 +102,7 @@ def load_runtime(
         engine: TorchEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
     else:
         lm = opened.load(name, say, beside)
+        lm = GraphedLM(lm, CudaRecorder(opened.device)) if config.cuda_graphs else lm
         loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
         catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
         engine = TorchEngine(lm, opened.tokenizer, catalogue, config)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from steerserve.config import EngineConfig, ModelConfig, SaeConfig, ServerConfig
@@ -14,7 +16,7 @@ def test_defaults_are_valid() -> None:
 )
 def test_engine_bounds_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        EngineConfig(**{name: 0})
+        EngineConfig(**dict[str, Any]({name: 0}))
 
 
 @pytest.mark.parametrize(

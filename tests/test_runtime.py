@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steerserve.config import EngineConfig, ModelConfig, SaeConfig
+from steerserve.backends import check_graphs
+from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import cache_path
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
@@ -75,6 +76,15 @@ def test_an_attribute_that_cannot_be_honoured_is_refused_at_start(
 ) -> None:
     with pytest.raises(ArtifactError, match=said):
         load_runtime(tiny_model, None, attributes(tiny_model, tmp_path, **changes), EngineConfig())
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be(tiny_model: Path) -> None:
+    wanted = EngineConfig(cuda_graphs=True)
+    with pytest.raises(ArtifactError, match="--cuda-graphs: needs a CUDA device, the model is on cpu"):
+        load_runtime(tiny_model, None, None, wanted, ModelConfig(device="cpu"))
+    with pytest.raises(ArtifactError, match="--cuda-graphs: with --engine vllm CUDA graphs are vLLM's own"):
+        check_graphs(wanted, BackendConfig(engine="vllm"), torch.device("cuda"))
+    check_graphs(wanted, BackendConfig(), torch.device("cuda:1"))
 
 
 def test_directions_without_a_site_are_refused(tiny_model: Path, tmp_path: Path) -> None:

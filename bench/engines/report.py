@@ -90,6 +90,14 @@ def tables(result: Mapping[str, Any]) -> str:
                     ]
             shown = ", ".join(f"{axis} {value:.2f}" for axis, value in result["exponents"].get(name, {}).items())
             lines += ["", f"Fitted exponents: {shown} (time of a step over batch and length, in all over steps)."]
+        if "graphs" in figures:
+            lines += ["", "| CUDA graphs | plain / graphs | step plain, ms | with graphs, ms | replayed | identical |"]
+            lines += ["|---|---|---|---|---|---|"]
+            for work, one in figures["graphs"].items():
+                lines += [
+                    f"| {work} | {told(one['ratio'])} | {told(one['plain_ms'])} | {told(one['graphs_ms'])} | "
+                    f"{one['replayed']:.0%} | {one['identical_tokens']:.2%} |"
+                ]
         for what, one in figures.get("phases", {}).items():
             shares = ", ".join(f"{phase} {share:.1%}" for phase, share in one["shares"].items())
             kernels = ", ".join(f"`{kernel}` {share:.1%}" for kernel, share in one["kernels"].items())

@@ -76,7 +76,8 @@ class CachedBatch(Batch):
         """One forward of some rows, whole or at `places`, into hidden and captured [R, W, hidden_size]."""
         index = torch.tensor(rows, device=self.canvas.device)
         width = max(self._width(row) for row in rows)
-        lengths = torch.tensor([self._lengths[row] for row in rows], device=self.canvas.device)
+        own = [self._lengths[row] for row in rows]
+        lengths = None if min(own) == width else torch.tensor(own, device=self.canvas.device)
         store, plan, progress = self.store[:, :, :, :, :width], self._plans[rows], self.now.progress[list(rows)]
         if places is None:
             memory = Memory(store, index, self.position[:width].expand(len(rows), -1), None)

@@ -47,3 +47,16 @@ def coefficients(
     if activation is not None:
         out = torch.where(op == CODES["multiply"], (s - 1.0) * activation, out)
     return gain[:, :, None] * out
+
+
+def combined(weight: Tensor, directions: Tensor) -> Tensor:
+    """The sum of directions [rows, pushes, hidden_size], each times its weight [rows, pushes, length]: [rows, length,
+    hidden_size].
+
+    One push after the other, not contracted: a matrix product's last bits depend on how many rows and pushes stand
+    beside, and a row must be steered alike in any batch.
+    """
+    delta = weight[:, 0, :, None] * directions[:, 0, None]
+    for p in range(1, weight.shape[1]):
+        delta += weight[:, p, :, None] * directions[:, p, None]
+    return delta

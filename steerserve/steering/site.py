@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from steerserve.steering.bounds import Bounds
 from steerserve.steering.encoders import ENCODED
-from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients
+from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients, combined
 from steerserve.steering.push import SCOPES, Push
 
 TILE: Final = 16
@@ -124,33 +124,32 @@ class Site:
         weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
         if self.bounds is not None:
             weight = self.bounds.hold(weight, self.directions, state)
-        self._record(weight, state)
-        delta = self._delta(weight.to(hidden.dtype))
+        self.record(weight, state.float().norm(dim=2))
+        delta = combined(weight.to(hidden.dtype), self.directions)
         return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
 
-    def _delta(self, weight: Tensor) -> Tensor:
-        """The sum of directions, each times its weight [rows, pushes, length]: [rows, length, hidden_size].
+    @property
+    def adds(self) -> bool:
+        """Whether what it pushes does not depend on the state: its pushes are `add`s without a bound."""
+        return not self.projects and self.bounds is None
 
-        One push after the other, not contracted: see `_project`.
-        """
-        delta = weight[:, 0, :, None] * self.directions[:, 0, None]
-        for p in range(1, weight.shape[1]):
-            delta += weight[:, p, :, None] * self.directions[:, p, None]
-        return delta
+    def weights(self) -> Tensor:
+        """Where it `adds`: the weights [rows, pushes, length] of its directions at the step that was set."""
+        return (self.gain * self.strength)[:, :, None] * self.mask
 
     def _project(self, state: Tensor) -> Tensor:
         """<h, v> of state [rows, length, hidden_size]: [rows, pushes, length].
 
-        Multiplied and summed rather than contracted: a matrix product's last bits depend on how many rows and pushes
-        stand beside, and a row must be steered alike in any batch.
+        Multiplied and summed rather than contracted, for the reason that `combined` is.
         """
         wide = self.directions.float()
         return torch.stack([(state * wide[:, p, None]).sum(2) for p in range(wide.shape[1])], dim=1)
 
-    def _record(self, weight: Tensor, state: Tensor) -> None:
-        """Add this step to what has been applied; v is a unit vector, so |delta| is |weight|."""
+    def record(self, weight: Tensor, norm: Tensor) -> None:
+        """Add this step, of weights [rows, pushes, length] on states of that norm [rows, length], to what has been
+        applied; v is a unit vector, so |delta| is |weight|."""
         size = weight.abs()
-        ratio = size / state.float().norm(dim=2).clamp(min=1e-12)[:, None, :]
+        ratio = size / norm.clamp(min=1e-12)[:, None, :]
         touched = (size > 0).sum(2)
         self.positions += touched
         self.steps += touched > 0

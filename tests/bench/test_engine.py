@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bench.engines.forwards import forward_of
+from bench.engines.graphs import graphs
 from bench.engines.measure import compared, steering
 from bench.engines.phases import PHASES, phases
-from bench.engines.report import exponent
+from bench.engines.report import exponent, tables
 from bench.engines.shapes import Subject
 from bench.engines.work import asked, loop, serve
 from steerserve.engine.params import GenerationParams
@@ -67,6 +68,20 @@ def test_steering_is_compared_within_rounds(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("bench.engines.measure.asked", lambda *work, **more: small(asked(*work, **more)))
     found = steering(subject("bert", tmp_path), 1, 4, [1, 4])
     assert {"1 to none", "4 to none", "4 to 1"} < set(found)
+
+
+def test_recorded_forwards_are_compared_with_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.engines.graphs.asked", lambda *work, **more: small(asked(*work, **more)))
+    monkeypatch.setattr("bench.engines.graphs.EQUAL", (8, 32))
+    monkeypatch.setattr("bench.engines.graphs.MIXED_PROMPTS", (4, 30, 12))
+    monkeypatch.setattr("bench.engines.graphs.MIXED_NEWS", (16, 32, 16))
+    found = graphs(subject("bert", tmp_path), 1, 8, lambda work: work)
+    assert set(found) == {"one", "16 mixed", "16 mixed, steered"}
+    for one in found.values():
+        assert one["identical_tokens"] == 1 and one["replayed"] == 1 and one["ratio"]["median"] > 0
+    result = {"machine": {"cpu": "a CPU", "threads": 1}, "torch": "2", "command": "bench", "rounds": 1, "seconds": 1.0}
+    table = tables(result | {"shapes": {"bundled": {"graphs": found}}})
+    assert "| 16 mixed, steered |" in table and "100.00% |" in table
 
 
 def test_phases_share_the_time(tmp_path: Path) -> None:
