@@ -9,6 +9,7 @@ from bench.steering.comparison import BOUNDS, Found, by_task, equal_cost, equal_
 from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency
 from bench.steering.frontier import Frontier, Record, frontiers
+from bench.steering.interference import interference
 from bench.steering.methods import METHODS, SCHEDULES
 from bench.steering.orders import orders
 from bench.steering.statistics import interval, resamples
@@ -51,6 +52,7 @@ def summarise(
         "directions": directions(found, tasks["single"]),
         "norms": _norms(found, tasks["single"], gains, profiles),
         "efficiency": efficiency(found, [name for name in names if name in SCHEDULES], gains, profiles),
+        "interference": interference(records, {name: one["accuracy"] for name, one in header["classifiers"].items()}),
         "frontiers": [_points(one) for one in found.values()],
         "orders": orders(records),
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.steering.comparison_tables import equal_cost_table, equal_quality_table, own_strength_table, task_table
+from bench.steering.interference_tables import crosstalk_table, set_table
 from bench.steering.markdown import percent
 from bench.steering.order_tables import order_table
 from bench.steering.push_tables import direction_table, efficiency_tables, norm_table
@@ -33,6 +34,13 @@ def tables(summary: Mapping[str, Any]) -> str:
     for group, methods in summary["at_own_strength"].items():
         title = f"At the attributes' own strength, {group}: one predicted KL for all schedules"
         parts.append(f"### {title}\n\n{own_strength_table(methods)}")
+    mixed = summary["interference"]
+    if mixed["crosstalk"]:
+        title = "What the push of one attribute, at its own strength, does to all: change of the log-odds, nats"
+        parts.append(f"### {title}\n\n{crosstalk_table(mixed['crosstalk'])}")
+    if mixed["sets"]:
+        title = "Sets taken apart: share of texts with each attribute, in order, and with all"
+        parts.append(f"### {title}\n\n{set_table(mixed['sets'], mixed['recognised'])}")
     for task, steps in summary["orders"].items():
         parts.append(f"### Orders, {task}\n\n{order_table(steps)}")
     return "\n\n".join(parts) + "\n"
