@@ -1,6 +1,7 @@
 """A server process over the text engine, for tests that send signals: `python -m tests.server.served '{...}'`.
 
-The argument holds fields of ServerConfig, and `delay` (seconds of a step), `fail_at` (a step that fails), `max_rows`.
+The argument holds fields of ServerConfig, and `delay` (seconds of a step), `fail_rows` (how many rows make a step
+fail), `max_rows`, `held` (a file: as long as it is there, the engine makes no more than a few steps).
 """
 
 import json
@@ -19,12 +20,15 @@ from tests.server.text_engine import TextEngine, service_of
 def main() -> int:
     """Serve until a signal."""
     settings = json.loads(sys.argv[1])
-    delay, fail_at = settings.pop("delay", 0.0), settings.pop("fail_at", None)
+    delay, fail_rows = settings.pop("delay", 0.0), settings.pop("fail_rows", None)
+    held = Path(settings.pop("held", "/nowhere"))
     engine = TextEngine(max_rows=settings.pop("max_rows", 8))
 
     def before_step() -> None:
         time.sleep(delay)
-        if engine.steps == fail_at:
+        while engine.steps >= 5 and held.exists():
+            time.sleep(0.005)
+        if len(engine.running) + len(engine.waiting) == fail_rows:
             raise RuntimeError("secret detail")
 
     engine.before_step = before_step

@@ -1,11 +1,12 @@
 """A server on a real socket in a thread of this process, and clients that misbehave byte by byte."""
 
+import asyncio
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from steerserve.server.app import create_app
 from steerserve.server.observe import Report
 from steerserve.server.process import ServerProcess
 from steerserve.server.visit import Visit
+from tests.server.clock import skipped
 from tests.server.text_engine import TextEngine, service_of
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Listening:
     port: int
     visits: list[Visit]
     """Every request that has ended."""
+    loop: asyncio.AbstractEventLoop
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
@@ -36,8 +39,14 @@ class Listening:
     def exchange(self, raw: bytes) -> bytes:
         """Everything that comes back until the server closes."""
         with self.connect() as client:
-            client.sendall(raw)
+            # What is refused for its length may be refused before all of it has been sent.
+            with suppress(ConnectionError):
+                client.sendall(raw)
             return read_all(client)
+
+    def skip(self, seconds: float) -> None:
+        """Let so many seconds have passed for the server, which sees them to their end."""
+        asyncio.run_coroutine_threadsafe(skipped(seconds), self.loop).result(PATIENCE)
 
 
 @contextmanager
@@ -46,11 +55,11 @@ def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: 
     config = replace(config or ServerConfig(drain_seconds=5), port=0)
     visits: list[Visit] = []
     app = create_app(service_of(engine), config, [visits.append, *reports])
-    ports: list[int] = []
+    found: list[tuple[int, asyncio.AbstractEventLoop]] = []
     ready = threading.Event()
 
     def is_ready(_: str, port: int) -> None:
-        ports.append(port)
+        found.append((port, asyncio.get_running_loop()))
         ready.set()
 
     process = ServerProcess(app, config, lambda _: None, is_ready)
@@ -58,7 +67,8 @@ def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: 
     thread.start()
     try:
         assert ready.wait(PATIENCE)
-        yield Listening(app, ports[0], visits)
+        [(port, loop)] = found
+        yield Listening(app, port, visits, loop)
     finally:
         process.should_exit = True
         thread.join(PATIENCE)

@@ -26,6 +26,7 @@ from steerserve.server.service import Service
 from tests import tiny
 from tests.server.asgi import Call
 from tests.server.planned_engine import SECRET, entry, keys_file
+from tests.server.sockets import PATIENCE
 
 NAME = "topic/sports"
 BY_ATTRIBUTE: dict[str, Any] = {
@@ -62,7 +63,7 @@ class HeldEngine(TorchEngine):
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left < 0:
-                assert self.opened.wait(20)
+                assert self.opened.wait(PATIENCE)
         return super().step()
 
 
@@ -217,7 +218,7 @@ def test_a_generation_that_runs_is_not_turned_against_it(engine: HeldEngine, key
             body = {"model": "text", "prompt": "the", "max_tokens": 24, "seed": 3, "stream": True}
             call = Call("/v1/completions", body, headers=mine)
             task = asyncio.create_task(call.run(app))
-            await asyncio.wait_for(_until(lambda: bool(app.state.generations.running)), 10)
+            await asyncio.wait_for(_until(lambda: bool(app.state.generations.running)), PATIENCE)
             [name] = app.state.generations.running
             found = []
             for steering in against(held):

@@ -20,8 +20,9 @@ from steerserve.server.guard import Guard
 from steerserve.server.service import Service
 from tests import tiny
 from tests.server.asgi import Call, running
+from tests.server.gate import Gate
 from tests.server.planned_engine import SECRET, PlannedEngine, entry, keys_file
-from tests.server.test_disconnect import Gate
+from tests.server.sockets import PATIENCE
 from tests.server.text_engine import TextEngine, service_of
 
 MANDATORY = {"attribute": "topic/sports", "strength": 0.5}
@@ -148,8 +149,8 @@ def test_a_generation_that_runs_is_changed_within_the_policy_and_by_its_own_key(
             mine = {"authorization": f"Bearer {SECRET}"}
             call = Call("/v1/completions", body, headers=mine)
             task = asyncio.create_task(call.run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
-            await asyncio.wait_for(call.first_byte.wait(), 10)
+            await gate.held()
+            await asyncio.wait_for(call.first_byte.wait(), PATIENCE)
             path = f"/v1/generations/{json.loads(call.body.split(b'data: ')[1])['id']}"
 
             async def change(method: str, own: list[Any], headers: dict[str, str]) -> int:
@@ -165,7 +166,7 @@ def test_a_generation_that_runs_is_changed_within_the_policy_and_by_its_own_key(
             allowed = asyncio.create_task(change("PATCH", [], mine))
             while not app.state.worker._commands.qsize():
                 await asyncio.sleep(0.001)
-            gate.opened.set()
+            gate.open()
             found += [await allowed]
             await task
             return found, call

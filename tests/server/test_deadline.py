@@ -6,7 +6,8 @@ import pytest
 
 from steerserve.config import ServerConfig
 from tests.server.asgi import Call, running
-from tests.server.test_disconnect import Gate
+from tests.server.clock import skip
+from tests.server.gate import Gate
 from tests.server.test_faults import get
 from tests.server.text_engine import TextEngine
 
@@ -20,9 +21,15 @@ def test_what_takes_too_long_ends_in_an_answer_and_frees_its_rows(free_steps: in
     gate = Gate(engine, free_steps)
 
     async def scenario() -> tuple[Call, str]:
-        async with running(engine, ServerConfig(request_timeout=0.1, drain_seconds=5)) as app:
-            call = await Call("/v1/completions", BODY | {"stream": stream}).run(app)
-            gate.opened.set()
+        async with running(engine, ServerConfig(request_timeout=600, drain_seconds=5)) as app:
+            call = Call("/v1/completions", BODY | {"stream": stream})
+            task = asyncio.create_task(call.run(app))
+            await gate.held()
+            while stream and not call.status:
+                await asyncio.sleep(0)
+            skip(asyncio.get_running_loop(), 600)
+            await task
+            gate.open()
             after = await Call("/v1/completions", {"model": "text", "max_tokens": 4}).run(app)
             assert after.status == 200
             return call, (await get("/metrics").run(app)).body.decode()
@@ -51,8 +58,8 @@ def test_without_a_limit_a_request_may_take_its_time() -> None:
     async def scenario() -> Call:
         async with running(engine, ServerConfig(request_timeout=None, drain_seconds=5)) as app:
             task = asyncio.create_task(Call("/v1/completions", BODY).run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
-            gate.opened.set()
+            await gate.held()
+            gate.open()
             return await task
 
     assert asyncio.run(scenario()).status == 200
@@ -63,15 +70,22 @@ def test_a_client_that_takes_no_more_is_given_up(monkeypatch: pytest.MonkeyPatch
     engine = TextEngine()
 
     class Stuck(Call):
+        stuck = False
+
         async def send(self, message: Any) -> None:
             if message["type"] == "http.response.body":
+                self.stuck = True
                 await asyncio.Event().wait()
             await super().send(message)
 
     async def scenario() -> Call:
-        async with running(engine, ServerConfig(request_timeout=0.1, drain_seconds=5)) as app:
-            body = BODY | {"stream": True, "diffusion": {"stream_mode": "events"}}
-            return await Stuck("/v1/completions", body).run(app)
+        async with running(engine, ServerConfig(request_timeout=600, drain_seconds=5)) as app:
+            call = Stuck("/v1/completions", BODY | {"stream": True, "diffusion": {"stream_mode": "events"}})
+            task = asyncio.create_task(call.run(app))
+            while not call.stuck:
+                await asyncio.sleep(0)
+            skip(asyncio.get_running_loop(), 600)
+            return await task
 
     call = asyncio.run(scenario())
     assert (call.status, call.complete) == (200, False)

@@ -1,30 +1,14 @@
 import asyncio
-import threading
 
 import pytest
 
 from steerserve.config import ServerConfig
 from steerserve.server.disconnect import unless_gone
 from tests.server.asgi import Call, running
+from tests.server.gate import Gate
 from tests.server.text_engine import TextEngine
 
 LONG = {"model": "text", "prompt": "a", "n": 3, "max_tokens": 400}
-
-
-class Gate:
-    """Lets an engine take some steps, then holds it until opened."""
-
-    def __init__(self, engine: TextEngine, free_steps: int) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-        self._engine = engine
-        self._free_steps = free_steps
-        engine.before_step = self._wait
-
-    def _wait(self) -> None:
-        if self._engine.steps >= self._free_steps:
-            self.reached.set()
-            assert self.opened.wait(10)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -37,10 +21,10 @@ def test_a_client_that_goes_away_frees_its_rows(stream: bool, free_steps: int) -
         async with running(engine) as app:
             call = Call("/v1/completions", LONG | {"stream": stream})
             task = asyncio.create_task(call.run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
+            await gate.held()
             call.gone.set()
             await task
-            gate.opened.set()
+            gate.open()
             other = await Call("/v1/completions", {"model": "text", "max_tokens": 4}).run(app)
             assert other.status == 200
             return call
@@ -94,7 +78,7 @@ def test_a_send_that_fails_ends_the_rows() -> None:
         async with running(engine) as app:
             body = LONG | {"stream": True, "diffusion": {"stream_mode": "events"}}
             await Broken("/v1/completions", body).run(app)
-            gate.opened.set()
+            gate.open()
 
     asyncio.run(scenario())
     assert len(engine.aborted) == 3
@@ -110,7 +94,7 @@ def test_a_silent_stream_sends_comments() -> None:
             task = asyncio.create_task(call.run(app))
             while call.body.count(b": keep-alive\n\n") < 2:
                 await asyncio.sleep(0.005)
-            gate.opened.set()
+            gate.open()
             await task
             return call
 

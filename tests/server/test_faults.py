@@ -2,7 +2,6 @@ import asyncio
 import json
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -17,7 +16,8 @@ from steerserve.server.load import Load
 from steerserve.server.metrics import Metrics
 from steerserve.server.worker import EngineWorker
 from tests.server.asgi import Call, running
-from tests.server.test_disconnect import Gate
+from tests.server.gate import Gate
+from tests.server.sockets import PATIENCE
 from tests.server.text_engine import TextEngine, serving
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
@@ -85,7 +85,7 @@ def test_a_failing_row_is_a_500_and_its_sisters_are_freed() -> None:
     gate = Gate(engine, 3)
     with serving(engine) as client:
         response = client.post("/v1/completions", json=BODY | {"n": 3})
-        gate.opened.set()
+        gate.open()
         assert response.status_code == 500
         assert response.json()["error"]["message"] == "no finite logits"
         assert client.get("/health").status_code == 200
@@ -114,9 +114,9 @@ def test_readiness_follows_the_queue_and_liveness_does_not() -> None:
         async with running(engine) as app:
             before = await get("/ready").run(app)
             full = asyncio.create_task(Call("/v1/completions", BODY | {"n": 2}).run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
+            await gate.held()
             during = [await get("/ready").run(app), await get("/health").run(app)]
-            gate.opened.set()
+            gate.open()
             await full
             return [before, *during, await get("/ready").run(app)]
 
@@ -173,10 +173,10 @@ def test_shutdown_lets_running_requests_finish_and_refuses_new_ones() -> None:
         async with running(engine) as app:
             running_call, late = Call("/v1/completions", BODY | {"stream": True}), Call("/v1/completions", BODY)
             task = asyncio.create_task(running_call.run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
+            await gate.held()
             assert not app.state.worker.drain(0)
             await late.run(app)
-            gate.opened.set()
+            gate.open()
             await task
             return running_call, late
 
@@ -188,17 +188,19 @@ def test_shutdown_lets_running_requests_finish_and_refuses_new_ones() -> None:
 
 def test_closing_ends_what_still_runs() -> None:
     engine = TextEngine()
-    # Slow enough that the rows are far from done when the command arrives.
-    engine.before_step = lambda: time.sleep(0.01)
+    gate = Gate(engine, 5)
 
     async def scenario() -> list[Event | None]:
         worker = worker_of(engine)
         worker.start()
         subscription = await worker.submit([engine.admit(_params(400)), engine.admit(_params(400))])
+        await gate.held()
+        worker.stop()
+        gate.open()
         await asyncio.to_thread(worker.close)
         events = []
         while subscription.unfinished:
-            events.append(await subscription.get(10))
+            events.append(await subscription.get(PATIENCE))
         with pytest.raises(EngineDownError, match="shutting down"):
             await worker.submit([])
         return events
@@ -241,13 +243,13 @@ def test_a_closed_loop_frees_its_rows() -> None:
 
     async def forgetful() -> None:
         await worker.submit([engine.admit(_params(40))])
-        await asyncio.to_thread(gate.reached.wait, 10)
+        await gate.held()
 
     thread = threading.Thread(target=lambda: asyncio.run(forgetful()))
     thread.start()
-    thread.join(10)
-    gate.opened.set()
-    assert worker.drain(5)
+    thread.join()
+    gate.open()
+    assert worker.drain(PATIENCE)
     worker.close()
     assert engine.aborted == ["row-1"]
 

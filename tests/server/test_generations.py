@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,11 @@ from steerserve.server.observe import Observe
 from steerserve.server.sse import lines
 from steerserve.server.visit import Visit
 from tests.server.asgi import Call, running
+from tests.server.gate import Gate
 from tests.server.text_engine import END, TextEngine, decode
 
 STEERED = {"steering": {"interventions": [{"attribute": "topic/sports", "strength": 1.0}]}}
 BODY: dict[str, Any] = {"model": "text", "prompt": "a", "seed": 4, "max_tokens": 40}
-
-
-class Gate:
-    """Lets an engine make so many steps, then holds it until it is opened."""
-
-    def __init__(self, engine: TextEngine, steps: int) -> None:
-        self.left = steps
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-        engine.before_step = self._before_step
-
-    def _before_step(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            self.reached.set()
-            self.opened.wait(20)
 
 
 class Change(Call):
@@ -56,6 +40,12 @@ class Change(Call):
 def frames(call: Call) -> list[dict[str, Any]]:
     lines = call.body.decode().split("\n\n")
     return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+
+
+async def asked(app: Any, changes: list[Any]) -> None:
+    """Wait until each change has been answered or waits for the engine, which is held."""
+    while len(app.state.worker._delivery.pending) < sum(not one.done() for one in changes):
+        await asyncio.sleep(0.001)
 
 
 async def began(app: Any, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Call, Any, str]:
@@ -75,11 +65,11 @@ def scenario(*changes: tuple[str, Any], body: dict[str, Any] | None = None, step
         gate = Gate(engine, steps)
         async with running(engine) as app:
             call, task, name = await began(app, {"diffusion": {"stream_mode": "events"}} | (body or {}))
-            await asyncio.to_thread(gate.reached.wait, 20)
+            await gate.held()
             made: list[Call] = [Change(method, name, change) for method, change in changes]
             waiting = [asyncio.create_task(one.run(app)) for one in made]
-            await asyncio.sleep(0.05)
-            gate.opened.set()
+            await asked(app, waiting)
+            gate.open()
             await asyncio.gather(*waiting, task)
             return made, call
 
@@ -215,11 +205,11 @@ def test_whoever_waits_for_a_whole_answer_is_told() -> None:
         async with running(engine) as app:
             call = Call("/v1/completions", BODY)
             task = asyncio.create_task(call.run(app))
-            await asyncio.to_thread(gate.reached.wait, 20)
+            await gate.held()
             # The id of an answer that is not a stream is told with it alone; the server's own list has it before.
             [name] = app.state.generations.running
             delete = await Change("DELETE", name).run(app)
-            gate.opened.set()
+            gate.open()
             await task
             again = await Change("DELETE", name).run(app)
             assert again.status == delete.status == 200
@@ -258,10 +248,10 @@ def test_generations_of_another_key_are_not_there(tmp_path: Path) -> None:
         gate = Gate(engine, 3)
         async with running(engine, ServerConfig(drain_seconds=5, keys=keys)) as app:
             _, task, name = await began(app, {}, one)
-            await asyncio.to_thread(gate.reached.wait, 20)
+            await gate.held()
             refused = [await Change(method, name, STEERED, other).run(app) for method in ("PATCH", "DELETE")]
             taken = await Change("DELETE", name, headers=one).run(app)
-            gate.opened.set()
+            gate.open()
             await task
             after = await Change("DELETE", name, headers=other).run(app)
             return [call.status for call in (*refused, taken, after)]
@@ -275,12 +265,12 @@ def test_a_change_that_an_ending_engine_cannot_make_is_answered() -> None:
         gate = Gate(engine, 3)
         async with running(engine) as app:
             call, task, name = await began(app, {})
-            await asyncio.to_thread(gate.reached.wait, 20)
+            await gate.held()
             app.state.worker.stop()
             patch = Change("PATCH", name, STEERED)
             waiting = asyncio.create_task(patch.run(app))
-            await asyncio.sleep(0.05)
-            gate.opened.set()
+            await asked(app, [waiting])
+            gate.open()
             await asyncio.gather(waiting, task)
             return call, patch
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 import openai
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from openai.types.chat import ChatCompletionMessageParam
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
+from tests.server.gate import Gate
+from tests.server.sockets import PATIENCE, eventually
 from tests.server.text_engine import TextEngine, service_of, with_chat
 
 
@@ -20,8 +23,12 @@ def engine() -> TextEngine:
 
 
 @pytest.fixture(scope="module")
-def client(engine: TextEngine) -> Iterator[openai.OpenAI]:
-    app = create_app(with_chat(service_of(engine)), ServerConfig())
+def app(engine: TextEngine) -> FastAPI:
+    return create_app(with_chat(service_of(engine)), ServerConfig())
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> Iterator[openai.OpenAI]:
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -32,7 +39,7 @@ def client(engine: TextEngine) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
         yield client
     server.should_exit = True
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -124,12 +131,11 @@ def test_errors_become_the_clients_exceptions(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="text", messages=[])
 
 
-def test_closing_a_stream_frees_its_row(client: openai.OpenAI, engine: TextEngine) -> None:
-    engine.before_step = lambda: time.sleep(0.005)
+def test_closing_a_stream_frees_its_row(client: openai.OpenAI, engine: TextEngine, app: FastAPI) -> None:
+    gate = Gate(engine, engine.steps + 3)
     extra = {"diffusion": {"stream_mode": "events"}}
     with client.completions.create(model="text", prompt="a", max_tokens=512, stream=True, extra_body=extra) as stream:
         next(iter(stream))
-    while not engine.aborted:
-        assert engine.running, "the row ran to its end"
-        time.sleep(0.01)
-    engine.before_step = lambda: None
+    eventually(lambda: not app.state.worker._commands.empty())
+    gate.open()
+    eventually(lambda: len(engine.aborted) == 1)

@@ -12,7 +12,8 @@ import pytest
 from steerserve.engine.params import GenerationParams
 from steerserve.server.turns import AT_ONCE, Turns
 from tests.server.asgi import Call, running
-from tests.server.test_disconnect import Gate
+from tests.server.gate import Gate
+from tests.server.sockets import PATIENCE
 from tests.server.text_engine import TextEngine, TextRequest
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
@@ -25,13 +26,17 @@ class Counting(TextEngine):
         super().__init__(**bounds)
         self.admitted = self.now = self.most = 0
         self.counting = threading.Lock()
+        self.pairs: threading.Barrier | None = None
+        """Where it is set, nothing is admitted but together with something else."""
 
     def admit(self, params: GenerationParams) -> TextRequest:
         with self.counting:
             self.admitted += 1
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.002)
+        if self.pairs is not None:
+            self.pairs.wait(PATIENCE)
+            time.sleep(0.002)
         with self.counting:
             self.now -= 1
         return super().admit(params)
@@ -62,13 +67,13 @@ def test_a_crowd_during_a_step_is_admitted_as_far_as_there_is_room() -> None:
     async def scenario() -> Counter[int]:
         async with running(engine) as app:
             first = asyncio.create_task(Call("/v1/completions", BODY).run(app))
-            await asyncio.to_thread(gate.reached.wait, 10)
+            await gate.held()
             crowd = [asyncio.create_task(Call("/v1/completions", BODY).run(app)) for _ in range(60)]
             # Those for whom there is no room are told so while the step lasts, but for those whose turns came together.
             while sum(one.done() for one in crowd) <= len(crowd) - engine.max_queue - AT_ONCE:
                 await asyncio.sleep(0.001)
             admitted = engine.admitted
-            gate.opened.set()
+            gate.open()
             answered = await asyncio.gather(first, *crowd)
             assert admitted <= 1 + engine.max_queue + AT_ONCE
             return Counter(call.status for call in answered)
@@ -81,6 +86,7 @@ def test_a_crowd_during_a_step_is_admitted_as_far_as_there_is_room() -> None:
 
 def test_few_are_admitted_at_once_and_all_in_the_end() -> None:
     engine = Counting(max_rows=64)
+    engine.pairs = threading.Barrier(AT_ONCE)
 
     async def scenario() -> list[Call]:
         async with running(engine) as app:
