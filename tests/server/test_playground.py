@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -7,6 +8,8 @@ from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
 from steerserve.server.playground import PAGES
 from tests.server.text_engine import TextEngine, service_of
+
+BODY: dict[str, Any] = {"model": "text", "max_tokens": 4}
 
 
 @pytest.fixture
@@ -34,3 +37,25 @@ def test_the_script_names_elements_and_routes_that_exist(client: TestClient) -> 
     assert set(re.findall(r'at\("(\w+)"\)', script)) <= set(re.findall(r'id="(\w+)"', page))
     for path in re.findall(r'"(v1/\w+|capabilities)"', script):
         assert client.request("OPTIONS", f"/{path}").status_code == 405, path
+
+
+def test_the_page_asks_for_no_temperature_that_is_refused(client: TestClient) -> None:
+    [found] = re.findall(r'id="temperature" type="number" min="(\S+)" max="(\S+)"', client.get("/playground").text)
+    least, most = map(float, found)
+    codes = [
+        client.post("/v1/steering/preview", json=BODY | {"temperature": value}).status_code
+        for value in (least, most, least - 0.1, most + 0.1)
+    ]
+    assert codes == [200, 200, 400, 400]
+
+
+def test_an_empty_prompt_is_refused_and_the_page_leaves_it_out(client: TestClient) -> None:
+    assert client.post("/v1/steering/preview", json=BODY | {"prompt": ""}).status_code == 400
+    assert client.post("/v1/steering/preview", json=BODY).status_code == 200
+    assert 'prompt: at("prompt").value || undefined' in client.get("/playground/page.js").text
+
+
+def test_the_page_names_a_field_once_since_the_message_of_a_body_begins_with_it(client: TestClient) -> None:
+    error = client.post("/v1/steering/preview", json=BODY | {"n": 0}).json()["error"]
+    assert error["message"].startswith(error["param"])
+    assert "error.message.startsWith(error.param)" in client.get("/playground/page.js").text

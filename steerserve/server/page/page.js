@@ -14,7 +14,9 @@ async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers });
   if (!answer.ok) {
     const { error } = await answer.json();
-    throw new Error(error.param ? `${error.param}: ${error.message}` : error.message);
+    // Of a body, the message begins with the field.
+    const named = !error.param || error.message.startsWith(error.param);
+    throw new Error(named ? error.message : `${error.param}: ${error.message}`);
   }
   return answer;
 }
@@ -105,7 +107,7 @@ function body() {
   if (names.length) steering.trace = { attributes: names, positions: true };
   return {
     model: at("model").dataset.id,
-    prompt: at("prompt").value,
+    prompt: at("prompt").value || undefined, // an empty one is none, and JSON leaves it out
     max_tokens: Number(at("tokens").value),
     temperature: Number(at("temperature").value),
     seed: Number(at("seed").value),
