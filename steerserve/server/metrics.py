@@ -55,6 +55,9 @@ class Metrics:
         self.steering_predicted_kl = self._histogram(
             "steering_predicted_kl", "Predicted KL of a finished row's interventions, nats a response token", NATS
         )
+        self.steering_measured_kl = self._histogram(
+            "steering_measured_kl", "KL of a finished row from its unsteered predictions, where it was measured", NATS
+        )
         self.steering_clipped = self._counter("steering_clipped", "Pushes that a limit made smaller")
         self.steering_unapplied = self._counter(
             "steering_unapplied", "Interventions of finished rows that changed nothing"
@@ -97,6 +100,8 @@ class Metrics:
         receipt = result.receipt or {}
         if receipt.get("predicted_kl") is not None:
             self.steering_predicted_kl.observe(receipt["predicted_kl"])
+        if receipt.get("measured_kl") is not None:
+            self.steering_measured_kl.observe(receipt["measured_kl"])
         for one in receipt.get("interventions", ()):
             self._count_intervention(one)
 

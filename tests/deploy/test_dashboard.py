@@ -38,6 +38,12 @@ def test_every_query_keeps_to_the_chosen_job_and_replicas() -> None:
             assert expression.count("{") == expression.count('{job="$job", instance=~"$instance"'), panel["title"]
 
 
+def test_it_shows_what_steering_costs() -> None:
+    shown = " ".join(target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ()))
+    assert "steerserve_steering_predicted_kl_bucket" in shown
+    assert "steerserve_steering_measured_kl_sum" in shown
+
+
 def test_its_variables_are_defined() -> None:
     defined = {variable["name"] for variable in dashboard()["templating"]["list"]}
     assert defined == {"datasource", "job", "instance"}

@@ -10,7 +10,8 @@ from tests.server.text_engine import TextEngine, serving
 NAMES = """
 requests_total tokens_total prompt_tokens_total denoising_steps_total forward_passes_total queue_requests queue_steps
 batch_rows batch_fill step_seconds time_to_first_token_seconds request_seconds queue_wait_seconds
-steering_configurations steering_delta_ratio steering_predicted_kl steering_clipped_total steering_unapplied_total
+steering_configurations steering_delta_ratio steering_predicted_kl steering_measured_kl steering_clipped_total
+steering_unapplied_total
 attribute_requests_total running_rows ready rejected_total steered_requests_total key_reloads_total
 log_lines_dropped_total
 """
@@ -67,6 +68,18 @@ def test_a_receipt_is_counted_by_site() -> None:
     assert value("steerserve_steering_unapplied_total") == 1
     assert value("steerserve_tokens_total") == 4
     assert value("steerserve_forward_passes_total") == 8
+
+
+def test_what_was_predicted_and_what_was_measured_are_counted_where_a_receipt_has_them() -> None:
+    metrics = Metrics()
+    for receipt in ({"predicted_kl": 0.25, "measured_kl": 0.5}, {"predicted_kl": 0.75, "measured_kl": None}, {}):
+        metrics.count_result(result(**receipt))
+    value = metrics.registry.get_sample_value
+    found = {
+        kind: (value(f"steerserve_steering_{kind}_kl_count"), value(f"steerserve_steering_{kind}_kl_sum"))
+        for kind in ("predicted", "measured")
+    }
+    assert found == {"predicted": (2.0, 1.0), "measured": (1.0, 0.5)}
 
 
 def test_rejections_are_counted_by_their_code() -> None:
