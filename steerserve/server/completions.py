@@ -86,7 +86,8 @@ class Completions:
         would be refused with."""
         raw = await request.body()
         interface = CHAT if b'"messages"' in raw and "messages" in read_object(raw) else COMPLETIONS
-        _, _, rows, admitted = await self._turns.take(self._admit, raw, interface)
+        admission = self._turns.take(self._admit, raw, interface)
+        _, _, rows, admitted = await unless_gone(request.receive, admission)
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
