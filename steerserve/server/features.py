@@ -90,7 +90,7 @@ class FeatureRoutes:
     async def _read(self, raw: bytes) -> list[dict[str, object]]:
         features = self._features()
         prepared = await self._turns.take(_prepare, raw, features)
-        self._worker.check()
+        self._worker.intake.check()
         told: list[dict[str, object]] = await self._worker.ask(lambda _: features.read(prepared))
         return told
 

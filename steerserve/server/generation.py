@@ -72,7 +72,7 @@ class Generation:
                 if self.deleted:
                     raise DeletedError("the generation was deleted")
                 if event.aborted:
-                    raise ShuttingDownError(event.message, self._worker.restart_seconds)
+                    raise ShuttingDownError(event.message, self._worker.intake.restart_seconds)
                 if event.limit is not None:
                     raise OverLimitError(event.message, f"steering.{event.limit}")
                 raise RowFailedError(event.message)

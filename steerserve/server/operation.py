@@ -36,11 +36,10 @@ class Operation:
 
     async def health(self) -> Response:
         """200 while the engine lives, however much it has to do; 503 calls for a restart."""
-        if self._worker.down is not None:
-            raise EngineDownError(self._worker.down, self._worker.restart_seconds)
+        self._worker.intake.check_up()
         seconds = self._worker.step_seconds
         if seconds > self._config.stall_seconds:
-            raise EngineDownError(f"a step has lasted {seconds:.0f} s", self._worker.restart_seconds)
+            raise EngineDownError(f"a step has lasted {seconds:.0f} s", self._worker.intake.restart_seconds)
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:

@@ -76,7 +76,7 @@ class ServerProcess(Server):
         self.run()
         if not self.started:
             return DID_NOT_START
-        return ENGINE_FAILED if self._app.state.worker.failed else STOPPED
+        return ENGINE_FAILED if self._app.state.worker.intake.failed else STOPPED
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Listen, and say where (port 0 is one that the system picks)."""
@@ -97,7 +97,7 @@ class ServerProcess(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop: told to, or nothing is left to serve with."""
-        return await super().on_tick(counter) or self._app.state.worker.failed
+        return await super().on_tick(counter) or self._app.state.worker.intake.failed
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Refuse new work, let running rows finish for a while, end the rest with an answer, then close."""

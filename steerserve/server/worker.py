@@ -17,7 +17,8 @@ from steerserve.engine.events import Failed
 from steerserve.errors import SteerserveError
 from steerserve.server.commands import Abort, Add, Ask, Close, Command, Drain
 from steerserve.server.delivery import Delivery
-from steerserve.server.errors import EngineDownError, ShuttingDownError
+from steerserve.server.errors import EngineDownError
+from steerserve.server.intake import Intake
 from steerserve.server.load import Load
 from steerserve.server.subscription import Subscription
 from steerserve.server.visit import VISIT
@@ -36,36 +37,15 @@ class EngineWorker:
     ) -> None:
         """max_queue_steps: canvas-steps that may wait; restart_seconds: how long a new server takes to be ready."""
         self.load = load
-        self.restart_seconds = restart_seconds
+        self.intake = Intake(restart_seconds)
         self._engine = engine
         self._max_queue_steps = max_queue_steps
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._delivery = Delivery()
-        # Guards the four below: a request is either noted before the thread ends, and answered, or refused.
-        self._gate = threading.Lock()
-        self._down: str | None = "the engine has not been started"
-        self._failed = False
-        self._draining_until: float | None = None
-        self._arriving = 0
         # The thread's own, but for the time of the step, which others read.
         self._drains: list[threading.Event] = []
         self._step_began: float | None = None
-
-    @property
-    def down(self) -> str | None:
-        """Why no work is taken; None while the engine runs."""
-        return self._down
-
-    @property
-    def failed(self) -> bool:
-        """Whether the engine has ended without being told to: nothing but a new process helps."""
-        return self._failed
-
-    @property
-    def draining(self) -> bool:
-        """Whether new requests are refused while the running ones finish."""
-        return self._draining_until is not None
 
     @property
     def step_seconds(self) -> float:
@@ -75,21 +55,15 @@ class EngineWorker:
 
     def start(self) -> None:
         """Start the thread; once."""
-        self._down = None
+        self.intake.open()
         self._thread.start()
-
-    def check(self) -> None:
-        """Raise EngineDownError or ShuttingDownError where no work is taken."""
-        if self._down is not None:
-            raise EngineDownError(self._down, self.restart_seconds)
-        if self._draining_until is not None:
-            raise ShuttingDownError("the server is shutting down", self._draining_until - time.monotonic())
 
     def check_room(self) -> None:
         """Raise QueueFullError, EngineDownError or ShuttingDownError where even the smallest request would be refused;
         from any thread."""
-        self.check()
-        self.load.check_full(self._arriving, self._max_queue_steps)
+        with self.intake.lock:
+            self.intake.check()
+            self.load.check_full(self.intake.arriving, self._max_queue_steps)
 
     async def submit(self, requests: list[Any]) -> Subscription:
         """Add admitted requests, all or none; raises QueueFullError or EngineDownError.
@@ -99,19 +73,16 @@ class EngineWorker:
         visit = VISIT.get(None)
         subscription = Subscription(requests, visit.steering if visit is not None else None)
         command = Add(requests, subscription, subscription.loop.create_future())
-        with self._gate:
-            self.check()
+        with self.intake.lock:
+            self.intake.check()
             self._delivery.expect(command)
             self._commands.put(command)
-            self._arriving += len(requests)
+            self.intake.arriving += len(requests)
         try:
             await command.accepted
         except asyncio.CancelledError:
             self.abort(subscription.ids)
             raise
-        finally:
-            with self._gate:
-                self._arriving -= len(requests)
         return subscription
 
     def abort(self, ids: Iterable[str]) -> None:
@@ -123,9 +94,8 @@ class EngineWorker:
         EngineDownError."""
         loop = asyncio.get_running_loop()
         command = Ask(work, loop, loop.create_future())
-        with self._gate:
-            if self._down is not None:
-                raise EngineDownError(self._down, self.restart_seconds)
+        with self.intake.lock:
+            self.intake.check_up()
             self._delivery.expect(command)
             self._commands.put(command)
         return await command.answer
@@ -133,8 +103,7 @@ class EngineWorker:
     def drain(self, timeout: float) -> bool:
         """Refuse new requests and wait for the running ones; false where `timeout` seconds did not suffice."""
         drained = threading.Event()
-        with self._gate:
-            self._draining_until = time.monotonic() + timeout
+        self.intake.drain(timeout)
         return not self._command(Drain(drained)) or drained.wait(timeout)
 
     def stop(self) -> None:
@@ -152,10 +121,10 @@ class EngineWorker:
             self._commands.put(Close())
 
     def _command(self, command: Command) -> bool:
-        with self._gate:
-            if self._down is None:
+        with self.intake.lock:
+            if self.intake.down is None:
                 self._commands.put(command)
-            return self._down is None
+            return self.intake.down is None
 
     def _run(self) -> None:
         failed = True
@@ -189,8 +158,10 @@ class EngineWorker:
 
     def _add(self, command: Add) -> None:
         try:
-            self.load.check_room(command.requests, self._max_queue_steps)
-            self._engine.add(command.requests)
+            with self.intake.lock:
+                self.intake.arriving -= len(command.requests)
+                self.load.check_room(command.requests, self._max_queue_steps)
+                self._engine.add(command.requests)
         except SteerserveError as error:
             self._delivery.settle(command, error)
             return
@@ -239,14 +210,12 @@ class EngineWorker:
 
     def _answer_all(self, reason: str, failed: bool) -> None:
         """Take no more work, and end all there is."""
-        with self._gate:
-            self._down = self._down or reason
-            self._failed = self._failed or failed
+        self.intake.shut(reason, failed)
         # Nothing is noted from here on.
         if failed:
             logger.critical("the engine's thread has ended: %s", reason)
         for command in self._delivery.pending:
-            self._delivery.settle(command, EngineDownError(reason, self.restart_seconds))
+            self._delivery.settle(command, EngineDownError(reason, self.intake.restart_seconds))
         while not self._commands.empty():
             queued = self._commands.get()
             if isinstance(queued, Drain):

@@ -123,10 +123,10 @@ def test_an_exception_anywhere_in_the_loop_answers_everybody(part: str, monkeypa
                 gate.open()
             await asyncio.gather(*tasks)
             if part != "close":
-                while worker.down is None:
+                while worker.intake.down is None:
                     await asyncio.sleep(0.001)
             after = [await call.run(app) for call in (Call("/v1/completions", BODY), get("/health"))]
-            return [ended(call) for call in calls], [call.status for call in after], worker.failed
+            return [ended(call) for call in calls], [call.status for call in after], worker.intake.failed
 
     outcomes, after, failed = asyncio.run(scenario())
     assert set(outcomes) <= {"done", "engine_down", "generation_failed"}
@@ -164,7 +164,7 @@ def test_a_killed_engine_thread_answers_everybody(stage: str) -> None:
             gate.open()
             await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
             health = await get("/health").run(app)
-            return [ended(call) for call in calls], health.status, app.state.worker.failed
+            return [ended(call) for call in calls], health.status, app.state.worker.intake.failed
 
     outcomes, health, failed = asyncio.run(scenario())
     assert set(outcomes) <= {"engine_down", "generation_failed"}
@@ -298,7 +298,7 @@ def test_an_engine_that_hangs_does_not_keep_the_server_from_ending(monkeypatch: 
             tasks = [asyncio.create_task(call.run(app)) for call in calls]
             await gate.held()
         await asyncio.gather(*tasks)
-        return calls, app.state.worker.failed
+        return calls, app.state.worker.intake.failed
 
     calls, failed = asyncio.run(scenario())
     assert failed

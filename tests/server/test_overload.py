@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from steerserve.engine.params import GenerationParams
+from steerserve.errors import QueueFullError
 from steerserve.server.turns import AT_ONCE, Turns
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE
+from tests.server.test_faults import worker_of
 from tests.server.text_engine import TextEngine, TextRequest
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
@@ -116,3 +118,80 @@ def test_a_turn_is_handed_on_whatever_comes_of_it() -> None:
     held, gone, *others = asyncio.run(scenario())
     assert held is None and isinstance(gone, asyncio.CancelledError)
     assert [type(one) for one in others] == [FullError, FullError, int]
+
+
+def test_rows_that_have_come_are_counted_once() -> None:
+    engine = TextEngine(max_queue=2)
+    gate = Gate(engine, 0)
+
+    async def scenario() -> None:
+        worker = worker_of(engine)
+        worker.start()
+        submitted = asyncio.create_task(worker.submit([engine.admit(GenerationParams(prompt="a", max_tokens=4))]))
+        await asyncio.sleep(0)
+        # The engine has the row, and this loop has not been told: it does nothing else meanwhile.
+        gate.wait_held()
+        assert not submitted.done()
+        worker.check_room()
+        other = asyncio.create_task(worker.submit([engine.admit(GenerationParams(prompt="a", max_tokens=4))]))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="2 rows wait"):
+            worker.check_room()
+        gate.open()
+        await submitted
+        await other
+        await asyncio.to_thread(worker.close)
+
+    asyncio.run(scenario())
+
+
+def test_rows_of_a_caller_that_left_are_on_their_way_until_the_engine_has_them() -> None:
+    engine = TextEngine(max_queue=1)
+    gate = Gate(engine, 0)
+
+    async def scenario() -> None:
+        worker = worker_of(engine)
+        worker.start()
+        first = asyncio.create_task(worker.submit([engine.admit(GenerationParams(prompt="a", max_tokens=4))]))
+        await gate.held()
+        await first
+        gate.let(1)
+        await gate.held()
+        left = asyncio.create_task(worker.submit([engine.admit(GenerationParams(prompt="a", max_tokens=4))]))
+        await asyncio.sleep(0)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        with pytest.raises(QueueFullError, match="1 rows wait"):
+            worker.check_room()
+        gate.open()
+        await asyncio.to_thread(worker.drain, PATIENCE)
+        await asyncio.to_thread(worker.close)
+        assert len(engine.aborted) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_preview_whose_client_has_left_waits_for_no_turn() -> None:
+    opened = threading.Event()
+
+    class Slow(Counting):
+        def admit(self, params: GenerationParams) -> TextRequest:
+            assert opened.wait(PATIENCE)
+            return super().admit(params)
+
+    engine = Slow()
+
+    async def scenario() -> list[Call]:
+        async with running(engine) as app:
+            calls = [Call("/v1/steering/preview", BODY) for _ in range(AT_ONCE + 1)]
+            tasks = [asyncio.create_task(call.run(app)) for call in calls]
+            calls[-1].gone.set()
+            await tasks[-1]
+            opened.set()
+            await asyncio.gather(*tasks)
+            return calls
+
+    *answered, left = asyncio.run(scenario())
+    assert [call.status for call in answered] == [200] * AT_ONCE
+    assert (left.status, engine.admitted) == (0, AT_ONCE)
