@@ -1,64 +1,17 @@
 """What the holder of a key may ask of the engine, and what the key adds to every row."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.server.errors import PolicyError
-
-OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal", "joint"})
-"""Schedules whose table of gains says before the run what will be pushed."""
+from steerserve.server.judged import JUDGED, JUDGED_OF_PUSHES, check_judged
+from steerserve.server.sizes import NEUTRAL, amount_of, loudness_of, peak_of, size_of
 
 MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
 """Scopes that hold every position that has yet to become a token."""
-
-NEUTRAL: Final = {"add": 0.0, "boost": 0.0, "multiply": 1.0, "project_out": 0.0}
-"""Strengths at which an operator does nothing."""
-
-JUDGED: Final = frozenset(
-    {
-        "prompt",
-        "suffix",
-        "max_tokens",
-        "steps",
-        "block_length",
-        "order",
-        "transfer",
-        "temperature",
-        "top_p",
-        "top_k",
-        "seed",
-        "row",
-        "priority",
-        "stop",
-        "ignore_eos",
-        "ends_last",
-        "logprobs",
-        "top_logprobs",
-        "interventions",
-        "trace",
-        "abort_when",
-        "remask_when",
-        "combine",
-        "limits",
-        "control",
-        "measure_kl",
-    }
-)
-"""Fields of a row of which it is known that they cannot weaken a mandatory intervention.
-
-Any other is refused to such keys: guidance can drown a push. Limits, joint allocation and controls reach the caller's
-own interventions alone, which are marked as such.
-"""
-
-
-JUDGED_OF_PUSHES: Final = frozenset(
-    {"attribute", "feature", "vector", "strength", "op", "unit", "scope", "schedule", "layers", "direction", "when"}
-)
-"""The same of an intervention's fields: the checks beside a mandatory one know what these do."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +57,9 @@ class Policy:
             self._check_choice(getattr(params, choice), choice)
         if not self.mandatory:
             return params
-        _check_judged(params, JUDGED, "")
+        check_judged(params, JUDGED, "")
         for index, one in enumerate(params.interventions):
-            _check_judged(one, JUDGED_OF_PUSHES, f"interventions[{index}].")
+            check_judged(one, JUDGED_OF_PUSHES, f"interventions[{index}].")
         mandatory = (replace(one, mandatory=True) for one in self.mandatory)
         return replace(params, interventions=(*params.interventions, *mandatory))
 
@@ -143,7 +96,7 @@ class Policy:
                     raise PolicyError(
                         f"{name}: is in {one.get('unit')}, max_strength may not name another unit: {unit}"
                     )
-                own, whole = _size(allowed, unit), _size(abs(float(strength)), unit)
+                own, whole = size_of(allowed, unit), size_of(abs(float(strength)), unit)
                 if operator == "add" and not self.max_overlap * own <= whole / 2:
                     raise PolicyError(
                         f"{name}: a max_overlap of {self.max_overlap:g} and a max_strength of {allowed:g} could take "
@@ -196,10 +149,10 @@ class Policy:
 
     def _check_loudness(self, planned: Sequence[Mapping[str, Any]], count: int) -> None:
         # An operator that sets or takes away has no size of its own.
-        mandatory = [_loudness(one, "interventions") for one in planned[count:] if one.get("operator") == "add"]
+        mandatory = [loudness_of(one, "interventions") for one in planned[count:] if one.get("operator") == "add"]
         if not mandatory:
             return
-        own = sum(_loudness(one, f"interventions[{index}]") for index, one in enumerate(planned[:count]))
+        own = sum(loudness_of(one, f"interventions[{index}]") for index, one in enumerate(planned[:count]))
         if not own <= self.max_loudness * min(mandatory) * (1 + 1e-9):
             raise PolicyError(
                 f"this key allows interventions that are together {self.max_loudness:g} times as large as its "
@@ -214,61 +167,15 @@ class Policy:
             unit = str(one.get("unit"))
             if unit not in allowed:
                 raise PolicyError(f"this key allows strengths in {', '.join(allowed)}, not in {unit}", f"{param}.unit")
-            peak = _peak(one, param)
-            totals[unit] = totals.get(unit, 0.0) + _size(peak, unit)
+            peak = peak_of(one, param)
+            totals[unit] = totals.get(unit, 0.0) + size_of(peak, unit)
             # A sum may be off in its last digits.
-            if not totals[unit] <= _size(allowed[unit], unit) * (1 + 1e-9):
+            if not totals[unit] <= size_of(allowed[unit], unit) * (1 + 1e-9):
                 raise PolicyError(
                     f"this key allows {allowed[unit]:g} in unit {unit}, all interventions together at their schedules' "
-                    f"peaks; these make {_amount(totals[unit], unit):.4g}",
+                    f"peaks; these make {amount_of(totals[unit], unit):.4g}",
                     f"{param}.strength",
                 )
-
-
-def _check_judged(asked: GenerationParams | Intervention, judged: frozenset[str], where: str) -> None:
-    """Raise PolicyError for a field that is set and not among `judged`; where: the path of `asked`."""
-    for one in fields(asked):
-        unset = one.default if one.default_factory is MISSING else one.default_factory()
-        if one.name not in judged and getattr(asked, one.name) != unset:
-            name = where + one.name
-            raise PolicyError(f"{name} may not be set with this key, which carries a mandatory intervention", name)
-
-
-def _peak(summary: Mapping[str, Any], param: str) -> float:
-    """The largest |strength| that a planned intervention reaches; for multiply, its distance from doing nothing."""
-    schedule = summary.get("schedule") or {}
-    gains, strength, kind = schedule.get("gains"), summary.get("strength"), schedule.get("type")
-    if kind not in OPEN_LOOP or not gains or strength is None:
-        raise PolicyError(
-            f"schedule {kind!r} does not say beforehand how hard it pushes, and this key limits that",
-            f"{param}.schedule",
-        )
-    neutral = NEUTRAL.get(str(summary.get("operator")), 0.0)
-    most = max(abs(float(gain)) for gain in gains)
-    # Nats go with the square of the push.
-    return abs(float(strength) - neutral) * (most**2 if summary.get("unit") == "kl" else most)
-
-
-def _size(amount: float, unit: str) -> float:
-    """How far a push of so much goes, which is what adds up: nats go with its square."""
-    return math.sqrt(amount) if unit == "kl" else amount
-
-
-def _amount(size: float, unit: str) -> float:
-    """How much a push of that size is in its unit."""
-    return size**2 if unit == "kl" else size
-
-
-def _loudness(summary: Mapping[str, Any], param: str) -> float:
-    """How large a planned push is at its schedule's peak, in hidden units, its layers added up."""
-    sites, strength = summary.get("sites"), summary.get("strength")
-    if not sites:
-        raise PolicyError("this engine cannot tell how large a push is, and this key limits that", param)
-    total = sum(abs(float(site["strength_hidden"])) for site in sites)
-    if not strength:
-        return 0.0
-    most = _peak(summary, param) / abs(float(strength))
-    return total * (math.sqrt(most) if summary.get("unit") == "kl" else most)
 
 
 def _attributes_in(choice: Any) -> Iterator[str]:
