@@ -13,10 +13,10 @@ from steerserve.errors import NotFoundError
 from steerserve.server.body import parse, shown
 from steerserve.server.disconnect import unless_gone
 from steerserve.server.generation import Generation
-from steerserve.server.protocol import SteeringPatch
 from steerserve.server.pushes import check_model, pushes
 from steerserve.server.rows import Row, admit
 from steerserve.server.service import Service
+from steerserve.server.steering import SteeringPatch
 from steerserve.server.turns import Turns
 from steerserve.server.visit import VISIT
 from steerserve.server.worker import EngineWorker

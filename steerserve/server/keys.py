@@ -19,11 +19,11 @@ from pydantic import Field
 
 from steerserve.engine.params import Intervention, Operator
 from steerserve.errors import ArtifactError, RequestError
-from steerserve.server import protocol
+from steerserve.server import steering
 from steerserve.server.body import validate
 from steerserve.server.fields import Name, Strict
 from steerserve.server.policy import Policy
-from steerserve.server.protocol import CompletionRequest, Steering
+from steerserve.server.protocol import CompletionRequest
 from steerserve.server.rows import rows_of
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class KeyEntry(Strict):
     operators: list[Operator] | None = Field(default=None, min_length=1)
     vectors: bool | None = None
     features: bool | None = None
-    mandatory: list[protocol.Intervention] = []
+    mandatory: list[steering.Intervention] = []
     max_overlap: float = Field(default=0.2, ge=0, le=1)
     max_loudness: float = Field(default=0.5, ge=0)
 
@@ -153,7 +153,7 @@ def _key(entry: KeyEntry, param: str) -> Key:
     return Key(entry.name, entry.sha256, entry.rate_per_minute, entry.max_concurrent, policy)
 
 
-def _check_mandatory(one: protocol.Intervention, param: str) -> None:
+def _check_mandatory(one: steering.Intervention, param: str) -> None:
     """Raise RequestError for a schedule, which a caller could escape by choosing steps, and for a condition."""
     if one.when is not None:
         raise RequestError(f"{param}.when: a mandatory intervention has no condition", param)
@@ -161,9 +161,9 @@ def _check_mandatory(one: protocol.Intervention, param: str) -> None:
         raise RequestError(f"{param}.schedule: a mandatory intervention is uniform, got {one.schedule!r}", param)
 
 
-def _as_params(mandatory: list[protocol.Intervention]) -> tuple[Intervention, ...]:
+def _as_params(mandatory: list[steering.Intervention]) -> tuple[Intervention, ...]:
     uniform = [one.model_copy(update={"schedule": "uniform"}) for one in mandatory]
-    body = CompletionRequest(model="", steering=Steering(interventions=uniform))
+    body = CompletionRequest(model="", steering=steering.Steering(interventions=uniform))
     return rows_of(body, seed=0, max_rows=1)[0].params.interventions
 
 

@@ -12,8 +12,9 @@ from steerserve.server.access import OPEN
 from steerserve.server.conversation import ChatRequest
 from steerserve.server.features import ActivationRequest, FeatureQuery
 from steerserve.server.fields import Strict
-from steerserve.server.protocol import CompletionRequest, SteeringPatch
+from steerserve.server.protocol import CompletionRequest
 from steerserve.server.service import Service
+from steerserve.server.steering import SteeringPatch
 
 Json = dict[str, Any]
 

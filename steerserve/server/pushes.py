@@ -5,13 +5,12 @@ from typing import Any
 
 from steerserve.engine.params import FeatureRef, Intervention, Scope, VectorRef
 from steerserve.errors import RequestError
-from steerserve.server import protocol
-from steerserve.server.protocol import Change
+from steerserve.server import steering as asked
 
 _ELEMENT = re.compile(r"interventions\[(\d+)\](.*)", re.DOTALL)
 
 
-def pushes(steering: Change) -> list[tuple[Intervention, str]]:
+def pushes(steering: asked.Change) -> list[tuple[Intervention, str]]:
     """The interventions of a request, each with its path in the request."""
     for language in ("ember", "neuronpedia", "easysteer"):
         foreign = getattr(steering, language)
@@ -20,7 +19,7 @@ def pushes(steering: Change) -> list[tuple[Intervention, str]]:
     return [(_intervention(one), f"steering.interventions[{i}]") for i, one in enumerate(steering.interventions)]
 
 
-def check_model(steering: Change, model: str) -> None:
+def check_model(steering: asked.Change, model: str) -> None:
     """Raise RequestError where a foreign intervention is one of another model than `model`."""
     if steering.neuronpedia is not None:
         try:
@@ -29,7 +28,7 @@ def check_model(steering: Change, model: str) -> None:
             raise RequestError(str(error), f"steering.neuronpedia.{error.param}") from error
 
 
-def path_of(param: str, steering: Change) -> str:
+def path_of(param: str, steering: asked.Change) -> str:
     """The path in the request of an engine's `interventions[...]`."""
     found = _ELEMENT.fullmatch(param)
     paths = [path for _, path in pushes(steering)]
@@ -39,7 +38,7 @@ def path_of(param: str, steering: Change) -> str:
     return paths[int(found[1])] + (found[2] if steering.interventions else "")
 
 
-def _intervention(one: protocol.Intervention) -> Intervention:
+def _intervention(one: asked.Intervention) -> Intervention:
     return Intervention(
         attribute=one.attribute,
         feature=FeatureRef(one.feature.sae, one.feature.index) if one.feature is not None else None,
@@ -55,12 +54,12 @@ def _intervention(one: protocol.Intervention) -> Intervention:
     )
 
 
-def _vector(vector: protocol.Vector) -> VectorRef:
+def _vector(vector: asked.Vector) -> VectorRef:
     return VectorRef(vector.layer, None if vector.values is None else tuple(vector.values), vector.name)
 
 
 def _scope(scope: Any) -> Scope | None:
-    if isinstance(scope, protocol.Span):
+    if isinstance(scope, asked.Span):
         return (scope.positions[0], scope.positions[1])
     named: Scope | None = scope
     return named

@@ -9,8 +9,9 @@ from typing import Any
 from steerserve.engine.base import Engine
 from steerserve.engine.params import GenerationParams, Limits, TraceParams
 from steerserve.errors import RequestError
-from steerserve.server.protocol import Change, CompletionRequest, GenerationRequest
+from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
+from steerserve.server.steering import Change
 
 Prompt = str | tuple[int, ...]
 
