@@ -27,6 +27,7 @@ from tests import tiny
 from tests.server.asgi import Call
 from tests.server.planned_engine import SECRET, entry, keys_file
 from tests.server.sockets import PATIENCE
+from tests.server.torch_service import service_of
 
 NAME = "topic/sports"
 BY_ATTRIBUTE: dict[str, Any] = {
@@ -67,24 +68,8 @@ class HeldEngine(TorchEngine):
         return super().step()
 
 
-def service_of(engine: TorchEngine) -> Service:
-    facts = engine.model.facts
-    return Service(
-        engine=engine,
-        model_id="text",
-        created=0,
-        decode=engine.decode,
-        end_ids=frozenset(facts.end_ids),
-        max_length=facts.max_length,
-        load=lambda: {
-            "queue_length": len(engine.waiting),
-            "running_rows": len(engine.running),
-            "max_queue": engine.config.max_queue,
-            "max_rows": engine.config.max_rows,
-        },
-        attributes={name: {} for name in engine.catalogue.attributes},
-        chat=lambda messages: " ".join(message["content"] for message in messages),
-    )
+def chatting(engine: TorchEngine) -> Service:
+    return replace(service_of(engine), chat=lambda messages: " ".join(message["content"] for message in messages))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +87,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(engine: HeldEngine, keys: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(service_of(engine), ServerConfig(drain_seconds=5, keys=keys))) as made:
+    with TestClient(create_app(chatting(engine), ServerConfig(drain_seconds=5, keys=keys))) as made:
         made.headers["authorization"] = f"Bearer {SECRET}"
         yield made
 
@@ -213,7 +198,7 @@ def test_a_generation_that_runs_is_not_turned_against_it(engine: HeldEngine, key
     mine = {"authorization": f"Bearer {SECRET}"}
 
     async def scenario() -> tuple[list[int], bytes]:
-        app = create_app(service_of(held), ServerConfig(drain_seconds=5, keys=keys))
+        app = create_app(chatting(held), ServerConfig(drain_seconds=5, keys=keys))
         async with app.router.lifespan_context(app):
             body = {"model": "text", "prompt": "the", "max_tokens": 24, "seed": 3, "stream": True}
             call = Call("/v1/completions", body, headers=mine)

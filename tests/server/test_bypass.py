@@ -17,8 +17,8 @@ from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.guard import Guard
-from steerserve.server.service import Service
 from tests import tiny
+from tests.server import torch_service
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.planned_engine import SECRET, PlannedEngine, entry, keys_file
@@ -244,29 +244,14 @@ def attempts(engine: TorchEngine, name: str) -> list[dict[str, Any]]:
 def test_the_torch_engine_holds_it_and_its_receipt_says_so(tmp_path: Path) -> None:
     model = tiny.bert()
     engine = OverlappingEngine(model, tiny.tokenizer(), tiny.catalogue(model, tmp_path / "attributes"), EngineConfig())
-    facts, name = model.facts, "topic/sports"
-    service = Service(
-        engine=engine,
-        model_id="text",
-        created=0,
-        decode=engine.decode,
-        end_ids=frozenset({facts.eos_id}),
-        max_length=facts.max_length,
-        load=lambda: {
-            "queue_length": len(engine.waiting),
-            "running_rows": len(engine.running),
-            "max_queue": engine.config.max_queue,
-            "max_rows": engine.config.max_rows,
-        },
-        attributes={one: {} for one in engine.catalogue.attributes},
-    )
+    name = "topic/sports"
     bound: dict[str, Any] = {
         "mandatory": [{"attribute": name, "strength": 0.5}],
         "max_strength": {"residual": 1.0},
         "vectors": True,
     }
     settings = ServerConfig(drain_seconds=5, keys=keys_file(tmp_path, entry(**bound), entry("free", "free-secret")))
-    with TestClient(create_app(service, settings)) as client:
+    with TestClient(create_app(torch_service.service_of(engine), settings)) as client:
         client.headers["authorization"] = f"Bearer {SECRET}"
         for own in attempts(engine, name):
             refused = post(client, steering={"interventions": [own]})

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
 from steerserve.server.conditions import CONDITION, REMASK
-from steerserve.server.service import Service
 from tests import tiny
+from tests.server.torch_service import service_of
 
 DONE = {"progress": {"at_least": 1.0}}
 HALF = {"progress": {"at_least": 0.5}}
@@ -24,16 +24,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     engine = tiny.engine(tiny.bert(), tmp_path_factory.mktemp("served"))
     for one in engine.catalogue.saes.values():
         one.facts = replace(one.facts, sha256="ff" * 32 if one.facts.id == "layer-1-mask" else "00" * 32)
-    service = Service(
-        engine=engine,
-        model_id="tiny",
-        created=1_700_000_000,
-        decode=engine.decode,
-        end_ids=frozenset(engine.model.facts.end_ids),
-        max_length=tiny.CONTEXT,
-        load=lambda: {"queue_length": 0, "running_rows": 0, "max_queue": 64, "max_rows": 16},
-    )
-    with TestClient(create_app(service, ServerConfig())) as opened:
+    with TestClient(create_app(service_of(engine, "tiny"), ServerConfig())) as opened:
         yield opened
 
 

@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
-from steerserve.server.service import Service
 from tests import tiny
 from tests.engine import priced
 from tests.server.planned_engine import SECRET, entry, keys_file
+from tests.server.torch_service import service_of
 
 SPORTS = {"attribute": "topic/sports", "strength": 0.8}
 ARCHAIC = {"attribute": "register/archaic", "strength": 0.5}
@@ -30,21 +30,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
 
 @contextmanager
 def serving(engine: TorchEngine, keys: Path | None = None) -> Iterator[TestClient]:
-    service = Service(
-        engine=engine,
-        model_id="tiny",
-        created=1,
-        decode=engine.decode,
-        end_ids=frozenset(engine.catalogue.facts.end_ids),
-        max_length=tiny.CONTEXT,
-        load=lambda: {
-            "queue_length": len(engine.waiting),
-            "running_rows": len(engine.running),
-            "max_queue": engine.config.max_queue,
-            "max_rows": engine.config.max_rows,
-        },
-        attributes={name: {} for name in engine.catalogue.attributes},
-    )
+    service = service_of(engine, "tiny")
     with TestClient(create_app(service, ServerConfig(drain_seconds=5, keys=keys))) as client:
         client.headers["authorization"] = f"Bearer {SECRET}"
         yield client
