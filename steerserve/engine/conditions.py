@@ -16,6 +16,9 @@ MAX_COMPARISONS: Final = 32
 """Comparisons in one condition."""
 MAX_NUMBER: Final = 1e9
 BOUNDS: Final = ("above", "at_least", "below", "at_most")
+KINDS: Final = ("all", "any", "not", "progress", "attribute", "feature")
+FIELDS: Final = (*KINDS, "read", "over", "unit", *BOUNDS)
+REMASK_FIELDS: Final = ("condition", "span", "times")
 
 Over = Literal["mean", "max"]
 
@@ -119,8 +122,8 @@ def parse_remask(value: Any) -> Remask:
     """The rule that `{"condition": ..., "span": ..., "times": ...}` says; raises ValueError."""
     if not isinstance(value, Mapping):
         raise ValueError(f'must be {{"condition": ..., "span": ..., "times": ...}}, got {_shown(value)}')
-    value = _given(value)
-    _known(value, ("condition", "span", "times"), "")
+    value = _given(value, REMASK_FIELDS, "")
+    _known(value, REMASK_FIELDS, "")
     if "condition" not in value:
         raise ValueError("condition is required")
     times = value.get("times", 1)
@@ -150,8 +153,8 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
         raise ValueError(f"may have {MAX_DEPTH} levels at most")
     if not isinstance(value, Mapping):
         raise ValueError(f"{place or 'it'} must be an object, got {_shown(value)}")
-    value = _given(value)
-    kinds = [kind for kind in ("all", "any", "not", "progress", "attribute", "feature") if kind in value]
+    value = _given(value, FIELDS, place)
+    kinds = [kind for kind in KINDS if kind in value]
     if len(kinds) != 1:
         raise ValueError(
             f"{place or 'it'} must have exactly one of all, any, not, progress, attribute and feature, got "
@@ -173,7 +176,7 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
         inner = value["progress"]
         if not isinstance(inner, Mapping):
             raise ValueError(f"{dot}progress must be an object of {', '.join(BOUNDS)}, got {_shown(inner)}")
-        inner = _given(inner)
+        inner = _given(inner, BOUNDS, f"{dot}progress")
         _known(inner, BOUNDS, f"{dot}progress")
         return Comparison(None, **_bounds(inner, f"{dot}progress"))
     reading = _attribute(value, place, dot) if kind == "attribute" else _feature(value, place, dot)
@@ -230,8 +233,9 @@ def _known(value: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> No
         raise ValueError(f"{place or 'it'} has no field {unknown[0]!r}; allowed: {', '.join(allowed)}")
 
 
-def _given(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object's fields without those that are null, which is the same as left out."""
+def _given(value: Mapping[str, Any], known: tuple[str, ...], place: str) -> dict[str, Any]:
+    """An object's fields without those that are null, which is the same as left out: of those it knows."""
+    _known({name: part for name, part in value.items() if part is None}, known, place)
     return {name: part for name, part in value.items() if part is not None}
 
 

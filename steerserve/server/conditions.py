@@ -4,9 +4,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from steerserve.engine.conditions import BOUNDS, parse_condition, parse_remask
+from steerserve.engine.conditions import BOUNDS, FIELDS, parse_condition, parse_remask
 
-_BOUNDS: Final = {name: {"type": "number"} for name in BOUNDS}
+_NULL: Final = {"type": "null"}
+_BOUNDS: Final = {name: {"type": ["number", "null"]} for name in BOUNDS}
 _NESTED: Final = {"type": "object", "description": "A condition."}
 _LIST: Final = {"type": "array", "items": _NESTED, "minItems": 1}
 _FEATURE: Final = {
@@ -18,31 +19,38 @@ _FEATURE: Final = {
 
 
 def _one(required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": [required], "additionalProperties": False}
+    """An object with one field that it must have; null is the same as leaving another out."""
+    told = {name: one if name == required else {"anyOf": [one, _NULL]} for name, one in properties.items()}
+    return {"type": "object", "properties": told, "required": [required], "additionalProperties": False}
+
+
+def _kind(required: str, **properties: Any) -> dict[str, Any]:
+    """A condition of one kind: the fields of the others may be there as null."""
+    return _one(required, **dict.fromkeys(FIELDS, _NULL) | properties)
 
 
 _OVER: Final = {"enum": ["mean", "max"]}
 CONDITION: Final = {
     "description": "A comparison of what a forward reads of the response, or of progress, or such comparisons joined.",
     "oneOf": [
-        _one(
+        _kind(
             "attribute",
             attribute={"type": "string"},
             read={"enum": ["projection", "activation"], "default": "projection"},
             over=_OVER | {"default": "mean"},
             **_BOUNDS,
         ),
-        _one(
+        _kind(
             "feature",
             feature=_FEATURE,
             unit={"enum": ["raw", "max_act"], "default": "raw"},
             over=_OVER | {"default": "max"},
             **_BOUNDS,
         ),
-        _one("progress", progress={"type": "object", "properties": _BOUNDS, "additionalProperties": False}),
-        _one("all", all=_LIST),
-        _one("any", any=_LIST),
-        _one("not", **{"not": _NESTED}),
+        _kind("progress", progress={"type": "object", "properties": _BOUNDS, "additionalProperties": False}),
+        _kind("all", all=_LIST),
+        _kind("any", any=_LIST),
+        _kind("not", **{"not": _NESTED}),
     ],
 }
 _SPAN: Final = {

@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
+from steerserve.engine.conditions import parse_remask
 from steerserve.server.app import create_app
 from steerserve.server.conditions import CONDITION, REMASK
 from tests import tiny
@@ -147,6 +148,38 @@ def test_the_document_knows_what_is_taken(condition: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(REMASK).validate(
         {"condition": condition, "span": {"positions": [1, 2]}, "times": 2}
     )
+
+
+@pytest.mark.parametrize(
+    "remask",
+    [
+        {"condition": {"progress": {"above": 0.0, "at_most": None}}, "span": None, "times": None},
+        {"condition": {"progress": {"above": 0.0}, "attribute": None, "not": None, "read": None}},
+        {"condition": {"attribute": "a", "read": None, "over": None, "above": 1, "below": None, "all": None}},
+    ],
+)
+def test_null_is_the_same_as_left_out_and_the_document_says_so(remask: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator(REMASK).validate(remask)
+    given = {name: one for name, one in remask["condition"].items() if one is not None}
+    assert parse_remask(remask) == parse_remask({"condition": given})
+
+
+@pytest.mark.parametrize(
+    "remask",
+    [
+        {"condition": HALF, "spam": None},
+        {"condition": HALF | {"progres": None}},
+        {"condition": {"progress": {"above": 0.0, "most": None}}},
+        {"condition": {"progress": None}},
+        {"condition": None},
+    ],
+)
+def test_a_field_that_is_not_known_is_not_left_out_by_null(remask: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert list(jsonschema.Draft202012Validator(REMASK).iter_errors(remask))
+    with pytest.raises(ValueError, match="must|no field|required"):
+        parse_remask(remask)
 
 
 @pytest.mark.parametrize(
