@@ -19,7 +19,12 @@ PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward": ((Packed, "forward"),),
     "head and sampling": ((States, "draw"),),
     "order": ((torch_engine, "skip_idle"), (torch_engine, "choose_blindly"), (torch_engine, "choose")),
-    "commit": ((torch_engine, "revise"), (torch_engine, "commit"), (TorchEngine, "_collect")),
+    "commit": (
+        (torch_engine, "revisions"),
+        (torch_engine, "commits"),
+        (torch_engine, "commit"),
+        (TorchEngine, "_collect"),
+    ),
     "batch": ((torch_engine, "Batch"),),
 }
 

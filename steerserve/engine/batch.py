@@ -89,6 +89,8 @@ class Batch:
                 self.saes[r.stability] = torch.tensor(
                     [other.stability is r.stability for other in requests], device=device
                 )
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Top features [N, K] at (row [N], canvas position [N]) of this step, which `remember` has yet to keep."""
         if self.saes:
             self.features = torch.full((len(requests), width, TOP_FEATURES), -1, dtype=torch.int64, device=device)
             for i, r in enumerate(requests):
@@ -141,10 +143,32 @@ class Batch:
             # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
             request.made.append(Forward.of(request))
         hold_to_budgets(self.requests, self.plan)
-        hidden = self.plan.forward(model, canvas, sigma)
+        return self.plan.forward(model, canvas, sigma)
+
+    def count(self) -> None:
+        """Count the forward that was made, once what it led to is settled: until then it may have to be made again."""
         for request in self.requests:
             request.forwards += 1
-        return hidden
+
+    def write(self, row: Tensor, position: Tensor, token: Tensor) -> None:
+        """Put token [N] at (row [N], canvas position [N])."""
+        self.canvas[row, position] = token
+
+    def mask(self, places: Sequence[tuple[int, int]]) -> None:
+        """Mask places, each a row and a canvas position, again."""
+        if not places:
+            return
+        row, position = torch.tensor(places, device=self.canvas.device).unbind(1)
+        self.canvas[row, position] = self.facts.mask_id
+        if self.saes:
+            # What an order remembers of a position is of the last time it was masked, not of the last step.
+            self.features[row, position] = -1
+
+    def remember(self) -> None:
+        """Keep the features found at this step for the next one."""
+        for row, position, ids in self.found:
+            self.features[row, position, : ids.shape[1]] = ids
+        self.found = []
 
     def scopes(self) -> Tensor:
         """The states [R, 5, W] bool that each named scope holds at this step."""

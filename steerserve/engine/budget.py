@@ -32,6 +32,8 @@ class KlBudget:
     """Forwards whose gains were lowered."""
     rate: float = 0.0
     """Nats that each token costs which the last forward commits."""
+    lowered: bool = False
+    """Whether the gains of the last forward were lowered."""
 
     @property
     def exceeded(self) -> bool:
@@ -42,6 +44,7 @@ class KlBudget:
         whatever it commits; masked: share of the response that may commit at it.
 
         Where the forwards are planned it commits its planned share, else it may commit all of that."""
+        self.lowered = False
         if self.bill is None:
             self.rate = 0.0
             return 1.0
@@ -53,12 +56,13 @@ class KlBudget:
         # Where nothing is due there is nothing to lower, also where a change has left less than was spent.
         if self.refuses or due <= 0 or self.spent + due <= self.limit * ROUNDING:
             return 1.0
-        self.cut += 1
+        self.lowered = True
         self.rate *= left / due
         return math.sqrt(left / due)
 
     def charge(self, share: float) -> None:
-        """Count the share of the response that the last forward committed."""
+        """Count the last forward, and the share of the response that it committed."""
+        self.cut += self.lowered
         self.spent += self.rate * share
 
     def after(self, earlier: "KlBudget") -> "KlBudget":

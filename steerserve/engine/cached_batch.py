@@ -34,15 +34,20 @@ class CachedBatch(Batch):
             if cache.kept is not None:
                 length = min(len(request.canvas), cache.kept.shape[3])
                 self.store[:, :, row, :, :length] = cache.kept[:, :, :, :length]
-                cache.kept = None
         self._lengths = [len(request.canvas) for request in requests]
         self._dtype, self._captures = dtype, self.plan.parts[0].plan.captures
         self._plans: dict[tuple[int, ...], SteeringPlan] = {}
         """Of the rows that are computed together, by their numbers."""
+        self._reasons: list[Reason | None] = []
+        """Why each row was computed whole in the last forward; None where it was not."""
+        # Only now: a batch that cannot be made takes nothing away.
+        for cache in self.caches:
+            cache.kept = None
 
     def forward(self, model: DiffusionLM) -> Tensor:
         """See `Batch.forward`."""
         stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]
+        self._reasons = stale
         whole = self._shared([row for row, reason in enumerate(stale) if reason is not None])
         part = self._shared([row for row, reason in enumerate(stale) if reason is None])
         self._group([*whole, *part])
@@ -56,13 +61,16 @@ class CachedBatch(Batch):
         for rows in part:
             self._compute(model, rows, self._places(rows), scopes, hidden, captured)
         self.plan.captured = captured
-        for request, cache, reason in zip(self.requests, self.caches, stale, strict=True):
-            request.forwards += 1
+        return hidden
+
+    def count(self) -> None:
+        """See `Batch.count`."""
+        super().count()
+        for request, cache, reason in zip(self.requests, self.caches, self._reasons, strict=True):
             if reason is None:
                 cache.reused()
             else:
                 cache.refreshed(reason, request.block, tuple(request.pushes), request.progress)
-        return hidden
 
     def _compute(
         self,

@@ -1,4 +1,7 @@
-"""What a step changes in the canvases of a batch, and the events that tell it."""
+"""What a step changes in its rows, and the events that tell it.
+
+What is to change is found first, on the host: memory may run out then, and nothing has changed that was not told.
+"""
 
 from collections.abc import Sequence
 
@@ -10,34 +13,43 @@ from steerserve.engine.batch import Batch
 from steerserve.engine.events import Committed, Revised, Trace
 from steerserve.engine.request import Request
 
+Place = tuple[int, int]
+"""A row of the batch and a canvas position."""
+Commit = tuple[int, int, float]
+"""A canvas position, a token, and the log of its probability."""
 
-def commit(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[Committed]:
-    """Write token [N] at (row [N], canvas position [N])."""
-    batch.canvas[row, position] = token
-    found: list[list[tuple[int, int, float]]] = [[] for _ in batch.requests]
+
+def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[list[Commit]]:
+    """What each row commits, of token [N] at (row [N], canvas position [N])."""
+    found: list[list[Commit]] = [[] for _ in batch.requests]
     # Whole numbers are exact in float64: one transfer from the device instead of four.
     told = torch.stack([row.double(), position.double(), token.double(), probability.log()], dim=1)
     for row_, position_, token_, lp in told.tolist():
-        r, p, t = int(row_), int(position_), int(token_)
         # A model that may draw its own mask token leaves the position masked: nothing was committed.
-        if t != batch.facts.mask_id:
-            found[r].append((p, t, lp))
+        if int(token_) != batch.facts.mask_id:
+            found[int(row_)].append((int(position_), int(token_), lp))
+    return found
+
+
+def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> list[Committed]:
+    """Write what each row commits."""
     events = []
-    for request, commits in zip(batch.requests, found, strict=True):
-        request.made[-1].commits = len(commits)
-        for p, t, lp in commits:
+    for request, mine in zip(requests, found, strict=True):
+        request.made[-1].commits = len(mine)
+        for p, t, lp in mine:
             request.canvas[p] = t
             if request.params.logprobs:
                 request.logprobs[p - request.start] = lp
-        if commits:
-            positions = tuple(p - request.start for p, _, _ in commits)
-            logprobs = tuple(lp for _, _, lp in commits) if request.params.logprobs else None
-            events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in commits), logprobs))
+        if mine:
+            positions = tuple(p - request.start for p, _, _ in mine)
+            logprobs = tuple(lp for _, _, lp in mine) if request.params.logprobs else None
+            events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in mine), logprobs))
     return events
 
 
-def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
-    """Mask those committed positions of `requests` again whose draws say so at this step."""
+def revisions(batch: Batch, requests: Sequence[Request]) -> list[Place]:
+    """The committed positions of `requests`, rows of the batch, whose draws say that they are masked again at this
+    step."""
     due = [one for one in requests if one.transfer.remasks]
     if not due:
         return []
@@ -50,25 +62,21 @@ def revise(batch: Batch, requests: Sequence[Request]) -> list[Revised]:
         if own is not None:
             chance = torch.where(mine & revising, own, chance)
     taken = uniform < chance[row]
-    return take_back(batch, row[taken], position[taken])
+    return [(r, p) for r, p in torch.stack([row[taken], position[taken]], dim=1).tolist()]
 
 
-def take_back(batch: Batch, row: Tensor, position: Tensor) -> list[Revised]:
-    """Mask committed positions, (row [N], canvas position [N]), again."""
-    batch.canvas[row, position] = batch.facts.mask_id
-    if batch.saes:
-        # What an order remembers of a position is of the last time it was masked, not of the last step.
-        batch.features[row, position] = -1
-    found: list[list[int]] = [[] for _ in batch.requests]
-    for r, p in zip(row.tolist(), position.tolist(), strict=True):
-        batch.requests[r].canvas[p] = batch.facts.mask_id
-        found[r].append(p - batch.requests[r].start)
-    told = zip(batch.requests, found, strict=True)
+def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
+    """Mask committed positions again; see `Batch.mask`."""
+    found: list[list[int]] = [[] for _ in requests]
+    for r, p in places:
+        requests[r].canvas[p] = requests[r].mask_id
+        found[r].append(p - requests[r].start)
+    told = zip(requests, found, strict=True)
     return [Revised(request.id, request.step, tuple(positions)) for request, positions in told if positions]
 
 
 def readings(batch: Batch) -> list[Trace]:
-    """Traces that are due at this step, read before its push."""
+    """Traces that are due at this step, read before its push; see `note`."""
     due = [
         request
         for request in batch.requests
@@ -77,7 +85,7 @@ def readings(batch: Batch) -> list[Trace]:
     if not due:
         return []
     values = batch.plan.readings()
-    traces = [
+    return [
         Trace(
             request.id,
             request.step,
@@ -87,9 +95,14 @@ def readings(batch: Batch) -> list[Trace]:
         )
         for request in due
     ]
-    for request, trace in zip(due, traces, strict=True):
-        request.trace.append(trace)
-    return traces
+
+
+def note(requests: Sequence[Request], traces: Sequence[Trace]) -> list[Trace]:
+    """Keep traces for the results of their rows; the same."""
+    rows = {request.id: request for request in requests}
+    for trace in traces:
+        rows[trace.request_id].trace.append(trace)
+    return list(traces)
 
 
 def _by_position(batch: Batch, request: Request) -> dict[str, tuple[float, ...]] | None:

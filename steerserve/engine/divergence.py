@@ -12,8 +12,8 @@ BLOCK_BYTES = 64 << 20
 
 
 def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Tensor, position: Tensor) -> None:
-    """Add to each measured row the KL(steered || unsteered) in nats of the predictions at the positions that commit,
-    (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
+    """Note with each measured row's forward the KL(steered || unsteered) in nats of the predictions at the positions
+    that commit, (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
 
     Of the whole distribution at the row's temperature (1 where it is 0, whose KL is not finite), before top-p and
     top-k, in float32: what calibration's cost is of. By the chain rule the sum over a run is the KL of the
@@ -38,7 +38,7 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
     if parts:
         total.index_add_(0, row, torch.cat(parts))
     for request, nats in zip(batch.requests, total.tolist(), strict=True):
-        request.measured_kl += nats
+        request.made[-1].kl = nats
 
 
 def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor, heat: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A row's limits on what it pushes: scaled to at admission where the cost is known then, held while it runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -72,11 +72,15 @@ def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
                 plan.scale(push, factor)
 
 
-def account(requests: Sequence[Request], rows: Sequence[Request], plan: Packed, events: list[Event]) -> list[Event]:
-    """Charge the forward just made to the rows' budgets; the step's events, in which those rows end that went over a
-    limit which refuses. rows: of the forward, each with the request it stands for."""
+Refused = Mapping[int, tuple[int, float, float]]
+"""See `SteeringPlan.refused`."""
+
+
+def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refused, events: list[Event]) -> None:
+    """Charge the forward just made to the rows' budgets, and end those rows in the step's events that went over a limit
+    which refuses. rows: of the forward, each with the request it stands for."""
     over: dict[str, Failed] = {}
-    for row, (layer, size, bound) in plan.refused().items():
+    for row, (layer, size, bound) in refused.items():
         said = f"max_delta: pushes of |delta| / |h| {size:.4g} at layer {layer} are over the limit of {bound:g}"
         over[rows[row].id] = Failed(rows[row].id, said, limit="limits.max_delta")
     for request in requests:
@@ -87,7 +91,7 @@ def account(requests: Sequence[Request], rows: Sequence[Request], plan: Packed, 
                 said = f"max_kl: {budget.spent:.4g} nats a token are over the limit of {budget.limit:g}"
                 over.setdefault(request.id, Failed(request.id, said, limit="limits.max_kl"))
     if not over:
-        return events
+        return
     for request in requests:
         request.finished = request.finished or request.id in over
-    return [event for event in events if event.request_id not in over] + list(over.values())
+    events[:] = [*(event for event in events if event.request_id not in over), *over.values()]

@@ -9,32 +9,33 @@ from torch import Tensor
 from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.changes import revise
+from steerserve.engine.changes import revisions, take_back
 from steerserve.engine.events import Event
 from steerserve.engine.sampler import Draw
 
 
-def skip_idle(batch: Batch) -> tuple[list[Event], bool]:
-    """Let rows pass the steps at which nothing of theirs commits, without a forward; what these steps took back, and
-    whether a row came to the end of a block.
+def skip_idle(batch: Batch, events: list[Event]) -> bool:
+    """Let rows pass the steps at which nothing of theirs commits, without a forward; whether a row came to the end of a
+    block. What these steps took back is added to `events`.
 
     What commits after them is drawn from the very forward it would have been drawn from: where nothing was taken back,
     progress, steering and canvas have not changed, and noise belongs to the step at which a position commits.
     """
-    events: list[Event] = []
     ended: set[str] = set()
     while True:
         batch.look()
         due = [request.may_skip and not request.over and request.id not in ended for request in batch.requests]
         if not any(due):
-            return events, bool(ended)
+            return bool(ended)
         row, position = batch.open()
         uniform, commits = _own_draws(batch, row, position)
         counts = _counts(batch, due, _quota(batch, row, due=commits)).tolist()
         idle = [r for r, now, count in zip(batch.requests, due, counts, strict=True) if now and count == 0]
         if not idle:
-            return events, bool(ended)
-        events += revise(batch, idle)
+            return bool(ended)
+        taken = revisions(batch, idle)
+        batch.mask(taken)
+        events += take_back(batch.requests, taken)
         for request in idle:
             block = request.block
             request.advance()
@@ -144,7 +145,7 @@ def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
         ids = batch.top_features(sae, r, p)
         before = batch.features[r, p, : ids.shape[1]]
         stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
-        batch.features[r, p, : ids.shape[1]] = ids
+        batch.found.append((r, p, ids))
     return stability
 
 

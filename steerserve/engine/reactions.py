@@ -1,20 +1,32 @@
 """What rows do about what a forward read: go on, end, or have tokens written anew."""
 
-import torch
+from collections.abc import Mapping
 
 from steerserve.engine.batch import Batch
-from steerserve.engine.changes import take_back
-from steerserve.engine.events import Revised
+from steerserve.engine.changes import Place, take_back
+from steerserve.engine.conditions import Reading
+from steerserve.engine.events import Event
+
+Read = Mapping[int, Mapping[Reading, float]]
+"""What the forward told of each watching row, by row."""
 
 
-def react(batch: Batch) -> list[Revised]:
+def read(batch: Batch) -> Read:
+    """What the forward just made told; nothing is changed by it."""
+    watch = batch.watch
+    return watch.read(batch.plan.captured, batch.response, batch.state(batch.position)) if watch.rows else {}
+
+
+def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
     """After a step's commits and before the rows advance: end the rows whose condition says so, mask tokens again, and
-    set how hard each watching row pushes at its next forward. Progress is that of the canvas as it is now."""
+    set how hard each watching row pushes at its next forward. Progress is that of the canvas as it is now.
+
+    What was masked is added to `events` and returned: `Batch.mask` has yet to be told."""
     watch = batch.watch
     if not watch.rows:
         return []
-    values = watch.read(batch.plan.captured, batch.response, batch.state(batch.position))
-    events: list[Revised] = []
+    watch.count(values)
+    places: list[Place] = []
     for row in watch.rows:
         request, progress = batch.requests[row], batch.requests[row].progress
         if request.reactions is None:
@@ -24,13 +36,14 @@ def react(batch: Batch) -> list[Revised]:
             request.reactions.aborted = {"step": request.step, "progress": progress}
         if again:
             first, last = request.reactions.span(request.block_span, (request.start, request.stop))
-            held = [position for position in range(first, last) if request.canvas[position] != request.mask_id]
+            held = [(row, position) for position in range(first, last) if request.canvas[position] != request.mask_id]
             if held:
-                events += take_back(batch, torch.full((len(held),), row), torch.tensor(held))
-                request.rewind(held[0])
+                events += take_back(batch.requests, held)
+                places += held
+                request.rewind(held[0][1])
                 span = [first - request.start, last - request.start]
                 request.reactions.remasked.append(
                     {"step": request.step, "progress": progress, "span": span, "positions": len(held)}
                 )
     watch.settle(values)
-    return events
+    return places

@@ -53,6 +53,8 @@ class Forward:
     """The interventions that held at it."""
     commits: int = 0
     """Tokens that it committed."""
+    kl: float = 0.0
+    """Nats that these are, by the full distributions, from the unsteered row's; summed."""
 
     @classmethod
     def of(cls, request: "Request") -> "Forward":
@@ -94,8 +96,6 @@ class Request:
     """Forward passes made: as many as steps, less those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
     """Each of them."""
-    measured_kl: float = 0.0
-    """Nats that the tokens committed so far are, by the full distributions, from the unsteered row's; summed."""
     block: int = 0
     block_step: int = 0
     block_total: int = field(init=False)
@@ -185,6 +185,11 @@ class Request:
     def measured(self) -> bool:
         """Whether the KL of its own pushes is measured, by a row without them."""
         return self.params.measure_kl and any(one.pushes and not one.mandatory for one in self.interventions)
+
+    @property
+    def measured_kl(self) -> float:
+        """Nats that the tokens committed so far are, by the full distributions, from the unsteered row's; summed."""
+        return sum(one.kl for one in self.made)
 
     @property
     def ending(self) -> bool:

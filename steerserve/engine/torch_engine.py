@@ -15,7 +15,7 @@ from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.changes import commit, readings, revise
+from steerserve.engine.changes import commit, commits, note, readings, revisions, take_back
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Result, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
@@ -23,7 +23,7 @@ from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
-from steerserve.engine.reactions import react
+from steerserve.engine.reactions import react, read
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
@@ -127,18 +127,20 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """See `Engine.step`. A step that fails ends the rows it ran, not the engine, unless the next ones fail too."""
-        events = self._choose_rows()
-        if not self.rows:
-            return events
-        self.steps += 1
+        events: list[Event] = []
+        fits = True
         try:
+            self._choose_rows(events)
+            if not self.rows:
+                return events
+            self.steps += 1
             self.batches = self.batches or self._batches()
             for batch in self.batches:
-                events += self._denoise(batch)
+                self._denoise(batch, events)
             self.failures = 0
             self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
         except (torch.OutOfMemoryError, MemoryError):
-            events += self._make_room()
+            fits = False
         except Exception:
             self.failures += 1
             if self.failures >= MAX_FAILURES:
@@ -146,6 +148,9 @@ class TorchEngine:
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
             self.rows, self.batches = [], []
+        if not fits:
+            # Only now: what a step holds is held by its exception too.
+            self._make_room(events)
         return events
 
     def _batches(self) -> list[Batch]:
@@ -156,87 +161,102 @@ class TorchEngine:
         ]
         return [kind(rows, self.model.facts, self.device, self.dtype) for kind, rows in kinds if rows]
 
-    def _make_room(self) -> list[Event]:
+    def _make_room(self, events: list[Event]) -> None:
         """After a step that did not fit into memory: half of its rows wait for the others; a row that does not fit
         alone ends here."""
-        rows = self.running
+        ran = len(self.running)
         for batch in self.batches:
             batch.close()
+            # Of a row that has ended only the telling did not fit.
+            self._collect(batch, events)
+        rows = self.running
         for request in rows:
             request.forget_attempt()
         self.rows, self.batches = [], []
-        if len(rows) == 1:
+        if ran == 1 and rows:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
-            return [Failed(rows[0].id, "out of memory")]
-        self.room = len(rows) // 2
-        logger.warning("%d rows did not fit into memory: %d at a time now", len(rows), self.room)
-        self.waiting.put_back(rows)
-        return []
+            events.append(Failed(rows[0].id, "out of memory"))
+        elif rows:
+            self.room = ran // 2
+            logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
+            self.waiting.put_back(rows)
 
-    def _denoise(self, batch: Batch) -> list[Event]:
-        """Forward with steering, sample, order, commit, emit."""
+    def _denoise(self, batch: Batch, events: list[Event]) -> None:
+        """Forward with steering, sample, order, commit, emit: what is done is added to `events` at once, so that it has
+        been told whatever fails after it."""
         began = time.perf_counter()
-        events, ended = skip_idle(batch)
-        if ended:
+        if skip_idle(batch, events):
             # Their blocks' last steps went by without a forward; one that the other rows make would count as theirs.
-            return events + self._collect(batch)
+            self._collect(batch, events)
+            return
         row, position = batch.open()
         worth = choose_blindly(batch, row, position)
         row, position = row[worth], position[worth]
         seen = self._see(batch, row, position)
         drawn = seen.draw(row, position)
         chosen = choose(batch, row, position, drawn)
-        seen.measure_divergence(row[chosen], position[chosen])
-        note_alternatives(batch, seen, row[chosen], position[chosen])
-        events += readings(batch)
-        events += revise(batch, batch.requests)
-        events += commit(batch, row[chosen], position[chosen], drawn.token[chosen], drawn.probability[chosen])
-        events += react(batch)
+        row, position, token = row[chosen], position[chosen], drawn.token[chosen]
+        seen.measure_divergence(row, position)
+        note_alternatives(batch, seen, row, position)
+        traces, values, refused = readings(batch), read(batch), batch.plan.refused()
+        taken = revisions(batch, batch.requests)
+        found = commits(batch, row, position, token, drawn.probability[chosen])
+        batch.mask(taken)
+        batch.write(row, position, token)
+        batch.remember()
+        # Up to here memory may run out, and the step is made again as if it had not been begun.
+        batch.count()
+        events += note(batch.requests, traces)
+        events += take_back(batch.requests, taken)
+        events += commit(batch.requests, found)
+        again = react(batch, values, events)
         for request in batch.requests:
             self.shortened |= cut_behind_end(request, batch.facts.end_ids)
             request.advance()
-        events = account(batch.requests, batch.rows, batch.plan, events) + self._collect(batch)
+        account(batch.requests, batch.rows, refused, events)
+        batch.mask(again)
+        self._collect(batch, events)
         cost = (time.perf_counter() - began) / len(batch.requests)
         self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
-        return events
 
-    def _choose_rows(self) -> list[Event]:
+    def _choose_rows(self, events: list[Event]) -> None:
         """Drop aborted rows, let waiting ones join while there is room, and rebuild the batch if anything changed."""
         aborted, self.aborted = self.aborted, set()
         steered, self.steered = self.steered, []
-        events: list[Event] = [
-            Failed(request.id, "aborted", aborted=True)
-            for request in self.unfinished
-            if request.id in aborted and not request.finished
-        ]
-        if events:
+        events += steered
+        gone = [request for request in self.unfinished if request.id in aborted]
+        events += [Failed(request.id, "aborted", aborted=True) for request in gone]
+        for request in gone:
+            request.finished = True
+        if gone:
             self.waiting.drop(aborted)
-        staying = [request for request in self.running if request.id not in aborted]
+        staying = self.running
         joining = self.waiting.take(staying, replace(self.limits, rows=self.room))
         shortened, self.shortened = self.shortened, False
-        if joining or steered or shortened or len(staying) < len(self.rows):
+        changed = bool(joining or steered or shortened or len(staying) < len(self.rows))
+        self.rows = staying + joining
+        if changed:
             for batch in self.batches:
                 batch.close()
-            self.rows, self.batches = staying + joining, []
-        return steered + events
+            self.batches = []
 
     def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:  # noqa: ARG002 (for engines that need them)
         """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for."""
         return States(batch, self.model)
 
-    def _collect(self, batch: Batch) -> list[Event]:
+    def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         done = [request for request in batch.requests if not request.finished and self._settled(request)]
         if done:
             batch.flush()
-        events: list[Event] = [Done(request.id, self._result(request)) for request in done]
+        ends = [Done(request.id, self._result(request)) for request in done]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
+        events += ends
         if not self.running:
             self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows
-        return events
 
     def _settled(self, request: Request) -> bool:
         prefix = request.response[: request.prefix]

@@ -45,9 +45,12 @@ class Watch:
         told = [] if self.meter is None else self.meter.read(captured, response, states).tolist()
         for (row, reading), value in zip(self.keys, told, strict=True):
             values[row][reading] = value
+        return values
+
+    def count(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
+        """Keep what a forward read whose outcome stands."""
         for row, one in self.governed:
             one.count(values[row])
-        return values
 
     def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
         """Set the pushes of the next forward."""

@@ -94,8 +94,6 @@ class VllmBatch(Batch):
         self.place[row, position] = torch.arange(len(row))
         self._note_pushes(tasks)
         self._note_states(tasks)
-        for request in self.requests:
-            request.forwards += 1
 
     def tasks(self, row: Tensor, position: Tensor) -> list[RowTask]:
         """What is asked of the workers at this step, row by row."""
