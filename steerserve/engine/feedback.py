@@ -37,7 +37,7 @@ class Loop:
     readings: list[float] = field(default_factory=list)
     """Of each forward made."""
     gains: list[float] = field(default_factory=list)
-    """Of each forward made, 0 where the push did not hold."""
+    """Of each forward made: 0 where the push did not hold, and less than was worked out where a limit asked for it."""
     released_at: float | None = None
     """Progress at which it let go."""
 

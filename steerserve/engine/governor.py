@@ -56,12 +56,12 @@ class Governor:
         if self.when is not None:
             self.dial.held = holds(self.when, values, progress)
 
-    def count(self, values: Mapping[Reading, float]) -> None:
-        """Keep what a forward read, and whether the push held at it."""
+    def count(self, values: Mapping[Reading, float], gain: float) -> None:
+        """Keep what a forward read, whether the push held at it, and the gain that it then had."""
         self.passes += self.dial.held
         if self.loop is not None:
             self.loop.readings.append(values[self.loop.reading])
-            self.loop.gains.append(self.loop.gain if self.dial.held else 0.0)
+            self.loop.gains.append(gain)
 
     def receipt(self) -> dict[str, Any]:
         """What it adds to the receipt of its intervention."""

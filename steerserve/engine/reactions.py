@@ -25,7 +25,7 @@ def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
     watch = batch.watch
     if not watch.rows:
         return []
-    watch.count(values)
+    watch.count(values, batch.plan)
     places: list[Place] = []
     for row in watch.rows:
         request, progress = batch.requests[row], batch.requests[row].progress

@@ -9,6 +9,7 @@ from torch import Tensor
 from steerserve.engine.conditions import Reading
 from steerserve.engine.feedback import Loops
 from steerserve.engine.gauges import Meter
+from steerserve.engine.packing import Packed
 from steerserve.engine.request import Request
 
 
@@ -24,7 +25,14 @@ class Watch:
         self.meter = Meter([(row, one) for row, _, one in read], device) if read else None
         self.layers = frozenset[int]() if self.meter is None else self.meter.layers
         """The layers whose outputs it reads."""
-        self.governed = [(row, one) for row in self.rows for one in requests[row].governors]
+        self.pushed = [
+            (row, one.governor, one.pushes[0])
+            for row in self.rows
+            for one in requests[row].interventions
+            if one.governor is not None
+        ]
+        """What governs an intervention, with one of its pushes: all have the same gain."""
+        self.governed = [(row, one) for row, one, _ in self.pushed]
         self.looped = [(row, one.loop) for row, one in self.governed if one.loop is not None]
         self.loops = Loops([loop for _, loop in self.looped])
         self._begin()
@@ -47,10 +55,10 @@ class Watch:
             values[row][reading] = value
         return values
 
-    def count(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
-        """Keep what a forward read whose outcome stands."""
-        for row, one in self.governed:
-            one.count(values[row])
+    def count(self, values: Mapping[int, Mapping[Reading, float]], plan: Packed) -> None:
+        """Keep what a forward read whose outcome stands, and the gains that it had."""
+        for row, one, push in self.pushed:
+            one.count(values[row], plan.gain(push))
 
     def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
         """Set the pushes of the next forward."""

@@ -241,6 +241,8 @@ def test_a_limit_holds_for_what_the_run_decides(served: TorchEngine) -> None:
     assert 0 < receipt["predicted_kl"] <= spent / 3 * (1 + 1e-6)
     assert receipt["limits"]["clipped"]["kl_steps"] > 0
     assert receipt["limits"]["clipped"]["kl_scale"] == 1
+    fed = receipt["interventions"][0]
+    assert fed["feedback"]["gains"] == pytest.approx([one / 2.0 for one in fed["strength_per_step"]], abs=2e-6)
     _, events = tiny.solo(served, replace(free, limits=Limits(max_kl=spent / 3, on_exceed="refuse")))
     assert isinstance(events[-1], Failed)
     assert events[-1].limit == "limits.max_kl"
