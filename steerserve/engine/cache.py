@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
+import torch
 from torch import Tensor
 
 from schedulers.choice import Choice, build, integer, number
@@ -91,6 +92,16 @@ class RowCache:
         with the state before the block where that decides its first token."""
         first, last = block
         return max(0, first - shift), length if isinstance(self.settings, Prefix) else min(last, length)
+
+    def set_aside(self) -> None:
+        """Keep what is kept on the host, in memory of its own: that of the batch, which was of all its rows, can then
+        be freed."""
+        if self.kept is not None:
+            own = torch.empty(self.kept.shape, dtype=self.kept.dtype)
+            # Layer by layer: what does not lie in one piece is put together on the device before it is moved.
+            for layer, kept in zip(own, self.kept, strict=True):
+                layer.copy_(kept)
+            self.kept = own
 
     def told(self) -> dict[str, Any]:
         """What a receipt says of it."""

@@ -179,6 +179,9 @@ class TorchEngine:
         elif rows:
             self.room = ran // 2
             logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
+            for request in rows:
+                if request.cache is not None:
+                    request.cache.set_aside()
             self.waiting.put_back(rows)
 
     def _denoise(self, batch: Batch, events: list[Event]) -> None:

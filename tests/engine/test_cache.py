@@ -1,6 +1,7 @@
 """Rows that reuse keys and values: the tokens of the published loop, of the exact path where nothing is reused, and the
 same in any company."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from steerserve.engine.cache import CACHES, row_cache
+from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
@@ -210,6 +212,24 @@ def test_rows_that_do_not_fit_together_keep_what_they_have(
     assert calls[:3] == [5, 5, 5]
     assert max(calls[3:]) == 2
     assert [(request.response, result.receipt) for request, result in found] == alone
+
+
+def test_rows_that_wait_again_do_not_hold_the_memory_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llada")
+    served = tiny.engine(model, tmp_path)
+    served.add([served.admit(replace(PLAIN, seed=seed, cache="dual")) for seed in range(4)])
+    served.step()
+    [batch] = served.batches
+    assert isinstance(batch, CachedBatch)
+    store = weakref.ref(batch.store.untyped_storage())
+    del batch
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "resume", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        served.step()
+    assert store() is None
+    kept = [request.cache.kept for request in served.waiting if request.cache is not None]
+    assert len(kept) == 4
+    assert all(one is not None and one.untyped_storage().nbytes() == one.numel() * one.element_size() for one in kept)
 
 
 @pytest.mark.parametrize(
