@@ -59,7 +59,7 @@ class Forward:
     @classmethod
     def of(cls, request: "Request") -> "Forward":
         """The one that a row is about to make."""
-        return cls(request.step, request.params.max_tokens - request.masked, request.interventions)
+        return cls(request.step, request.length - request.masked, request.interventions)
 
 
 @dataclass(eq=False)

@@ -69,6 +69,7 @@ def test_what_is_written_is_written_without_what_lies_behind_the_end(tmp_path: P
         ended = by_hand[-1] == tiny.EOS
         assert result.finish_reason == ("stop" if ended else "length")
         assert list(result.tokens) == (by_hand[:-1] if ended else by_hand)
+        assert request.made[-1].committed == len(by_hand) - 1
         early += ended and len(by_hand) > 1
     assert early, "no row of this test would have been cut"
 
