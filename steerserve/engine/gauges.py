@@ -176,8 +176,14 @@ class Meter:
             weight[p, :count], origin[p] = probe.weight, probe.origin
             bias[p, :count], threshold[p, :count] = probe.bias, probe.threshold
         index = torch.tensor([g for g, _ in found], dtype=torch.int64)
-        tensors = (one.to(device) for one in (index, weight, origin, bias, threshold))
-        return (layer, *tensors)  # type: ignore[return-value]
+        return (
+            layer,
+            index.to(device),
+            weight.to(device),
+            origin.to(device),
+            bias.to(device),
+            threshold.to(device),
+        )
 
 
 def _encoded(sae: SparseAutoencoder, hidden: Tensor, feature: int) -> Tensor:
