@@ -55,6 +55,18 @@ class Queue:
         """Forget all rows."""
         self._rows = []
 
+    def give_way(self, running: Sequence[Request], limits: Limits, grown: Collection[str]) -> list[Request]:
+        """Those of the rows that run which go on where some of them, `grown`, may take up more than they did; the grown
+        ones that do not fit beside the others are queued again."""
+        taken, going = Footprint(), set[str]()
+        for request in sorted(running, key=lambda request: request.id in grown):
+            together = taken + footprint(request, self._facts)
+            if request.id not in grown or limits.hold(together) or not taken.rows:
+                taken = together
+                going.add(request.id)
+        self.put_back(request for request in running if request.id not in going)
+        return [request for request in running if request.id in going]
+
     def take(self, running: Sequence[Request], limits: Limits) -> list[Request]:
         """Remove and return the rows that join those that run. A row that never fits runs alone."""
         taken = sum((footprint(request, self._facts) for request in running), Footprint())

@@ -55,7 +55,7 @@ class TorchEngine:
         self.room: float = config.max_rows
         """Rows of one forward: half after one that did not fit into memory, then one more every few steps that do."""
         self.aborted: set[str] = set()
-        self.steered: list[Event] = []
+        self.steered: list[Steered] = []
         """Changes of steering since the last step, which have yet to be told."""
         self.shortened = False
         """Whether a canvas lost positions in the last step, so that the batch has to be made anew."""
@@ -233,8 +233,10 @@ class TorchEngine:
             request.finished = True
         if gone:
             self.waiting.drop(aborted)
-        staying = self.running
-        joining = self.waiting.take(staying, replace(self.limits, rows=self.room))
+        staying, limits = self.running, replace(self.limits, rows=self.room)
+        if steered:
+            staying = self.waiting.give_way(staying, limits, {event.request_id for event in steered})
+        joining = self.waiting.take(staying, limits)
         shortened, self.shortened = self.shortened, False
         changed = bool(joining or steered or shortened or len(staying) < len(self.rows))
         self.rows = staying + joining

@@ -73,6 +73,24 @@ def test_a_guided_row_counts_twice(tmp_path: Path) -> None:
     assert {rows for rows, _ in widths.seen} == {4}
 
 
+def test_a_row_that_comes_to_be_measured_waits_where_its_twin_has_no_place(tmp_path: Path) -> None:
+    model = tiny.bert()
+    served = tiny.engine(model, tmp_path, max_batch_tokens=64)
+    asked = [replace(PLAIN, seed=seed, measure_kl=True) for seed in range(4)]
+    alone = [tiny.tokens_of(served, params) for params in asked[1:]]
+    requests = [served.admit(params) for params in asked]
+    served.add(requests)
+    served.step()
+    widths = Widths(model)
+    patch = served.admit(replace(asked[0], interventions=(PUSH,)))
+    assert served.steer(requests[0].id, patch) == 1
+    found = tiny.results(tiny.drain(served))
+    assert max(rows for rows, _ in widths.seen) <= 4
+    assert [request.response for request in requests[1:]] == alone
+    receipt = found[requests[0].id].receipt
+    assert receipt is not None and receipt["measured_kl"] > 0
+
+
 def test_rows_join_within_the_memory_budget(tmp_path: Path) -> None:
     model = tiny.bert()
     free = tiny.engine(model, tmp_path / "free")
