@@ -35,10 +35,15 @@ def build(family: str, seed: int = 1, ends: float = 2.0) -> DiffusionLM:
     return model
 
 
-def written_by_hand(model: DiffusionLM, params: GenerationParams, prompt: tuple[int, ...]) -> list[int]:
-    """One token a step, the most confident first, on a canvas that ends at the first end token: what is left of it."""
+def written_by_hand(
+    model: DiffusionLM, params: GenerationParams, prompt: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
+    """One token a step, the most confident first, on a canvas that ends at the first end token: what is left of it, and
+    how many of its tokens were there before each step."""
+    counts = []
     canvas, shift = [*prompt, *[tiny.MASK] * params.max_tokens], model.facts.shift
     while tiny.MASK in canvas:
+        counts.append(len(canvas) - len(prompt) - canvas.count(tiny.MASK))
         logits = model.head(model(torch.tensor([canvas])))[0].double()
         found = []
         for i, token in enumerate(canvas):
@@ -51,7 +56,7 @@ def written_by_hand(model: DiffusionLM, params: GenerationParams, prompt: tuple[
         canvas[i] = best
         if best == tiny.EOS:
             del canvas[i + 1 :]
-    return canvas[len(prompt) :]
+    return canvas[len(prompt) :], counts
 
 
 @FAMILIES
@@ -61,7 +66,7 @@ def test_what_is_written_is_written_without_what_lies_behind_the_end(tmp_path: P
         model = build(family, seed)
         served = tiny.engine(model, tmp_path / str(seed))
         [(request, result)] = tiny.run(served, PLAIN)
-        by_hand = written_by_hand(model, PLAIN, request.prompt_ids)
+        by_hand, counts = written_by_hand(model, PLAIN, request.prompt_ids)
         assert request.response == by_hand
         assert result.receipt is not None
         [told] = result.receipt["approximate"]
@@ -69,7 +74,7 @@ def test_what_is_written_is_written_without_what_lies_behind_the_end(tmp_path: P
         ended = by_hand[-1] == tiny.EOS
         assert result.finish_reason == ("stop" if ended else "length")
         assert list(result.tokens) == (by_hand[:-1] if ended else by_hand)
-        assert request.made[-1].committed == len(by_hand) - 1
+        assert [one.committed for one in request.made] == counts
         early += ended and len(by_hand) > 1
     assert early, "no row of this test would have been cut"
 
