@@ -126,7 +126,8 @@ class ServerConfig:
     stall_seconds: float = 300.0
     """Length of one engine step beyond which /health says that the server hangs."""
     max_queue_steps: int | None = 65536
-    """Denoising steps that may wait, of all waiting rows together; a request that would not fit is answered 503."""
+    """Denoising steps that may wait, of all waiting rows and their twins together, tokens written again counted in; a
+    request that would not fit is answered 503."""
     keys: Path | None = None
     """File of API keys with their limits (TOML or JSON), read again on SIGHUP; unset: whoever connects is served."""
     cors_origin: tuple[str, ...] = ()

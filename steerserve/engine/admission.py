@@ -122,7 +122,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "overlaps": overlaps(interventions),
         **allocation.told,
     }
-    return Request(
+    request = Request(
         id=uuid.uuid4().hex,
         params=params,
         prompt_ids=prompt,
@@ -141,6 +141,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         budget=allocation.budget,
         cache=cache,
     )
+    plan["rows_per_step"] = request.rows
+    return request
 
 
 def check_method(facts: ModelFacts, order: Order, transfer: Transfer, blocks: int) -> None:

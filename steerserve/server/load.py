@@ -20,6 +20,9 @@ class LiveRow:
 
     subscription: Subscription
     steps: int
+    """Canvas-steps it takes at most."""
+    width: int = 1
+    """Canvases of each of its steps."""
     started: bool = False
     """Whether it has been in a batch: known from its first event on."""
 
@@ -27,7 +30,8 @@ class LiveRow:
 class Load:
     """Kept by the engine's thread alone; its properties may be read from any.
 
-    A canvas-step is one denoising step of one row, whatever the batch it runs in.
+    A canvas-step is one denoising step of one canvas, whatever the batch it runs in: a row with a twin (guided, or with
+    its KL measured) takes two at each of its steps.
     """
 
     def __init__(self, read: Callable[[], Mapping[str, Any]], metrics: Metrics) -> None:
@@ -76,7 +80,7 @@ class Load:
     def added(self, subscription: Subscription, requests: Iterable[Any]) -> None:
         """Note rows that the engine has taken."""
         for request in requests:
-            row = LiveRow(subscription, steps_of(request))
+            row = LiveRow(subscription, steps_of(request), width_of(request))
             self.rows[request.id] = row
             self._waiting_steps += row.steps
         self._now = self._read()
@@ -95,14 +99,16 @@ class Load:
             if isinstance(event, Done | Failed):
                 ended.append(event.request_id)
                 ran += not aborted
-        running = {row.subscription.steering for row in self.rows.values() if row.started}
+        started = [row for row in self.rows.values() if row.started]
+        running = {row.subscription.steering for row in started}
+        width = sum(row.width for row in started) / max(1, len(started))
         for request_id in ended:
             self.remove(request_id)
         self._now = self._read()
         # Those that ended took part in the step, and the engine does not count them any more.
         batch = int(self._now["running_rows"]) + ran
         if batch:
-            rate = batch / max(seconds, 1e-6)
+            rate = batch * max(width, 1.0) / max(seconds, 1e-6)
             self._rate = rate if self._rate == 0.0 else MEMORY * self._rate + (1 - MEMORY) * rate
             self._metrics.observe_step(seconds, batch, int(self._now["max_rows"]), len(running - {None}))
 
@@ -121,5 +127,11 @@ class Load:
 
 
 def steps_of(request: Any) -> int:
-    """Denoising steps that an admitted row will take, as its plan says."""
-    return int(request.plan.get("steps", 1))
+    """Canvas-steps that an admitted row takes at most, as its plan says: what it may write again is counted too."""
+    steps = request.plan.get("steps", 1)
+    return int(request.plan.get("max_steps", steps)) * width_of(request)
+
+
+def width_of(request: Any) -> int:
+    """Canvases of each step of an admitted row, as its plan says."""
+    return int(request.plan.get("rows_per_step", 1))

@@ -259,6 +259,25 @@ def test_the_rate_that_was_measured_decides_how_long_to_wait(monkeypatch: pytest
     assert after == pytest.approx(50)
 
 
+def test_twins_and_what_may_be_written_again_wait_too() -> None:
+    engine = TextEngine(max_rows=1)
+    request = engine.admit(_params())
+    request.plan.update(steps=10, max_steps=30, rows_per_step=2)
+
+    async def scenario() -> tuple[int, float]:
+        load = Load(engine.load, Metrics())
+        engine.add([request])
+        load.added(Subscription([request]), [request])
+        waiting = load.waiting_steps
+        # One row of two canvases in a step of half a second: four canvas-steps a second.
+        load.stepped(time.perf_counter() - 0.5, engine.step())
+        return waiting, load.seconds_for(100)
+
+    waiting, seconds = asyncio.run(scenario())
+    assert waiting == 60
+    assert seconds == pytest.approx(25, rel=0.2)
+
+
 def _params() -> Any:
     return GenerationParams(prompt="a", max_tokens=30)
 
