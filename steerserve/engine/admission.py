@@ -19,7 +19,8 @@ from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.readings import check_readings
-from steerserve.engine.request import Readout, Request
+from steerserve.engine.request import Request
+from steerserve.engine.resolved import Readout
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder

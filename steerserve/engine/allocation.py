@@ -15,7 +15,7 @@ from steerserve.engine.interventions import draft, own_schedule, resolve
 from steerserve.engine.joint import joint_schedules
 from steerserve.engine.limits import check_limits, scale_to, set_bound
 from steerserve.engine.params import GenerationParams, Limits
-from steerserve.engine.request import Resolved
+from steerserve.engine.resolved import Resolved
 from steerserve.errors import RequestError
 
 Scheduled = list[tuple[Draft, CompiledSchedule]]

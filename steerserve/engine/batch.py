@@ -13,7 +13,7 @@ from steerserve.engine.captured import TOP_FEATURES, projections, top_features
 from steerserve.engine.limits import hold_to_budgets
 from steerserve.engine.now import now
 from steerserve.engine.packing import TILE, Packed, step_of_width
-from steerserve.engine.request import Forward, Request
+from steerserve.engine.request import Request
 from steerserve.engine.sampler import Settings
 from steerserve.engine.scopes import state_scopes
 from steerserve.engine.watch import Watch
@@ -141,7 +141,7 @@ class Batch:
         self.plan.set_step(progress, scopes)
         for request in self.requests:
             # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
-            request.made.append(Forward.of(request))
+            request.begin()
         hold_to_budgets(self.requests, self.plan)
         return self.plan.forward(model, canvas, sigma)
 

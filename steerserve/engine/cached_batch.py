@@ -8,7 +8,7 @@ from torch import Tensor
 from steerserve.engine.batch import Batch
 from steerserve.engine.cache import Reason, RowCache
 from steerserve.engine.packing import OVERHEAD, TILE, share, step_of_width
-from steerserve.engine.request import Forward, Request
+from steerserve.engine.request import Request
 from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.models.memory import Memory, new_store
 from steerserve.steering.plan import SteeringPlan
@@ -53,7 +53,7 @@ class CachedBatch(Batch):
         self._group([*whole, *part])
         scopes = self.scopes()
         for request in self.requests:
-            request.made.append(Forward.of(request))
+            request.begin()
         hidden = torch.zeros(*self.canvas.shape, self.facts.hidden_size, device=self.canvas.device, dtype=self._dtype)
         captured = {layer: torch.zeros_like(hidden) for layer in self._captures}
         for rows in whole:

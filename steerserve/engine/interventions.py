@@ -13,7 +13,7 @@ from steerserve.engine.directions import attribute_sites, feature_site, vector_s
 from steerserve.engine.drafts import Draft
 from steerserve.engine.feedback import closed_loop
 from steerserve.engine.params import Choice, Intervention
-from steerserve.engine.request import Readout, Resolved
+from steerserve.engine.resolved import Readout, Resolved
 from steerserve.engine.strengths import checked_strength, from_kl, known_unit, scale_of
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from steerserve.engine.request import Resolved
+from steerserve.engine.resolved import Resolved
 
 
 def overlaps(interventions: Sequence[Resolved]) -> list[list[float]]:

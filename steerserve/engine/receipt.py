@@ -10,7 +10,8 @@ from steerserve.engine.approximations import approximated
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import Course, bill
 from steerserve.engine.params import Limits
-from steerserve.engine.request import Request, Resolved
+from steerserve.engine.request import Request
+from steerserve.engine.resolved import Resolved
 from steerserve.steering.push import Push
 
 Held = tuple[Resolved, int, int]

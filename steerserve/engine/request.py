@@ -9,57 +9,14 @@ from schedulers import Order, Transfer
 from steerserve.engine.budget import KlBudget
 from steerserve.engine.cache import RowCache
 from steerserve.engine.conditions import Reading
-from steerserve.engine.cost import Price
 from steerserve.engine.events import Trace
+from steerserve.engine.forward import Forward
 from steerserve.engine.gauges import Gauge
 from steerserve.engine.governor import Governor, Reactions, usual_step
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.resolved import Readout, Resolved
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
-
-
-@dataclass(frozen=True)
-class Readout:
-    """An attribute's projection, read at one layer; residual_norm is the mean norm of the hidden state there, in
-    hidden units, by which readings are divided."""
-
-    attribute: str
-    push: Push
-    residual_norm: float
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """One intervention, resolved: its pushes, and what the plan and the receipt say of it."""
-
-    summary: dict[str, Any]
-    pushes: tuple[Push, ...]
-    governor: Governor | None = None
-    """What decides about it while the row runs; None where its schedule alone does."""
-    price: Price | None = None
-    """Its calibrated cost; None where none holds for it."""
-    mandatory: bool = False
-    """Whether it is not the caller's own."""
-
-
-@dataclass
-class Forward:
-    """What became of one forward of a row."""
-
-    step: int
-    committed: int
-    """Response tokens that were committed before it."""
-    under: tuple[Resolved, ...] = ()
-    """The interventions that held at it."""
-    commits: int = 0
-    """Tokens that it committed."""
-    kl: float = 0.0
-    """Nats that these are, by the full distributions, from the unsteered row's; summed."""
-
-    @classmethod
-    def of(cls, request: "Request") -> "Forward":
-        """The one that a row is about to make."""
-        return cls(request.step, request.length - request.masked, request.interventions)
 
 
 @dataclass(eq=False)
@@ -271,6 +228,10 @@ class Request:
         self.interventions, self.plan = other.interventions, other.plan
         spent = self.budget
         self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)
+
+    def begin(self) -> None:
+        """Note the forward that it is about to make."""
+        self.made.append(Forward(self.step, self.length - self.masked, self.interventions))
 
     def forget_attempt(self) -> None:
         """Forget a forward that did not fit into memory, and the gains that it was to have; plans must have been

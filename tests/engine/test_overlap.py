@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.engine.overlap import overlaps
-from steerserve.engine.request import Resolved
+from steerserve.engine.resolved import Resolved
 from steerserve.steering.push import Push
 
 

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.events import Event
 from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.request import Request, Resolved
+from steerserve.engine.request import Request
+from steerserve.engine.resolved import Resolved
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.errors import PolicyError

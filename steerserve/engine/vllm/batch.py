@@ -10,7 +10,7 @@ from steerserve.engine.batch import Batch
 from steerserve.engine.captured import projections
 from steerserve.engine.limits import hold_to_budgets
 from steerserve.engine.packing import Packed
-from steerserve.engine.request import Forward, Request
+from steerserve.engine.request import Request
 from steerserve.engine.sampler import Draw
 from steerserve.engine.vllm.reply import Reply, joined, unpack
 from steerserve.engine.vllm.task import MEASURES, READ, PushTask, RowTask, to_parameters
@@ -76,7 +76,7 @@ class VllmBatch(Batch):
     def ask(self, row: Tensor, position: Tensor) -> None:
         """Make the forward pass, with candidates at (row [N], canvas position [N])."""
         for request in self.requests:
-            request.made.append(Forward.of(request))
+            request.begin()
         tasks = self.tasks(row, position)
         needed = set[str]().union(*(task.directions() for task in tasks))
         new, forget = needed - self.known, sorted(self.known - needed)
