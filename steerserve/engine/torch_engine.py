@@ -17,17 +17,17 @@ from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, commits, note, readings, revisions, take_back
 from steerserve.engine.early_exit import cut_behind_end
-from steerserve.engine.events import Done, Event, Failed, Result, Steered
+from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
 from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
+from steerserve.engine.outcome import result, settled
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
-from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
-from steerserve.engine.text import continuation, cut_at_stop
+from steerserve.engine.text import continuation
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
@@ -251,49 +251,18 @@ class TorchEngine:
 
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
-        done = [request for request in batch.requests if not request.finished and self._settled(request)]
+        ends = self.model.facts.end_ids
+        done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
         if done:
             batch.flush()
-        ends = [Done(request.id, self._result(request)) for request in done]
+        told = [Done(request.id, result(request, ends, self.catalogue, self._text)) for request in done]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
-        events += ends
+        events += told
         if not self.running:
             self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows
 
-    def _settled(self, request: Request) -> bool:
-        prefix = request.response[: request.prefix]
-        return (
-            request.over
-            or request.aborted
-            or request.prefix == request.length
-            or any(end in prefix for end in self.model.facts.end_ids)
-            or bool(request.params.stop)
-            and cut_at_stop(self._text(request, prefix), request.params.stop)[1]
-        )
-
     def _text(self, request: Request, response: Sequence[int]) -> str:
         return continuation(self.decode, request.prompt_ids, response)
-
-    def _result(self, request: Request) -> Result:
-        # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
-        tokens = request.response if request.over else request.response[: request.prefix]
-        ends = [i for i, token in enumerate(tokens) if token in self.model.facts.end_ids]
-        tokens = tokens[: ends[0]] if ends else tokens
-        written = [i for i, token in enumerate(tokens) if token != request.mask_id]
-        tokens = [tokens[i] for i in written]
-        text, stopped = cut_at_stop(self._text(request, tokens), request.params.stop)
-        return Result(
-            tokens=tuple(tokens),
-            text=text,
-            finish_reason="content_filter" if request.aborted else "stop" if ends or stopped else "length",
-            steps=request.step,
-            forward_passes=request.forwards,
-            prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
-            receipt=receipt(request, self.catalogue),
-            trace=tuple(request.trace),
-            logprobs=tuple(request.logprobs[i] for i in written) if request.params.logprobs else None,
-            top_logprobs=tuple(request.top_logprobs[i] for i in written) if request.top_logprobs else None,
-        )
