@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steerserve.steering.operators import combined
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -40,12 +42,8 @@ class Bounds:
         """The weights [rows, pushes, length] on directions [rows, pushes, hidden_size] with which the bounds hold for
         state [rows, length, hidden_size]; those of pushes without a bound are left bit for bit."""
         counted = torch.where(self.counted, weight, 0.0)
-        # One push after the other, as what is added to the state: the bound is then on that to the last bit, and a row
-        # is held alike in any batch.
-        narrow = counted.to(directions.dtype)
-        delta = narrow[:, 0, :, None] * directions[:, 0, None]
-        for p in range(1, narrow.shape[1]):
-            delta += narrow[:, p, :, None] * directions[:, p, None]
+        # The very sum that is added to the state, so that the bound is on that to the last bit.
+        delta = combined(counted.to(directions.dtype), directions)
         size, norm = delta.float().norm(dim=2), state.float().norm(dim=2)
         self.found = (size / norm.clamp(min=1e-12)).amax(1)
         allowed = self.most[:, None] * norm
