@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported anywhere: the models under test are so small that more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,7 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="steerserve-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-settings.register_profile("steerserve", deadline=None, derandomize=True, print_blob=True)
+# How long drawing an example takes is the machine's own, and says nothing of the code.
+settings.register_profile(
+    "steerserve", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steerserve")
 
 SENTENCES = tuple(
