@@ -124,9 +124,11 @@ class Batch:
         row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)
         return row, position
 
-    def forward(self, model: DiffusionLM) -> Tensor:
-        """Final states [R + G + M, W, hidden_size] of this step, steered."""
+    def forward(self, model: DiffusionLM, candidates: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Final states [R + G + M, W, hidden_size] of this step, steered; where candidates, (row [N], canvas position
+        [N]), are given, those of the states that decide them, and of others or 0."""
         scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.now.progress
+        asked = None if candidates is None else self._asked(*candidates)
         if len(self.guided):
             given = self.inside[self.guided] & ~self.response[self.guided]
             canvas = torch.cat([canvas, canvas[self.guided].masked_fill(given, self.facts.mask_id)])
@@ -143,7 +145,7 @@ class Batch:
             # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
             request.begin()
         hold_to_budgets(self.requests, self.plan)
-        return self.plan.forward(model, canvas, sigma)
+        return self.plan.forward(model, canvas, sigma, asked)
 
     def count(self) -> None:
         """Count the forward that was made, once what it led to is settled: until then it may have to be made again."""
@@ -174,6 +176,15 @@ class Batch:
         """The states [R, 5, W] bool that each named scope holds at this step."""
         masked = (self.canvas == self.facts.mask_id) & self.response
         return state_scopes(self.inside, self.prompt, self.response, masked, self.facts.shift)
+
+    def _asked(self, row: Tensor, position: Tensor) -> Tensor | None:
+        """The states [R + G + M, W] bool that decide these candidates; None where counting them costs more than is
+        saved: on a device that would have to be waited for."""
+        if self.canvas.device.type != "cpu":
+            return None
+        asked = torch.zeros_like(self.inside)
+        asked[row, self.state(position)] = True
+        return torch.cat([asked, asked[self.guided], asked[self.measured]])
 
     def state(self, position: Tensor) -> Tensor:
         """Where the states [N] stand that decide canvas positions [N]."""

@@ -44,7 +44,11 @@ class CachedBatch(Batch):
         for cache in self.caches:
             cache.kept = None
 
-    def forward(self, model: DiffusionLM) -> Tensor:
+    def forward(
+        self,
+        model: DiffusionLM,
+        candidates: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002 (they are among what is computed anyway)
+    ) -> Tensor:
         """See `Batch.forward`."""
         stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]
         self._reasons = stale

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from steerserve.engine.recorded import MOST_PUSHES, Buffers, Shape, Work
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM, Sites
+from steerserve.models.attention import taken
 from steerserve.models.memory import Memory
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.site import Site
@@ -42,7 +43,12 @@ class GraphedLM(DiffusionLM):
         """Forwards so far, and those of them that were replayed."""
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """See `DiffusionLM.forward`; raises SelfTestError where a new recording does not take its steering.
 
@@ -51,7 +57,7 @@ class GraphedLM(DiffusionLM):
         """
         self.forwards += 1
         if torch.is_grad_enabled() or not isinstance(sites, SteeringPlan):
-            return self._plain(tokens, lengths, sites, sigma)
+            return self._plain(tokens, lengths, sites, sigma, at)
         able = {layer: site for layer, site in sites.sites.items() if site.adds and site.code.shape[1] <= MOST_PUSHES}
         active = [layer for layer, site in sites.sites.items() if site.active]
         # All that the plan may push at, not what it pushes now: a gain that comes and goes needs no recording of its
@@ -59,7 +65,7 @@ class GraphedLM(DiffusionLM):
         rows, width = tokens.shape
         shape = Shape.around(rows, width, tuple(able) if active else (), self.facts.max_length)
         if shape is None or sites.captures or not able.keys() >= set(active):
-            return self._plain(tokens, lengths, sites, sigma)
+            return self._plain(tokens, lengths, sites, sigma, at)
         work, replay = self._recording(shape)
         work.fill(tokens, lengths, sigma)
         weights = self._steer(work, sites, shape.layers, width)
@@ -69,7 +75,7 @@ class GraphedLM(DiffusionLM):
             site = sites.sites[layer]
             site.record(weight, work.norms[layer, site.rows, :width])
         # A copy: the next forward of the same step may be of the same shape.
-        return work.hidden[:rows, :width].clone()
+        return taken(work.hidden[:rows, :width], at).clone()
 
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
@@ -81,8 +87,10 @@ class GraphedLM(DiffusionLM):
         """See `DiffusionLM.head`."""
         return self.model.head(hidden)
 
-    def _plain(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, sigma: Tensor | None) -> Tensor:
-        out: Tensor = self.model(tokens, lengths, sites, sigma)
+    def _plain(
+        self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, sigma: Tensor | None, at: Tensor | None
+    ) -> Tensor:
+        out: Tensor = self.model(tokens, lengths, sites, sigma, at)
         return out
 
     def _steer(self, work: Work, plan: SteeringPlan, layers: tuple[int, ...], width: int) -> dict[int, Tensor]:

@@ -51,6 +51,15 @@ def share(widths: Sequence[int], overhead: int) -> list[list[int]]:
     return groups[::-1]
 
 
+def positions(asked: Tensor) -> Tensor | None:
+    """Where asked [rows, width] bool is True, and elsewhere to make up a multiple of TILE for every row: [rows, K], no
+    position twice; None where that would be all of them."""
+    count = -(-max(1, int(asked.sum(1).max())) // TILE) * TILE
+    if count >= asked.shape[1]:
+        return None
+    return asked.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
 @dataclass(frozen=True)
 class Part:
     """The rows of one forward."""
@@ -104,17 +113,21 @@ class Packed:
             else:
                 part.plan.set_step(progress[part.rows.to(progress.device)], scopes[part.rows, :, : part.width])
 
-    def forward(self, model: DiffusionLM, canvas: Tensor, sigma: Tensor | None) -> Tensor:
+    def forward(self, model: DiffusionLM, canvas: Tensor, sigma: Tensor | None, asked: Tensor | None = None) -> Tensor:
         """Final states [F, W, hidden_size] of canvas [F, W], steered by the step that was set; 0 behind the end of a
-        row's forward. sigma [F]."""
+        row's forward. sigma [F]; asked [F, W] bool: the states that will be read, the others may be 0; None: all."""
         states = []
         for part in self.parts:
-            rows, width = part.rows, part.width
-            if rows is None:
-                states.append(model(canvas[:, :width], part.lengths, part.plan, sigma))
-            else:
-                own_sigma = None if sigma is None else sigma[rows]
-                states.append(model(canvas[rows, :width], part.lengths, part.plan, own_sigma))
+            rows, width = slice(None) if part.rows is None else part.rows, part.width
+            own_sigma = None if sigma is None else sigma[rows]
+            at = None
+            if asked is not None and not part.plan.touches(model.facts.num_layers - 1):
+                at = positions(asked[rows, :width])
+            found = model(canvas[rows, :width], part.lengths, part.plan, own_sigma, at)
+            if at is not None:
+                whole = found.new_zeros(len(found), width, found.shape[2])
+                found = whole.scatter_(1, at[:, :, None].expand_as(found), found)
+            states.append(found)
         layers = list(self.parts[0].plan.captured)
         self.captured = {
             layer: self._whole([part.plan.captured[layer] for part in self.parts], len(canvas)) for layer in layers

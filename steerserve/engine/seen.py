@@ -29,10 +29,11 @@ class Seen(Protocol):
 class States:
     """See `Seen`; from the final states of a forward pass in this process."""
 
-    def __init__(self, batch: Batch, model: DiffusionLM) -> None:
-        """Make the forward pass."""
+    def __init__(self, batch: Batch, model: DiffusionLM, row: Tensor, position: Tensor) -> None:
+        """Make the forward pass, of which no other candidates than those at (row [N], canvas position [N]) will be
+        asked for."""
         self._batch, self._model = batch, model
-        self._hidden = batch.forward(model)
+        self._hidden = batch.forward(model, (row, position))
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
         """See `Seen.draw`."""

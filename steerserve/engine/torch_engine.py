@@ -245,9 +245,9 @@ class TorchEngine:
                 batch.close()
             self.batches = []
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:  # noqa: ARG002 (for engines that need them)
+    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
         """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for."""
-        return States(batch, self.model)
+        return States(batch, self.model, row, position)
 
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""

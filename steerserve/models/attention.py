@@ -45,6 +45,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     return mixed.transpose(1, 2)[:, :length].flatten(2)
 
 
+def taken(states: Tensor, at: Tensor | None) -> Tensor:
+    """states [rows, length, size] at the positions at [rows, K]: [rows, K, size]; None: all of them."""
+    return states if at is None else states.gather(1, at[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def turned_to(turns: tuple[Tensor, Tensor], at: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [length, size] at the positions at [rows, K]: [rows, 1, K, size], to be broadcast over heads;
+    None: as they are."""
+    if at is None:
+        return turns
+    cos, sin = turns
+    return cos[at][:, None], sin[at][:, None]
+
+
 def places(length: int, device: torch.device) -> Tensor:
     """The positions 0 to length - 1 and some more, float32: up to a multiple of TILE, so that what is computed of them
     has the same bits whatever the length."""

@@ -88,14 +88,21 @@ class DiffusionLM(nn.Module):
         return tensors
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states.
 
         tokens [rows, length] int64; lengths [rows] int64, the real tokens of each row (None: all of them),
         padding is on the right and is never attended to; sites is called after each layer; sigma [rows] float32, the
-        noise level, needed where `facts.sigma` is set and not read elsewhere.
-        Returns [rows, length, hidden_size], normalised and ready for `head`.
+        noise level, needed where `facts.sigma` is set and not read elsewhere; at [rows, K] int64: the positions whose
+        states are asked for, a multiple of 16 of them, to which the last layer's queries and all that follows are then
+        confined, and sites is not called after that layer; None: all.
+        Returns [rows, length or K, hidden_size], normalised and ready for `head`, with the same bits either way on CPU.
         """
         raise NotImplementedError
 

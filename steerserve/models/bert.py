@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask
+from steerserve.models.attention import attend, padding_mask, taken
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes
 from steerserve.models.memory import Keep, Memory
 
@@ -57,15 +57,16 @@ class Attention(nn.Module):
             {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None, at: Tensor | None) -> Tensor:
+        asked = taken(hidden, at)
         query, key, value = (
-            self.self[name](hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for name in ("query", "key", "value")
+            self.self[name](states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, states in (("query", asked), ("key", hidden), ("value", hidden))
         )
         if keep is not None:
             key, value = keep(key, value)
         mixed = attend(query, key, value, mask)
-        out: Tensor = self.output["LayerNorm"](hidden + self.output["dense"](mixed))
+        out: Tensor = self.output["LayerNorm"](asked + self.output["dense"](mixed))
         return out
 
 
@@ -79,8 +80,9 @@ class Layer(nn.Module):
             {"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None = None) -> Tensor:
-        hidden = self.attention(hidden, mask, keep)
+    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None, at: Tensor | None) -> Tensor:
+        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+        hidden = self.attention(hidden, mask, keep, at)
         out: Tensor = self.output["LayerNorm"](
             hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden)))
         )
@@ -156,9 +158,10 @@ class BertDiffusionLM(DiffusionLM):
         lengths: Tensor | None = None,
         sites: Sites | None = None,
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+        at: Tensor | None = None,
     ) -> Tensor:
         """See `DiffusionLM.forward`."""
-        return self._run(tokens, lengths, sites, None)
+        return self._run(tokens, lengths, sites, None, at)
 
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
@@ -166,7 +169,14 @@ class BertDiffusionLM(DiffusionLM):
         """See `DiffusionLM.resume`."""
         return self._run(tokens, lengths, sites, memory)
 
-    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
+    def _run(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        sites: Sites | None,
+        memory: Memory | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         embeddings: Any = self.bert["embeddings"]
         width = tokens.shape[1] if memory is None else memory.width
         positions = torch.arange(width, device=tokens.device)
@@ -181,8 +191,9 @@ class BertDiffusionLM(DiffusionLM):
         mask = padding_mask(lengths, width, tokens.device)
         encoder: Any = self.bert["encoder"]
         for index, layer in enumerate(encoder["layer"]):
-            hidden = layer(hidden, mask, None if memory is None else partial(memory.exchange, index))
-            if sites is not None:
+            own = at if index == self.facts.num_layers - 1 else None
+            hidden = layer(hidden, mask, None if memory is None else partial(memory.exchange, index), own)
+            if sites is not None and own is None:
                 hidden = sites(index, hidden)
         out: Tensor = hidden
         return out

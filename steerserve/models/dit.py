@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, places
+from steerserve.models.attention import attend, padding_mask, places, taken, turned_to
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites
 
 _NOISE_FEATURES = 256
@@ -135,13 +135,26 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation(config, 6)
 
     def forward(
-        self, hidden: Tensor, condition: Tensor | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+        self,
+        hidden: Tensor,
+        condition: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        at: Tensor | None,
     ) -> Tensor:
+        """See `DiffusionLM.forward` for `at`, which only the last block is given."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulated(self.adaLN_modulation, condition, len(hidden), 6)
-        packed = self.attn_qkv(self.norm1(hidden, shift, scale)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = packed.permute(2, 0, 3, 1, 4)
-        mixed = attend(rotate(query, *rotation), rotate(key, *rotation), value, mask)
-        hidden = hidden + gate * self.attn_out(mixed)
+        normed = self.norm1(hidden, shift, scale)
+        if at is None:
+            query, key, value = self.attn_qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            weight, width = self.attn_qkv.weight, hidden.shape[2]
+            own: Tensor = F.linear(taken(normed, at), weight[:width])
+            others: Tensor = F.linear(normed, weight[width:])
+            query = own.view(*own.shape[:2], self.heads, -1).transpose(1, 2)
+            key, value = others.view(*others.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = attend(rotate(query, *turned_to(rotation, at)), rotate(key, *rotation), value, mask)
+        hidden = taken(hidden, at) + gate * self.attn_out(mixed)
         out: Tensor = hidden + mlp_gate * self.mlp(self.norm2(hidden, mlp_shift, mlp_scale))
         return out
 
@@ -172,7 +185,14 @@ class Dit(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.output_layer = OutputLayer(config)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, sigma: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        sites: Sites | None,
+        sigma: Tensor | None,
+        at: Tensor | None,
+    ) -> Tensor:
         """See `DiffusionLM.forward`."""
         hidden: Tensor = self.vocab_embed(tokens)
         condition = None
@@ -187,8 +207,9 @@ class Dit(nn.Module):
         rotation = (angles.cos()[:length], angles.sin()[:length])
         mask = padding_mask(lengths, length, tokens.device)
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, condition, rotation, mask)
-            if sites is not None:
+            own = at if index == len(self.blocks) - 1 else None
+            hidden = block(hidden, condition, rotation, mask, own)
+            if sites is not None and own is None:
                 hidden = sites(index, hidden)
         out: Tensor = self.output_layer(hidden, condition)
         return out
@@ -209,9 +230,10 @@ class DitDiffusionLM(DiffusionLM):
         lengths: Tensor | None = None,
         sites: Sites | None = None,
         sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """See `DiffusionLM.forward`; a ValueError where the model follows the noise level and sigma is not [rows]."""
-        out: Tensor = self.backbone(tokens, lengths, sites, sigma)
+        out: Tensor = self.backbone(tokens, lengths, sites, sigma, at)
         return out
 
     def head(self, hidden: Tensor) -> Tensor:

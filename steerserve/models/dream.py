@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask
+from steerserve.models.attention import attend, padding_mask, taken, turned_to
 from steerserve.models.base import (
     DiffusionLM,
     ModelFacts,
@@ -76,16 +76,21 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(wide, width, bias=False)
 
     def forward(
-        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+        self,
+        hidden: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        keep: Keep | None,
+        at: Tensor | None,
     ) -> Tensor:
         query, key, value = (
-            project(hidden).unflatten(-1, (-1, self.size)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(states).unflatten(-1, (-1, self.size)).transpose(1, 2)
+            for project, states in ((self.q_proj, taken(hidden, at)), (self.k_proj, hidden), (self.v_proj, hidden))
         )
         key = rotate(key, *turns)
         if keep is not None:
             key, value = keep(key, value)
-        out: Tensor = self.o_proj(attend(rotate(query, *turns), key, value, mask))
+        out: Tensor = self.o_proj(attend(rotate(query, *turned_to(turns, at)), key, value, mask))
         return out
 
 
@@ -111,9 +116,15 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+        self,
+        hidden: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        keep: Keep | None,
+        at: Tensor | None,
     ) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, mask, keep)
+        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+        hidden = taken(hidden, at) + self.self_attn(self.input_layernorm(hidden), turns, mask, keep, at)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -203,9 +214,10 @@ class DreamDiffusionLM(DiffusionLM):
         lengths: Tensor | None = None,
         sites: Sites | None = None,
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+        at: Tensor | None = None,
     ) -> Tensor:
         """See `DiffusionLM.forward`; state i stands at its own position and decides token i + 1."""
-        return self._run(tokens, lengths, sites, None)
+        return self._run(tokens, lengths, sites, None, at)
 
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
@@ -213,7 +225,14 @@ class DreamDiffusionLM(DiffusionLM):
         """See `DiffusionLM.resume`."""
         return self._run(tokens, lengths, sites, memory)
 
-    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
+    def _run(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        sites: Sites | None,
+        memory: Memory | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
         width = tokens.shape[1] if memory is None else memory.width
@@ -221,8 +240,9 @@ class DreamDiffusionLM(DiffusionLM):
         turns = turns if memory is None else memory.turned(turns)
         mask = padding_mask(lengths, width, tokens.device)
         for index, layer in enumerate(model["layers"]):
-            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index))
-            if sites is not None:
+            own = at if index == self.facts.num_layers - 1 else None
+            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
+            if sites is not None and own is None:
                 hidden = sites(index, hidden)
         out: Tensor = model["norm"](hidden)
         return out

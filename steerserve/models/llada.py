@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask
+from steerserve.models.attention import attend, padding_mask, taken, turned_to
 from steerserve.models.base import (
     DiffusionLM,
     ModelFacts,
@@ -97,15 +97,22 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(config.inner, width, bias=False)
 
     def forward(
-        self, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, keep: Keep | None = None
+        self,
+        hidden: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        keep: Keep | None,
+        at: Tensor | None,
     ) -> Tensor:
+        """See `DiffusionLM.forward` for `at`, which only the last block is given."""
         normed = self.attn_norm(hidden)
-        query = rotate(self.q_proj(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2), *turns)
+        query = self.q_proj(taken(normed, at)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = rotate(query, *turned_to(turns, at))
         key = rotate(self.k_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), *turns)
         value = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         if keep is not None:
             key, value = keep(key, value)
-        hidden = hidden + self.attn_out(attend(query, key, value, mask))
+        hidden = taken(hidden, at) + self.attn_out(attend(query, key, value, mask))
         normed = self.ff_norm(hidden)
         out: Tensor = hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
         return out
@@ -180,9 +187,10 @@ class LladaDiffusionLM(DiffusionLM):
         lengths: Tensor | None = None,
         sites: Sites | None = None,
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+        at: Tensor | None = None,
     ) -> Tensor:
         """See `DiffusionLM.forward`."""
-        return self._run(tokens, lengths, sites, None)
+        return self._run(tokens, lengths, sites, None, at)
 
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
@@ -190,7 +198,14 @@ class LladaDiffusionLM(DiffusionLM):
         """See `DiffusionLM.resume`."""
         return self._run(tokens, lengths, sites, memory)
 
-    def _run(self, tokens: Tensor, lengths: Tensor | None, sites: Sites | None, memory: Memory | None) -> Tensor:
+    def _run(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        sites: Sites | None,
+        memory: Memory | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         transformer: Any = self.model["transformer"]
         hidden = transformer["wte"](tokens)
         size = self.config.d_model // self.config.n_heads
@@ -199,8 +214,9 @@ class LladaDiffusionLM(DiffusionLM):
         turns = turns if memory is None else memory.turned(turns)
         mask = padding_mask(lengths, width, tokens.device)
         for index, block in enumerate(transformer["blocks"]):
-            hidden = block(hidden, turns, mask, None if memory is None else partial(memory.exchange, index))
-            if sites is not None:
+            own = at if index == self.facts.num_layers - 1 else None
+            hidden = block(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
+            if sites is not None and own is None:
                 hidden = sites(index, hidden)
         out: Tensor = transformer["ln_f"](hidden)
         return out

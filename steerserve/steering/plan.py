@@ -43,6 +43,10 @@ class SteeringPlan:
         for site in self.sites.values():
             site.set_step(progress, scopes, position)
 
+    def touches(self, layer: int) -> bool:
+        """Whether a layer's output is changed or read at the step that was set."""
+        return layer in self.captures or (layer in self.sites and self.sites[layer].active)
+
     def gain(self, push: Push) -> float:
         """A push's gain at the step that was set."""
         site, row, place = self.places[id(push)]

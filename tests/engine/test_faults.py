@@ -25,12 +25,17 @@ class Faulty(BertDiffusionLM):
     forwards: int = 0
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         self.forwards += 1
         if self.forwards in self.faults:
             raise RuntimeError("out of something")
-        return super().forward(tokens, lengths, sites, sigma)
+        return super().forward(tokens, lengths, sites, sigma, at)
 
 
 def faulty(*faults: int) -> Faulty:

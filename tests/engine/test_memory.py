@@ -24,12 +24,17 @@ class Small(BertDiffusionLM):
     largest = 0
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         if tokens.numel() > self.tokens_that_fit:
             raise torch.OutOfMemoryError("out of memory")
         self.largest = max(self.largest, tokens.shape[0])
-        return super().forward(tokens, lengths, sites, sigma)
+        return super().forward(tokens, lengths, sites, sigma, at)
 
 
 def small() -> Small:

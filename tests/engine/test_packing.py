@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.packing import TILE, Packed, share
+from steerserve.engine.packing import TILE, Packed, positions, share
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import SCOPES, Push
@@ -72,3 +72,38 @@ def test_states_are_those_of_one_forward_bit_for_bit(build: type[DiffusionLM]) -
     packed.flush()
     applied = [push.applied.positions for row in rows for push in row if push.op == "add"]
     assert applied == [length for i, length in enumerate(lengths) if i % 2]
+
+
+@pytest.mark.parametrize("last", ["nothing", "push", "capture"])
+@torch.inference_mode()
+def test_states_that_are_asked_for_are_those_of_the_whole_forward(last: str) -> None:
+    model, width, lengths = tiny.llada(3), 80, [33, 80, 20, 76]
+    generator = torch.Generator().manual_seed(1)
+    layer = model.facts.num_layers - 1
+    direction = torch.nn.functional.normalize(torch.randn(tiny.HIDDEN, generator=generator), dim=0)
+    push = Push(layer, direction, "add", 3.0, torch.ones(4))
+    rows = [[push] if last == "push" and i == 1 else [] for i in range(len(lengths))]
+    captures = frozenset({layer}) if last == "capture" else frozenset[int]()
+    canvas = torch.randint(5, tiny.VOCAB, (len(lengths), width), generator=generator)
+    inside = torch.arange(width) < torch.tensor(lengths)[:, None]
+    asked = inside & (torch.rand(inside.shape, generator=generator) < 0.2)
+    packed = Packed(rows, lengths, width, torch.device("cpu"), torch.float32, captures)
+    packed.set_step(torch.zeros(len(lengths), dtype=torch.float64), inside[:, None].expand(-1, len(SCOPES), -1))
+    whole = packed.forward(model, canvas, None)
+    got = packed.forward(model, canvas, None, asked)
+    assert torch.equal(got[asked], whole[asked])
+    # Elsewhere nothing was computed, but of rows beside which the last layer's output is changed or read everywhere.
+    full = torch.equal(got[1], whole[1])
+    assert full == (last != "nothing")
+    packed.flush()
+    assert push.applied.positions == (2 * 80 if last == "push" else 0)
+
+
+def test_positions_that_are_asked_for_come_once_and_first() -> None:
+    asked = torch.zeros(3, 40, dtype=torch.bool)
+    asked[0, 5:23] = asked[1, 39] = True
+    got = positions(asked)
+    assert got is not None and got.shape == (3, 32)
+    assert got[0, :18].tolist() == list(range(5, 23)) and got[1, 0] == 39
+    assert all(len(set(row)) == 32 for row in got.tolist())
+    assert positions(asked[:, 4:24]) is None

@@ -17,23 +17,33 @@ class Deaf(BertDiffusionLM):
     """Ignores its sites at the last layer."""
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         last = self.facts.num_layers - 1
 
         def partly(layer: int, hidden: Tensor) -> Tensor:
             return hidden if sites is None or layer == last else sites(layer, hidden)
 
-        return super().forward(tokens, lengths, partly, sigma)
+        return super().forward(tokens, lengths, partly, sigma, at)
 
 
 class Leaky(BertDiffusionLM):
     """Lets a trace of each row into the row before it."""
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None, sites: Sites | None = None, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        hidden = super().forward(tokens, lengths, sites, sigma)
+        hidden = super().forward(tokens, lengths, sites, sigma, at)
         return hidden + 1e-3 * hidden.roll(-1, dims=0)
 
 
@@ -84,8 +94,9 @@ class Silent(BertDiffusionLM):
         lengths: Tensor | None = None,
         sites: Sites | None = None,  # noqa: ARG002
         sigma: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        return super().forward(tokens, lengths, None, sigma)
+        return super().forward(tokens, lengths, None, sigma, at)
 
 
 def test_a_model_without_sites_is_refused(tmp_path: Path) -> None:
