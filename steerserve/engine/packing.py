@@ -102,6 +102,7 @@ class Packed:
                     plan=SteeringPlan(steering, device, dtype, captures),
                 )
             )
+        self._part_of = {id(push): part for part in self.parts for row in part.pushes for push in row}
         self.captured: dict[int, Tensor] = {}
         """What the layers of `captures` gave in the last forward, before the push there: [F, W, hidden_size]."""
 
@@ -148,11 +149,11 @@ class Packed:
 
     def gain(self, push: Push) -> float:
         """See `SteeringPlan.gain`."""
-        return self._part(push).plan.gain(push)
+        return self._part_of[id(push)].plan.gain(push)
 
     def scale(self, push: Push, factor: float) -> None:
         """See `SteeringPlan.scale`."""
-        self._part(push).plan.scale(push, factor)
+        self._part_of[id(push)].plan.scale(push, factor)
 
     def refused(self) -> dict[int, tuple[int, float, float]]:
         """See `SteeringPlan.refused`."""
@@ -175,8 +176,5 @@ class Packed:
 
     def projections(self, push: Push) -> Tensor:
         """See `SteeringPlan.projections`; [W], 0 behind the end of the row's forward."""
-        part = self._part(push)
+        part = self._part_of[id(push)]
         return F.pad(part.plan.projections(push), (0, self.width - part.width))
-
-    def _part(self, push: Push) -> Part:
-        return next(part for part in self.parts if any(push is one for row in part.pushes for one in row))
