@@ -13,7 +13,7 @@ from bench.steering.render import render
 RESULTS = Path(bench.__path__[0]) / "results"
 
 
-@pytest.mark.parametrize("name", ["steer", "steer-sets"])
+@pytest.mark.parametrize("name", ["steer", "steer-sets", "steer-orders"])
 def test_a_recorded_run_is_read_as_it_was(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure but the intervals, which take more draws than are made here."""
     monkeypatch.setattr(statistics, "DRAWS", 5)
@@ -23,7 +23,7 @@ def test_a_recorded_run_is_read_as_it_was(name: str, tmp_path: Path, monkeypatch
         (tmp_path / file).write_bytes((RESULTS / name / file).read_bytes())
     render(tmp_path, None)
     before, now = (json.loads((folder / "summary.json").read_text()) for folder in (RESULTS / name, tmp_path))
-    assert before["texts"] == now["texts"] > 1000
+    assert before["texts"] == now["texts"] > 500
     # Rounding of sums may differ between machines in the last place.
     assert _without_intervals(now) == pytest.approx(_without_intervals(before), rel=1e-4, abs=2e-4)
     headings = [
