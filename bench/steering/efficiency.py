@@ -90,7 +90,9 @@ def efficiency(
 
 
 def _correlations(points: Sequence[Mapping[str, Any]], draws: Sequence[Mapping[str, Floats]]) -> dict[str, Any]:
-    """Of predicted and measured gain, in logarithms, over attributes: for each method and for all points."""
+    """Of predicted and measured gain over attributes, for each method and for all points: Pearson's r of the logarithms
+    and Spearman's of the gains. A gain of 0 or less has no logarithm and is left out of the first, in each draw anew;
+    `points` of `of` are in it."""
     told: dict[str, Any] = {}
     for method in [*dict.fromkeys(point["method"] for point in points), "all"]:
         mine = [
@@ -98,20 +100,24 @@ def _correlations(points: Sequence[Mapping[str, Any]], draws: Sequence[Mapping[s
             for i, point in enumerate(points)
             if method in ("all", point["method"]) and np.isfinite(point["predicted"]) and point["predicted"] > 0
         ]
+        if len(mine) < 3:
+            continue
+        predicted = np.array([points[i]["predicted"] for i in mine])
         for name in ("shift_ratio", "root_kl_ratio"):
             measured = np.array([draws[i][name] for i in mine])
-            if len(mine) < 3:
-                continue
-            predicted = [float(np.log(points[i]["predicted"])) for i in mine]
-            logs = np.log(np.where(measured > 0, measured, np.nan))
-            usable = [column for column in range(logs.shape[1]) if np.isfinite(logs[:, column]).all()]
-            found = np.array([correlation(predicted, logs[:, column].tolist()) for column in usable])
-            sample = logs[:, 0].tolist()
+            known, gained = np.isfinite(measured[:, 0]), measured > 0
+            found = np.array(
+                [
+                    correlation(np.log(predicted[rows]).tolist(), np.log(column[rows]).tolist())
+                    for column, rows in zip(measured.T, gained.T, strict=True)
+                ]
+            )
             told.setdefault(method, {})[name] = {
-                "points": len(mine),
-                "pearson": correlation(predicted, sample) if 0 in usable else float("nan"),
+                "points": int(gained[:, 0].sum()),
+                "of": len(mine),
+                "pearson": float(found[0]),
                 "pearson_interval": interval(found[1:]),
-                "spearman": rank_correlation(predicted, sample) if 0 in usable else float("nan"),
+                "spearman": rank_correlation(predicted[known].tolist(), measured[known, 0].tolist()),
             }
     return told
 

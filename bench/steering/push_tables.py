@@ -64,7 +64,7 @@ def efficiency_tables(efficiency: Mapping[str, Any]) -> str:
         [
             method,
             name.replace("_", " "),
-            str(one["points"]),
+            str(one["points"]) if one["points"] == one["of"] else f"{one['points']} of {one['of']}",
             f"{number(one['pearson'])} {span(one['pearson_interval'], number)}",
             number(one["spearman"]),
         ]
