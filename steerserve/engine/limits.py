@@ -7,7 +7,7 @@ from typing import Final
 
 from steerserve.engine.budget import ROUNDING
 from steerserve.engine.drafts import Draft
-from steerserve.engine.events import Event, Failed
+from steerserve.engine.events import Event, Failed, Steered
 from steerserve.engine.packing import Packed
 from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
@@ -78,7 +78,8 @@ Refused = Mapping[int, tuple[int, float, float]]
 
 def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refused, events: list[Event]) -> None:
     """Charge the forward just made to the rows' budgets, and end those rows in the step's events that went over a limit
-    which refuses. rows: of the forward, each with the request it stands for."""
+    which refuses: of these nothing is told but that, and that their steering was changed before the step. rows: of the
+    forward, each with the request it stands for."""
     over: dict[str, Failed] = {}
     for row, (layer, size, bound) in refused.items():
         said = f"max_delta: pushes of |delta| / |h| {size:.4g} at layer {layer} are over the limit of {bound:g}"
@@ -94,4 +95,5 @@ def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refus
         return
     for request in requests:
         request.finished = request.finished or request.id in over
-    events[:] = [*(event for event in events if event.request_id not in over), *over.values()]
+    told = [event for event in events if event.request_id not in over or isinstance(event, Steered)]
+    events[:] = [*told, *over.values()]

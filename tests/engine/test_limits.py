@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Done, Failed
+from steerserve.engine.events import Committed, Done, Failed, Steered
 from steerserve.engine.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
@@ -209,6 +209,16 @@ def test_a_row_over_a_bound_that_refuses_ends_there_alone(served: TorchEngine, c
     assert (failed.limit, failed.aborted) == ("limits.max_delta", False)
     assert "max_delta" in failed.message and "layer 1" in failed.message and "0.05" in failed.message
     assert plain.response == tiny.tokens_of(served, replace(PLAIN, row=1))
+
+
+def test_a_row_that_a_change_puts_over_a_bound_is_told_of_the_change_first(served: TorchEngine) -> None:
+    limits = Limits(max_delta=0.01, on_exceed="refuse")
+    row = served.admit(replace(PLAIN, limits=limits))
+    served.add([row])
+    served.step()
+    loud = Intervention(attribute="topic/sports", strength=50.0, schedule="uniform")
+    assert served.steer(row.id, served.admit(replace(PLAIN, limits=limits, interventions=(loud,)))) == 1
+    assert [type(event) for event in served.step()] == [Steered, Failed]
 
 
 def test_what_is_not_the_caller_s_own_is_neither_limited_nor_counted(served: TorchEngine) -> None:
