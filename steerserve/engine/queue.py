@@ -43,8 +43,14 @@ class Queue:
             insort(self._rows, request, key=attrgetter("due"))
 
     def put_back(self, requests: Iterable[Request]) -> None:
-        """Queue rows again that had been taken; they are due when they were."""
-        for request in requests:
+        """Queue rows again that had been taken; they are due when they were. What they keep of the batch that they were
+        in must have been handed back to them."""
+        again = list(requests)
+        for request in again:
+            if request.cache is not None:
+                request.cache.set_aside()
+        # Only now: no row is queued of which memory runs out for what it keeps.
+        for request in again:
             insort(self._rows, request, key=attrgetter("due"))
 
     def drop(self, ids: Collection[str]) -> None:

@@ -114,6 +114,8 @@ class TorchEngine:
             if mine.id == request_id and request_id not in self.aborted:
                 for batch in self.batches:
                     batch.close()
+                # Closed once: a row that has to wait has by then set aside what it was handed.
+                self.batches = []
                 mine.steer(request)
                 self.steered.append(Steered(mine.id, mine.step, tuple(mine.plan["interventions"])))
                 return mine.step
@@ -179,9 +181,6 @@ class TorchEngine:
         elif rows:
             self.room = ran // 2
             logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
-            for request in rows:
-                if request.cache is not None:
-                    request.cache.set_aside()
             self.waiting.put_back(rows)
 
     def _denoise(self, batch: Batch, events: list[Event]) -> None:

@@ -232,6 +232,20 @@ def test_rows_that_wait_again_do_not_hold_the_memory_of_all(tmp_path: Path, monk
     assert all(one is not None and one.untyped_storage().nbytes() == one.numel() * one.element_size() for one in kept)
 
 
+def test_a_row_whose_place_another_takes_does_not_hold_the_memory_of_all(tmp_path: Path) -> None:
+    served = tiny.engine(build("llada"), tmp_path, max_rows=2)
+    grows, waits = served.admit(replace(PLAIN, measure_kl=True)), served.admit(replace(PLAIN, cache="dual"))
+    served.add([grows, waits])
+    served.step()
+    [store] = [weakref.ref(one.store.untyped_storage()) for one in served.batches if isinstance(one, CachedBatch)]
+    for row in (grows, waits):
+        assert served.steer(row.id, served.admit(replace(row.params, interventions=(PUSH,)))) == 1
+    served.step()
+    assert list(served.waiting) == [waits]
+    assert store() is None
+    assert set(tiny.results(tiny.drain(served))) == {grows.id, waits.id}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
