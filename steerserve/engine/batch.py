@@ -151,6 +151,7 @@ class Batch:
         """Count the forward that was made, once what it led to is settled: until then it may have to be made again."""
         for request in self.requests:
             request.forwards += 1
+        self.settle()
 
     def write(self, row: Tensor, position: Tensor, token: Tensor) -> None:
         """Put token [N] at (row [N], canvas position [N])."""
@@ -232,6 +233,14 @@ class Batch:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
         counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
         return noise.keys(*counters, stream)
+
+    def settle(self) -> None:
+        """See `SteeringPlan.settle`."""
+        self.plan.settle()
+
+    def forget(self) -> None:
+        """See `SteeringPlan.forget`."""
+        self.plan.forget()
 
     def flush(self) -> None:
         """Bring what the pushes of the rows did up to date."""

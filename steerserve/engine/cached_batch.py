@@ -107,6 +107,16 @@ class CachedBatch(Batch):
         for target, found in [(hidden, states), *((captured[layer], one) for layer, one in plan.captured.items())]:
             target[index[row], position[row, place]] = found[row, place]
 
+    def settle(self) -> None:
+        """See `Batch.settle`."""
+        for plan in self._plans.values():
+            plan.settle()
+
+    def forget(self) -> None:
+        """See `Batch.forget`."""
+        for plan in self._plans.values():
+            plan.forget()
+
     def flush(self) -> None:
         """See `Batch.flush`."""
         for plan in self._plans.values():

@@ -165,6 +165,16 @@ class Packed:
                 found |= {row if rows is None else rows[row]: told for row, told in refused.items()}
         return found
 
+    def settle(self) -> None:
+        """See `SteeringPlan.settle`."""
+        for part in self.parts:
+            part.plan.settle()
+
+    def forget(self) -> None:
+        """See `SteeringPlan.forget`."""
+        for part in self.parts:
+            part.plan.forget()
+
     def flush(self) -> None:
         """See `SteeringPlan.flush`."""
         for part in self.parts:

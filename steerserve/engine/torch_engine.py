@@ -168,6 +168,7 @@ class TorchEngine:
         alone ends here."""
         ran = len(self.running)
         for batch in self.batches:
+            batch.forget()
             batch.close()
             # Of a row that has ended only the telling did not fit.
             self._collect(batch, events)

@@ -49,7 +49,8 @@ class Bounds:
         allowed = self.most[:, None] * norm
         over = size > allowed
         factor = torch.where(over, allowed / size.clamp(min=1e-30), 1.0)
-        self.clipped += (over[:, None] & (counted != 0)).sum(2)
+        # Not in place: see `Site.before`.
+        self.clipped = self.clipped + (over[:, None] & (counted != 0)).sum(2)
         return torch.where(self.counted, weight * factor[:, None], weight)
 
     def refused(self) -> list[tuple[int, float, float]]:

@@ -68,6 +68,16 @@ class SteeringPlan:
                     found.setdefault(int(site.host_rows[index]), (layer, size, most))
         return found
 
+    def settle(self) -> None:
+        """Let what the step that was set did count as applied: its forward is not made again."""
+        for site in self.sites.values():
+            site.settle()
+
+    def forget(self) -> None:
+        """Take back what the step that was set counted as applied, unless it is settled; its gains stay."""
+        for site in self.sites.values():
+            site.forget()
+
     def flush(self) -> None:
         """Bring every push's `applied` up to date; call it before reading them and before dropping the plan."""
         for site in self.sites.values():

@@ -69,9 +69,12 @@ class Site:
         self.reading = torch.zeros(shape, device=device)
         self.projection: Tensor | None = None
         """<h, v> [rows, pushes, length] of the last forward, where something is read."""
-        # Sums stay on the device until they are flushed, so that a step does not wait for them.
+        # Sums stay on the device until they are flushed, so that a step does not wait for them. A step does not write
+        # into them but replaces them, so that those before it are there to go back to.
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
         self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
+        self.before: tuple[Tensor, ...] | None = None
+        """What the sums were when the step was set; None where it is settled."""
         self.active = False
         self.gains: list[Tensor] = []
         """Gains of the steps since the last flush, on the host."""
@@ -79,6 +82,7 @@ class Site:
     def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
         device; None: each canvas whole."""
+        self.before = self._sums()
         index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
         gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
         for r, p, dial in self.dials:
@@ -151,15 +155,33 @@ class Site:
         size = weight.abs()
         ratio = size / norm.clamp(min=1e-12)[:, None, :]
         touched = (size > 0).sum(2)
-        self.positions += touched
-        self.steps += touched > 0
-        self.ratio_sum += ratio.sum(2)
+        self.positions = self.positions + touched
+        self.steps = self.steps + (touched > 0)
+        self.ratio_sum = self.ratio_sum + ratio.sum(2)
         self.ratio_max = torch.maximum(self.ratio_max, ratio.amax(2))
 
+    def settle(self) -> None:
+        """Let what the step that was set has added to the sums stand."""
+        self.before = None
+
+    def forget(self) -> None:
+        """Take back what the step that was set has added to the sums, unless it is settled."""
+        if self.before is not None:
+            self.positions, self.steps, self.ratio_sum, self.ratio_max, *clipped = self.before
+            if self.bounds is not None:
+                [self.bounds.clipped] = clipped
+        self.before = None
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        """[rows, pushes] each."""
+        sums = (self.positions, self.steps, self.ratio_sum, self.ratio_max)
+        return sums if self.bounds is None else (*sums, self.bounds.clipped)
+
     def flush(self) -> None:
-        """Move the sums of this site into its pushes, in one transfer, and start them again."""
-        clipped = torch.zeros_like(self.steps) if self.bounds is None else self.bounds.clipped
-        table = torch.stack([self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped]).tolist()
+        """Move the sums of this site into its pushes, in one transfer, and start them again; that settles the step."""
+        sums = self._sums()
+        zeros = torch.zeros_like(self.steps)
+        table = torch.stack(sums if self.bounds is not None else (*sums, zeros)).tolist()
         for r, row in enumerate(self.pushes):
             for p, push in enumerate(row):
                 positions, steps, ratio_sum, ratio_max, cut = (column[r][p] for column in table)
@@ -172,6 +194,8 @@ class Site:
             for row, table_row in zip(self.pushes, torch.stack(self.gains, dim=2).tolist(), strict=True):
                 for push, gains in zip(row, table_row, strict=False):
                     push.applied.gains += gains
-        self.gains = []
-        for sums in (self.positions, self.steps, self.ratio_sum, self.ratio_max, clipped):
-            sums.zero_()
+        self.gains, self.before = [], None
+        # One for all: none of them is ever written into.
+        self.positions = self.steps = self.ratio_sum = self.ratio_max = zeros
+        if self.bounds is not None:
+            self.bounds.clipped = zeros

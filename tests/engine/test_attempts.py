@@ -49,7 +49,10 @@ def served(tmp_path: Path) -> TorchEngine:
     return priced.engine(tiny.llada(1), tmp_path)
 
 
-@pytest.mark.parametrize(("cache", "method"), [(None, "forward"), ("prefix", "resume"), ("dual", "resume")])
+@pytest.mark.parametrize(
+    ("cache", "method"),
+    [(None, "forward"), (None, "head"), ("prefix", "resume"), ("prefix", "head"), ("dual", "resume"), ("dual", "head")],
+)
 @pytest.mark.parametrize("call", [1, 4])
 def test_receipts_are_those_of_rows_that_fit(
     served: TorchEngine, monkeypatch: pytest.MonkeyPatch, cache: str | None, method: str, call: int
@@ -64,6 +67,8 @@ def test_receipts_are_those_of_rows_that_fit(
         [told], [expected] = result.receipt["interventions"], receipt["interventions"]
         assert told["strength_per_step"] == expected["strength_per_step"]
         assert len(told["strength_per_step"]) == result.forward_passes
+        for site, same in zip(told["sites"], expected["sites"], strict=True):
+            assert site == same | {name: pytest.approx(same[name]) for name in ("delta_ratio_mean", "delta_ratio_max")}
 
 
 @pytest.mark.parametrize("method", ["forward", "head"])
