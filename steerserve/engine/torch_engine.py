@@ -130,19 +130,10 @@ class TorchEngine:
     def step(self) -> list[Event]:
         """See `Engine.step`. A step that fails ends the rows it ran, not the engine, unless the next ones fail too."""
         events: list[Event] = []
-        fits = True
         try:
-            self._choose_rows(events)
-            if not self.rows:
-                return events
-            self.steps += 1
-            self.batches = self.batches or self._batches()
-            for batch in self.batches:
-                self._denoise(batch, events)
-            self.failures = 0
-            self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
-        except (torch.OutOfMemoryError, MemoryError):
-            fits = False
+            if not self._try_step(events):
+                # Only now: what a step holds is held by its exception too.
+                self._make_room(events)
         except Exception:
             self.failures += 1
             if self.failures >= MAX_FAILURES:
@@ -150,10 +141,22 @@ class TorchEngine:
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
             self.rows, self.batches = [], []
-        if not fits:
-            # Only now: what a step holds is held by its exception too.
-            self._make_room(events)
         return events
+
+    def _try_step(self, events: list[Event]) -> bool:
+        """Whether the step fit into memory; what was done of it is added to `events` in any case."""
+        try:
+            self._choose_rows(events)
+            if self.rows:
+                self.steps += 1
+                self.batches = self.batches or self._batches()
+                for batch in self.batches:
+                    self._denoise(batch, events)
+                self.failures = 0
+                self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
+        except (torch.OutOfMemoryError, MemoryError):
+            return False
+        return True
 
     def _batches(self) -> list[Batch]:
         """The rows as tensors: those that make everything anew at each step, and those that keep a cache."""
@@ -175,7 +178,6 @@ class TorchEngine:
         rows = self.running
         for request in rows:
             request.forget_attempt()
-        self.rows, self.batches = [], []
         if ran == 1 and rows:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
             events.append(Failed(rows[0].id, "out of memory"))
@@ -183,6 +185,8 @@ class TorchEngine:
             self.room = ran // 2
             logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
             self.waiting.put_back(rows)
+        # Last: rows that could not be put back are still there to end with the step.
+        self.rows, self.batches = [], []
 
     def _denoise(self, batch: Batch, events: list[Event]) -> None:
         """Forward with steering, sample, order, commit, emit: what is done is added to `events` at once, so that it has

@@ -21,7 +21,6 @@ from tests import tiny
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=8, temperature=1.0, ignore_eos=True)
 PUSH = Intervention(attribute="topic/sports", strength=2.0, schedule="uniform")
 PRICED = Intervention(attribute="register/archaic", strength=2.0, schedule="uniform")
-FED = Intervention(attribute="topic/sports", strength=1.0, schedule="feedback")
 HALF = {"progress": {"at_least": 0.5}}
 REVISING = {"type": "remdm", "schedule": "cap", "eta": 0.4}
 
@@ -154,6 +153,25 @@ def test_a_row_that_has_ended_is_told_where_the_telling_did_not_fit(
     found = tiny.run(served, *asked)
     assert not failures
     assert [(request.response, result.steps) for request, result in found] == [(alone[0], 4), (alone[1], 8)]
+
+
+def test_where_memory_does_not_suffice_to_make_room_the_rows_end_and_not_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path)
+    asked = [replace(PLAIN, row=row) for row in range(2)]
+    requests = [served.admit(params) for params in asked]
+    served.add(requests)
+    served.step()
+    with monkeypatch.context() as patch:
+        for method in ("forward", "flush"):
+            patch.setattr(Batch, method, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        events = served.step()
+    assert [event for event in events if not isinstance(event, Committed)] == [
+        Failed(request.id, "the step failed") for request in requests
+    ]
+    assert not served.running and not served.waiting
+    assert all(result.finish_reason == "length" for _, result in tiny.run(served, *asked))
 
 
 def test_a_row_that_went_away_ends_where_the_others_do_not_fit_any_more(
