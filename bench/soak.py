@@ -33,6 +33,8 @@ from bench.wire import Client
 
 WARM_SECONDS = 60.0
 """What the capacity is measured in."""
+WHOLE = ("200", "200 [DONE]")
+"""Outcomes that count as served."""
 STAYS = 0.9
 """Of the requests; half of the others leave halfway, half are wrong."""
 
@@ -43,7 +45,7 @@ class Soak:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     took: list[float] = field(default_factory=list)
-    """How long each answer of status 200 took, in seconds."""
+    """How long each whole answer took, in seconds."""
     held: list[dict[str, float]] = field(default_factory=list)
     """What the server held, once a minute, the first before any load."""
     sent: int = 0
@@ -84,7 +86,7 @@ async def ask(server: Served, raw: bytes, leaves: bool, soak: Soak) -> None:
     except (OSError, TimeoutError) as error:
         name = type(error).__name__
     soak.outcomes[name] += 1
-    if name.startswith("200"):
+    if name in WHOLE:
         soak.took.append(time.monotonic() - began)
 
 
