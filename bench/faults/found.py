@@ -1,13 +1,14 @@
 """What came of a fault, and what it left behind."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.faults.exchange import ended_once
-from bench.faults.server import Served
+from bench.faults.server import IDLE_SECONDS, Served
 
 LEFT, LET_GO = "left", "closed, no head came"
 REHEARSED = {"oversized everything": 7, "malformed and truncated bodies": 1}
@@ -50,13 +51,24 @@ def watched(server: Served, fault: str, act: Act, reported: int | None = None) -
     found.requests = found.requests or len(ids)
     after = server.settled(before)
     found.left = {name: round(after[name] - before[name]) for name in before}
-    lines = server.lines()
     wanted = len(ids) if reported is None else reported
-    found.reported = f"{sum(lines[one] == 1 for one in ids)} of {wanted}"
+    found.reported = f"{_reported(server, ids, wanted)} of {wanted}"
     stayed = {name: count for name, count in found.outcomes.items() if name not in (LEFT, LET_GO)}
     if stayed:
         found.ends = f"{sum(count for name, count in stayed.items() if ended_once(name))} of {sum(stayed.values())}"
     return found
+
+
+def _reported(server: Served, ids: list[str], wanted: int) -> int:
+    """How many of these requests have one line in the log, once all have or after a while: a request's line is written
+    after its connection has ended."""
+    until = time.monotonic() + IDLE_SECONDS
+    while True:
+        lines = server.lines()
+        count = sum(lines[one] == 1 for one in ids)
+        if count == wanted or time.monotonic() > until:
+            return count
+        time.sleep(0.2)
 
 
 def row(found: dict[str, Any]) -> str:
