@@ -103,7 +103,7 @@ async def run(server: Served, target: Target, capacity: float, load: float, seco
             due += chance.expovariate(load * capacity)
             if due >= minute:
                 minute += 60.0
-                soak.held.append(await asyncio.to_thread(server.left))
+                soak.held.append(server.held())
                 print(f"{round(time.monotonic() - began)} s: {soak.held[-1]}, {dict(soak.outcomes)}", flush=True)
     return soak
 

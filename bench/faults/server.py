@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -28,24 +27,20 @@ class Served:
     log: BinaryIO | None
     sent: int = 0
 
-    def left(self) -> dict[str, float]:
-        """Files, threads, rows and MiB it has now."""
+    def held(self) -> dict[str, float]:
+        """Files, threads and MiB it has now."""
         proc = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
-        ready = self.state()
         return {
             "files": len(list((proc / "fd").iterdir())),
             "threads": int(status["Threads"]),
-            "rows": ready["running_rows"] + ready["queue_length"],
             "MiB": round(int(status["VmRSS"].split()[0]) / 1024),
         }
 
-    def state(self) -> Any:
-        """What the server says of its rows and its queue, also while it is too full to be ready."""
-        try:
-            return self.get("/ready")
-        except urllib.error.HTTPError as refused:
-            return json.load(refused)
+    def left(self) -> dict[str, float]:
+        """The same and rows, of a server that is ready."""
+        ready = self.get("/ready")
+        return self.held() | {"rows": ready["running_rows"] + ready["queue_length"]}
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE) as answer:
