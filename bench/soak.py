@@ -4,7 +4,7 @@
 
 A server with the bundled model is started and its capacity measured in a closed loop, as `bench.serve` does. Then
 requests come at random times at LOAD times that, whatever the answers: completions of 16, 32 or 64 tokens in half as
-many steps, plain and steered, whole, streamed token by token and streamed as events; a twentieth of them streams whose
+many steps, plain and steered, whole and streamed in each of the three modes; a twentieth of them streams whose
 client leaves halfway, a twentieth with an error in them.
 
 What must hold: each request whose client stays gets one terminal answer, and every request has one line in the log;
@@ -55,7 +55,7 @@ def asked(chance: random.Random, target: Target) -> tuple[dict[str, Any], bool]:
     """A request of the mix, and whether its client leaves halfway."""
     one, kind = body(chance, target), chance.random()
     if kind < STAYS:
-        mode = chance.choice((None, "tokens", "events"))
+        mode = chance.choice((None, "append", "replace", "events"))
         return (one if mode is None else streamed(one, mode)), False
     if kind < (1 + STAYS) / 2:
         return streamed(one, "events"), True
