@@ -10,6 +10,7 @@ from bench.faults.found import LEFT
 from bench.load import Target
 from bench.soak import Soak, asked, summary
 from bench.wire import Client
+from steerserve.server.protocol import CompletionRequest
 
 TARGET = Target(Client("http://127.0.0.1:1"), "bundled", ("topic/sports",), 8, 16, None)
 
@@ -34,6 +35,9 @@ def test_what_is_lost_or_answered_twice_or_leaks_is_in_the_figures() -> None:
 def test_the_mix_has_all_it_promises() -> None:
     chance = random.Random(0)
     mix = [asked(chance, TARGET) for _ in range(2000)]
+    for one, _ in mix:
+        if one["max_tokens"] > 0:
+            CompletionRequest.model_validate(one)
     modes = Counter(one["diffusion"].get("stream_mode") for one, leaves in mix if not leaves)
     assert set(modes) == {None, "append", "replace", "events"} and min(modes.values()) > 350
     assert 60 < sum(leaves for _, leaves in mix) < 140
