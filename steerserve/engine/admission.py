@@ -21,6 +21,7 @@ from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.readings import check_readings
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
+from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder
@@ -106,6 +107,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
+    probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or remask is not None, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},

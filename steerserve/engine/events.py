@@ -1,5 +1,6 @@
 """The event log: everything an engine says about its requests. Every view of a generation is made from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,8 @@ class Result:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
     asked for."""
+    verdicts: Mapping[str, float] | None = None
+    """Log-odds in nats that the text has each attribute, by the attribute's probe; only where asked for."""
 
 
 @dataclass(frozen=True)

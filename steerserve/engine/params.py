@@ -127,3 +127,5 @@ class GenerationParams:
     """What is pushed in place of what is named, to tell a direction's effect from that of any push of its size."""
     measure_kl: bool = False
     """Whether to measure the KL from the row without its own interventions, at the cost of one row more."""
+    verdicts: tuple[str, ...] = ()
+    """Attributes whose probes say of the finished text whether it has them, at the cost of one forward pass more."""

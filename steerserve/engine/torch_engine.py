@@ -28,6 +28,7 @@ from steerserve.engine.reactions import react, read
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation
+from steerserve.engine.verdicts import judge
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
@@ -259,7 +260,9 @@ class TorchEngine:
         done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
         if done:
             batch.flush()
-        told = [Done(request.id, result(request, ends, self.catalogue, self._text)) for request in done]
+        results = [result(request, ends, self.catalogue, self._text) for request in done]
+        judge(results, done, self.catalogue, self.model, self.tokenizer)
+        told = [Done(request.id, result) for request, result in zip(done, results, strict=True)]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True

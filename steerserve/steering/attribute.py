@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.steering.probe import Probe, load_probe
 from steerserve.steering.push import SCOPES
 
 FORMAT = 1
@@ -67,6 +68,8 @@ class Attribute:
     """Of the card and the directions; empty before it is on disk."""
     directions_sha256: str = ""
     """Of the directions alone, which stay as they are when a profile is measured anew."""
+    probe: Probe | None = field(default=None, repr=False)
+    """What says of a finished text whether it has the attribute; None where it was not trained."""
 
     def card(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON."""
@@ -86,12 +89,14 @@ class Attribute:
         return raw | {"profile": self.profile, "provenance": dict(self.provenance)}
 
     def save(self, folder: Path) -> None:
-        """Write `attribute.json` and `directions.safetensors` into `folder`."""
+        """Write `attribute.json`, `directions.safetensors` and, where there is one, the probe into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{layer}.{kind}": tensor.contiguous() for (layer, kind), tensor in self.directions.items()}
         save_file(tensors, folder / "directions.safetensors")
         card = self.card() | {"directions_sha256": _sha256(folder / "directions.safetensors")}
         (folder / "attribute.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+        if self.probe is not None:
+            self.probe.save(folder)
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,7 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
         provenance=raw.get("provenance", {}),
         sha256=digest,
         directions_sha256=raw["directions_sha256"],
+        probe=load_probe(folder, num_layers, hidden_size),
     )
 
 

@@ -1,0 +1,66 @@
+"""Mean states of whole texts."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from steerserve.models.base import DiffusionLM
+from steerserve.models.sigma import level_of_share
+
+ROWS: Final = 32
+"""Texts of one forward."""
+
+
+class _Deepest(Exception):
+    """Ends a forward whose last wanted layer has been read."""
+
+
+class _Outputs:
+    """A `Sites` that keeps the outputs of some layers and ends the forward after the deepest of them."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._layers, self._deepest = frozenset(layers), max(layers)
+        self.kept: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor:
+        if layer in self._layers:
+            self.kept[layer] = hidden
+        if layer == self._deepest:
+            raise _Deepest
+        return hidden
+
+
+@torch.inference_mode()
+def mean_states(model: DiffusionLM, texts: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+    """For each layer the mean of its outputs over each text's tokens [texts, hidden_size], float32 on the CPU.
+
+    texts: token ids, none of them masked, of which as many are read as the model's canvas holds; a BOS token is put
+    before them and not counted. The mean of a text without tokens is 0.
+    """
+    facts = model.facts
+    found = {layer: torch.zeros(len(texts), facts.hidden_size) for layer in layers}
+    if not layers:
+        return found
+    device = next(model.parameters()).device
+    start = [] if facts.bos_id is None else [facts.bos_id]
+    rows = [[*start, *ids][: facts.max_length] for ids in texts]
+    # Rows of like lengths share a forward: what is padding is computed too.
+    order = sorted((i for i, row in enumerate(rows) if len(row) > len(start)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), ROWS):
+        chosen = order[first : first + ROWS]
+        lengths = torch.tensor([len(rows[i]) for i in chosen])
+        width = int(lengths.max())
+        tokens = torch.tensor([rows[i] + [facts.eos_id] * (width - len(rows[i])) for i in chosen], device=device)
+        sigma = None if facts.sigma is None else level_of_share(facts.sigma, torch.zeros(len(chosen), device=device))
+        outputs = _Outputs(layers)
+        with suppress(_Deepest):
+            model(tokens, lengths.to(device), outputs, sigma)
+        position = torch.arange(width)
+        counted = ((position >= len(start)) & (position < lengths[:, None])).float().to(device)
+        for layer, hidden in outputs.kept.items():
+            sums = torch.einsum("rp,rph->rh", counted, hidden.float())
+            found[layer][chosen] = (sums / counted.sum(1, keepdim=True)).cpu()
+    return found

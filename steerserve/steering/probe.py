@@ -1,0 +1,76 @@
+"""A probe: what says of a finished text whether it has an attribute, from the model's own states of it."""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steerserve.errors import ArtifactError
+
+FILE: Final = "probe.safetensors"
+WORDLESS: Final = -30.0
+"""Log-odds of a text without a single token, which shows nothing."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Logistic regression on the mean state of a text's tokens, none of them masked and nothing pushed.
+
+    A linear probe as in Alain and Bengio (arXiv 1610.01644): log-odds = <weights, mean over tokens of h> + bias.
+    """
+
+    layer: int
+    """Layer whose output it reads."""
+    weights: Tensor = field(repr=False)
+    """[hidden_size], float32."""
+    bias: float
+    accuracy: float
+    """On texts it was not trained on, target and contrast counting the same."""
+    texts: int
+    """Texts it was trained on."""
+    sha256: str = ""
+    """Of its file; empty before it is on disk."""
+
+    def log_odds(self, mean: Tensor) -> Tensor:
+        """Log of p / (1 - p) in nats [texts] that each text has the attribute, of mean states [texts, hidden_size]."""
+        return mean.float() @ self.weights.to(mean.device) + self.bias
+
+    def save(self, folder: Path) -> None:
+        """Write `probe.safetensors` into the folder of its attribute."""
+        told = {"layer": self.layer, "bias": self.bias, "accuracy": self.accuracy, "texts": self.texts}
+        metadata = {name: repr(value) for name, value in told.items()}
+        save_file({"weights": self.weights.float().contiguous()}, folder / FILE, metadata)
+
+
+def load_probe(folder: Path, num_layers: int, hidden_size: int) -> Probe | None:
+    """The probe in an attribute's folder, None without one; raises ArtifactError where it does not fit the model."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            told, weights = opened.metadata() or {}, opened.get_tensor("weights").float()
+        probe = Probe(
+            int(told["layer"]),
+            weights,
+            float(told["bias"]),
+            float(told["accuracy"]),
+            int(told["texts"]),
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is no probe: {type(error).__name__}: {error}") from error
+    if not 0 <= probe.layer < num_layers or weights.shape != (hidden_size,):
+        raise ArtifactError(
+            f"{path}: reads {list(weights.shape)} states of layer {probe.layer}, which does not fit a model of "
+            f"{num_layers} layers of size {hidden_size}"
+        )
+    if not math.isfinite(probe.bias) or not bool(torch.isfinite(weights).all()):
+        raise ArtifactError(f"{path}: weights and bias must be finite")
+    return probe
