@@ -29,6 +29,7 @@ from steerserve.server.service import Service
 from steerserve.server.sse import EventStream, lines
 from steerserve.server.streaming import VIEWS
 from steerserve.server.turns import Turns
+from steerserve.server.wishes import ranking_of
 from steerserve.server.wording import ChatWording, CompletionWording, Wording
 from steerserve.server.worker import EngineWorker
 
@@ -82,18 +83,21 @@ class Completions:
         return await self._answered(request, CHAT)
 
     async def preview(self, request: Request) -> Response:
-        """What a completion with this body, of a text or a conversation, would do, one plan a prompt; or the error it
-        would be refused with."""
+        """What a completion with this body, of a text or a conversation, would do, one plan a prompt, with how many
+        rows and by what its texts would be ranked; or the error it would be refused with."""
         raw = await request.body()
         interface = CHAT if b'"messages"' in raw and "messages" in read_object(raw) else COMPLETIONS
         admission = self._turns.take(self._admit, raw, interface)
-        _, _, rows, admitted = await unless_gone(request.receive, admission)
+        body, _, rows, admitted = await unless_gone(request.receive, admission)
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
                 plans.setdefault(row.prompt, one.plan)
         listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
-        return JSONResponse({"object": "steering.preview", "model": self._service.model_id, "plans": listed})
+        ranking = ranking_of(body)
+        asked = {"rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
+        head = {"object": "steering.preview", "model": self._service.model_id}
+        return JSONResponse(head | asked | {"plans": listed})
 
     async def _answered(self, request: Request, interface: Interface) -> Response:
         # First of all: under load, most of what a server does may be to refuse, and that must cost it next to nothing.
@@ -135,6 +139,8 @@ class Completions:
             decoders={one.id: partial(continuation, self._service.decode, one.prompt_ids) for one in admitted},
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
+            logprobs=body.alternatives is not None,
+            ranking=ranking_of(body),
             revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)

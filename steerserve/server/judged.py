@@ -34,6 +34,7 @@ JUDGED: Final = frozenset(
         "limits",
         "control",
         "measure_kl",
+        "verdicts",
     }
 )
 """Fields of a row of which it is known that they cannot weaken a mandatory intervention.

@@ -109,7 +109,9 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
     "/v1/steering/preview": {
         "post": _does(
             "The plan of a request, without running it",
-            _object(object={"const": "steering.preview"}, model=TEXT, plans=PLANS),
+            _object(
+                object={"const": "steering.preview"}, model=TEXT, rows=NUMBER, n=NUMBER, best_of=NUMBER, plans=PLANS
+            ),
             ("CompletionRequest", "ChatRequest"),
         )
     },

@@ -51,6 +51,8 @@ class Policy:
         if params.trace is not None:
             for index, name in enumerate(params.trace.attributes):
                 self._check_name(name, f"trace.attributes[{index}]")
+        for index, name in enumerate(params.verdicts):
+            self._check_name(name, f"verdicts[{index}]")
         if params.control == "matched_norm" and not self.features:
             raise PolicyError("this key may not push single features, as control 'matched_norm' does", "control")
         for choice in ("order", "transfer", "abort_when", "remask_when"):

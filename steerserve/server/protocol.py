@@ -56,6 +56,8 @@ class GenerationRequest(Strict):
     top_k: int | None = Field(default=None, ge=-1, le=fields.MAX_TOKEN_ID)
     """Draw from the k likeliest tokens only; 0 or -1: from all."""
     n: int = Field(default=1, ge=1, le=1024)
+    best_of: int | None = Field(default=None, ge=1, le=1024)
+    """Candidates made for each prompt, of which the n best, as `steering.rank` says, are answered; left out: n."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Left out: drawn by the server and told in the answer."""
     stop: Stop | None = None
@@ -106,6 +108,18 @@ class GenerationRequest(Strict):
             raise fields.blame("diffusion.stream_mode", 'needs "stream": true')
         return self
 
+    @model_validator(mode="after")
+    def _candidates_to_choose_from(self) -> Self:
+        if self.best_of is not None and self.best_of < self.n:
+            raise fields.blame("best_of", f"must be at least n, which is {self.n}, got {self.best_of}")
+        if self.best_of is not None and self.best_of > self.n and self.stream:
+            raise fields.blame(
+                "best_of",
+                f"must be n, which is {self.n}, in a stream, got {self.best_of}: which texts are the best is known "
+                f"only once all have ended",
+            )
+        return self
+
 
 class CompletionRequest(GenerationRequest):
     """A completion of a text."""
@@ -117,18 +131,11 @@ class CompletionRequest(GenerationRequest):
     """Asks for the log-probability of each token when it was committed, and of so many alternatives."""
     echo: bool = False
     """The prompt, as the model read it, before the text."""
-    best_of: int | None = Field(default=None, ge=1, le=1024)
 
     @property
     def alternatives(self) -> int | None:
         """See `GenerationRequest.alternatives`."""
         return self.logprobs
-
-    @model_validator(mode="after")
-    def _best_of_all(self) -> Self:
-        if self.best_of is not None and self.best_of != self.n:
-            raise fields.blame("best_of", f"must be n, which is {self.n}: texts are not ranked, got {self.best_of}")
-        return self
 
     @model_validator(mode="after")
     def _events_tell_the_response(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Any
 
 from steerserve.engine.events import Result, Trace
 from steerserve.engine.text import continuation
+from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
 from steerserve.server.wording import Piece, Wording
 
@@ -30,6 +31,9 @@ class Answer:
     decode: Decoder
     echo: bool = False
     """Whether the prompt is part of the text."""
+    logprobs: bool = True
+    """Whether log-probabilities are told where the engine has recorded them."""
+    ranking: Ranking = Ranking()
     revised_by: Mapping[str, int] = field(default_factory=dict)
     """For the rows that may take tokens back: length of the blocks within which they do."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -68,13 +72,24 @@ class Answer:
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
         result = self.results[keys[False]]
         found: dict[str, Any] = {"logprobs": self._logprobs(keys[False]), "finish_reason": result.finish_reason}
-        if result.receipt is not None:
-            found["steering"] = result.receipt
+        steering = self.steering(keys[False])
+        if steering is not None:
+            found["steering"] = steering
         if result.trace:
             found["trace"] = [trace(one) for one in result.trace]
         if True in keys:
-            found["baseline"] = self._said(keys[True]) | {"finish_reason": self.results[keys[True]].finish_reason}
+            twin = self.results[keys[True]]
+            found["baseline"] = self._said(keys[True]) | {"finish_reason": twin.finish_reason} | _verdicts(twin)
         return found
+
+    def steering(self, request_id: str) -> dict[str, Any] | None:
+        """What there is to say of the steering of a finished row: its receipt, `verdicts`, the probability that it has
+        each attribute it was judged by, and its number as a `candidate`; None for a row without any of these."""
+        result = self.results[request_id]
+        told = _verdicts(result)
+        if self.ranking.chooses:
+            told["candidate"] = self.rows[request_id].choice
+        return result.receipt if not told else (result.receipt or {"interventions": []}) | told
 
     def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
@@ -97,12 +112,34 @@ class Answer:
         }
 
     def body(self) -> dict[str, Any]:
-        """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one."""
-        choices = [self.choice(index) for index in sorted({row.choice for row in self.rows.values()})]
+        """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one. With
+        more candidates than choices it also says what they were ranked by and how each of them did."""
+        rankings = self._rankings()
+        answered = [key for keys in rankings for key in (keys[: self.ranking.n] if self.ranking.chooses else keys)]
+        choices = [self.choice(self.rows[key].choice) | {"index": index} for index, key in enumerate(answered)]
         body = self.head(self.wording.answer) | {"choices": choices, "usage": self.usage()}
         if "steering" in choices[0]:
             body["steering"] = choices[0]["steering"]
+        if self.ranking.chooses:
+            told = [self._candidate(key) for keys in rankings for key in keys]
+            body["steering"] = body["steering"] | {"rank": self.ranking.rank, "candidates": told}
         return body
+
+    def _rankings(self) -> list[list[str]]:
+        """For each prompt the rows of its candidates, the best first; in their own order where none is chosen."""
+        prompts: dict[int, list[str]] = {}
+        for request_id, row in self.rows.items():
+            if not row.baseline:
+                prompts.setdefault(row.prompt, []).append(request_id)
+        if not self.ranking.chooses:
+            return list(prompts.values())
+        wishes = self.ranking.wishes or ()
+        return [[keys[i] for i in ranked([self.results[key] for key in keys], wishes)] for keys in prompts.values()]
+
+    def _candidate(self, request_id: str) -> dict[str, Any]:
+        row, result = self.rows[request_id], self.results[request_id]
+        told = {"prompt": row.prompt, "candidate": row.choice, "score": score(result, self.ranking.wishes or ())}
+        return told | {"finish_reason": result.finish_reason} | _verdicts(result)
 
     def _said(self, request_id: str) -> dict[str, Any]:
         return self.wording.said(self._text(request_id))
@@ -112,7 +149,7 @@ class Answer:
 
     def _logprobs(self, request_id: str) -> dict[str, Any] | None:
         result = self.results[request_id]
-        if result.logprobs is None:
+        if result.logprobs is None or not self.logprobs:
             return None
         spoken = []
         if self.echo:
@@ -121,6 +158,12 @@ class Answer:
         last = self.prompts[request_id][-1:]
         said = pieces(result, self.decoders[request_id], self.decode, last, len(self.opening(request_id)))
         return self.wording.logprobs(spoken + said)
+
+
+def _verdicts(result: Result) -> dict[str, Any]:
+    if not result.verdicts:
+        return {}
+    return {"verdicts": {name: probability(log_odds) for name, log_odds in result.verdicts.items()}}
 
 
 def trace(one: Trace) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from steerserve.engine.params import GenerationParams, Limits, TraceParams
 from steerserve.errors import RequestError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
+from steerserve.server.ranking import Ranking
 from steerserve.server.steering import Change
+from steerserve.server.wishes import explained, ranking_of
 
 Prompt = str | tuple[int, ...]
 
@@ -22,7 +24,8 @@ class Row:
 
     params: GenerationParams
     choice: int
-    """Index of the choice it belongs to; choices count through the prompts, and through n within each."""
+    """Index of the choice it belongs to; choices count through the prompts, and through n within each. Where more are
+    made than are answered, the number of the candidate, which counts through best_of in the same way."""
     prompt: int
     """Index of its prompt."""
     baseline: bool = False
@@ -36,18 +39,20 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
     has none of its own.
     """
     prompts = prompts_of(body) if prompts is None else prompts
+    ranking = ranking_of(body)
+    name, made = ("best_of", ranking.best_of) if ranking.chooses else ("n", body.n)
     twins = 2 if body.steering.baseline else 1
-    count = len(prompts) * body.n * twins
+    count = len(prompts) * made * twins
     if count > max_rows:
         raise RequestError(
-            f"{len(prompts)} prompts x n of {body.n}{' x 2 for the baseline' * (twins - 1)} are {count} rows; "
+            f"{len(prompts)} prompts x {name} of {made}{' x 2 for the baseline' * (twins - 1)} are {count} rows; "
             f"a request may have {max_rows}",
-            "n" if body.n > 1 else "prompt",
+            name if made > 1 else "prompt",
         )
-    common = _params(body, seed)
+    common = _params(body, seed, ranking)
     rows = []
-    for choice in range(len(prompts) * body.n):
-        prompt = choice // body.n
+    for choice in range(len(prompts) * made):
+        prompt = choice // made
         params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
@@ -76,6 +81,8 @@ def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change)
         try:
             admitted.append(engine.admit(row.params))
         except RequestError as error:
+            if error.param is not None and error.param.startswith("verdicts"):
+                raise explained(error, body) from error
             raise type(error)(str(error), _request_path(error.param, row, body)) from error
     return admitted
 
@@ -133,7 +140,7 @@ def _text_or_tokens(value: Any) -> Prompt:
     return value if isinstance(value, str) else tuple(value)
 
 
-def _params(body: GenerationRequest, seed: int) -> GenerationParams:
+def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationParams:
     diffusion = body.diffusion
     stop = body.stop if body.stop is not None else []
     trace, limits = body.steering.trace, body.steering.limits
@@ -156,7 +163,7 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         seed=seed,
         ignore_eos=body.ignore_eos if diffusion.ignore_eos is None else diffusion.ignore_eos,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        logprobs=body.alternatives is not None,
+        logprobs=body.alternatives is not None or ranking.by_logprobs,
         top_logprobs=body.alternatives or 0,
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,
@@ -166,4 +173,5 @@ def _params(body: GenerationRequest, seed: int) -> GenerationParams:
         trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
         abort_when=body.steering.abort_when,
         remask_when=body.steering.remask_when,
+        verdicts=tuple(wish.attribute for wish in ranking.wishes or ()),
     )

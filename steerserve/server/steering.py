@@ -141,6 +141,10 @@ class Steering(Change):
     control: Literal["random", "sign_flip", "matched_norm"] | None = None
     measure_kl: bool = False
     """Whether to measure the KL from the unsteered model; each steered row then costs two."""
+    rank: list[Name] | None = Field(default=None, max_length=64)
+    """Attributes whose probes judge the finished texts, by which the candidates of `best_of` are ranked: texts that
+    have them first or, behind a minus sign, texts that do not. Left out: with `best_of` above n, those that the
+    interventions push. None of them ([], or nothing pushed by name): by the mean log-probability of the tokens."""
 
 
 class SteeringPatch(Strict):

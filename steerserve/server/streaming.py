@@ -193,9 +193,10 @@ class EventsView:
             denoising_steps=result.steps,
             forward_passes=result.forward_passes,
         )
-        if result.receipt is None:
+        steering = self._answer.steering(event.request_id)
+        if steering is None:
             return [done]
-        return [self._frame("receipt", event.request_id, steering=result.receipt), done]
+        return [self._frame("receipt", event.request_id, steering=steering), done]
 
     def _frame(self, kind: str, request_id: str, **fields: Any) -> dict[str, Any]:
         row = self._answer.rows[request_id]

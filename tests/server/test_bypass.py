@@ -56,6 +56,8 @@ def post(client: TestClient, path: str = "/v1/completions", **fields: Any) -> An
         {"steering": {"baseline": True}},
         {"steering": {"interventions": [OWN], "baseline": True}},
         {"prompt": ["a", "b"], "n": 2},
+        {"prompt": ["a", "b"], "best_of": 3},
+        {"best_of": 3, "steering": {"rank": ["-sentiment/positive"], "baseline": True}},
         {"stream": True},
         {"stream": True, "steering": {"baseline": True}},
         {"diffusion": {"steps": 1}},
@@ -427,6 +429,8 @@ def test_limits_of_one_key_are_not_those_of_another(tmp_path: Path) -> None:
         refused = post(client, steering=own)
         assert refused.status_code == 403
         assert refused.json()["error"]["param"] == "steering.interventions[0].attribute"
+        refused = post(client, best_of=2, steering={"rank": ["-topic/sports"]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "steering.rank[0]")
         assert post(client).status_code == 200
 
 

@@ -35,6 +35,7 @@ def test_the_default_allows_everything() -> None:
     [
         (asked(POSITIVE, SPORTS), "interventions[1].attribute"),
         (asked(trace=TraceParams(("sentiment/positive", "topic/sports"))), "trace.attributes[1]"),
+        (asked(verdicts=("sentiment/positive", "topic/sports")), "verdicts[1]"),
         (asked(order={"type": "sae_attribute", "attribute": "topic/sports"}), "order"),
         (asked(transfer={"type": "x", "deep": [{"attributes": ["topic/sports"]}]}), "transfer"),
         (

@@ -105,7 +105,13 @@ def test_fields_of_other_servers_reach_the_engine() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({"n": 65}, "n"), ({"n": 33, "steering": {"baseline": True}}, "n"), ({"prompt": ["a"] * 65}, "prompt")],
+    [
+        ({"n": 65}, "n"),
+        ({"n": 33, "steering": {"baseline": True}}, "n"),
+        ({"prompt": ["a"] * 65}, "prompt"),
+        ({"best_of": 65}, "best_of"),
+        ({"prompt": ["a", "b"], "n": 2, "best_of": 17, "steering": {"baseline": True}}, "best_of"),
+    ],
 )
 def test_too_many_rows_are_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError, match="a request may have 64") as caught:
@@ -156,3 +162,26 @@ def test_a_complaint_about_the_length_names_the_field_that_was_sent() -> None:
     with pytest.raises(RequestError) as caught:
         admit(Complaining(RequestError("too long", "max_tokens")), rows_of(body, 7, 64), body)
     assert caught.value.param == "max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("engine_says", "steering", "request_says"),
+    [
+        ("verdicts", {"rank": ["a", "b"]}, "steering.rank"),
+        ("verdicts[1]", {"rank": ["a", "-b"]}, "steering.rank[1]"),
+        ("verdicts", {"interventions": [{"attribute": "topic/sports"}]}, "best_of"),
+        (
+            "verdicts[0]",
+            {"interventions": [{"vector": {"name": "v"}}, {"attribute": "topic/sports"}]},
+            "steering.interventions[1].attribute",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_laid_on_what_asked_for_it(
+    engine_says: str, steering: dict[str, Any], request_says: str
+) -> None:
+    body = body_of(best_of=2, steering=steering)
+    with pytest.raises(RequestError, match="no probe") as caught:
+        admit(Complaining(RequestError("no probe", engine_says)), rows_of(body, 7, 64)[1:], body)
+    assert caught.value.param == request_says
+    assert ("unless steering.rank names others" in str(caught.value)) == ("rank" not in steering)

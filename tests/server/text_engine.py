@@ -98,6 +98,9 @@ class TextEngine:
         for index, one in enumerate(params.interventions):
             if one.attribute is not None and one.attribute not in ATTRIBUTES:
                 raise NotFoundError(f"no attribute {one.attribute!r}", f"interventions[{index}].attribute")
+        for index, name in enumerate(params.verdicts):
+            if name not in ATTRIBUTES:
+                raise NotFoundError(f"no attribute {name!r}", f"verdicts[{index}]")
         prompt_ids = tuple(params.prompt.encode()) if isinstance(params.prompt, str) else params.prompt
         if any(token > END for token in prompt_ids):
             raise RequestError(f"prompt: token ids must be 0 to {END}", "prompt")
@@ -234,6 +237,7 @@ def result_of(request: TextRequest) -> Result:
         top_logprobs=tuple(likeliest(token)[: params.top_logprobs] for token in tokens)
         if params.top_logprobs
         else None,
+        verdicts={name: random.Random(f"{name} {text}").gauss(0, 3) for name in params.verdicts} or None,
     )
 
 
