@@ -14,11 +14,12 @@ from steerserve.steering.vectors import NamedVector
 
 
 def attribute_card(attribute: Attribute) -> dict[str, Any]:
-    """What `/v1/attributes/{name}` says: the card, its hash and its dispersion."""
+    """What `/v1/attributes/{name}` says: the card, its hash, its dispersion and its probe."""
     profile = schedulers.CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
     return attribute.card() | {
         "sha256": attribute.sha256,
         "rho": profile.efficiency() if profile else None,
+        "probe": attribute.probe.card() if attribute.probe else None,
     }
 
 

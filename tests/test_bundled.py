@@ -11,6 +11,7 @@ from openai import NotFoundError, OpenAI
 
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.verdicts import probes, verdicts
 from steerserve.runtime import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
 from tests import tiny
@@ -51,6 +52,69 @@ def test_everything_that_ships_belongs_together(runtime: Runtime) -> None:
         for site in card["sites"].values():
             assert sum(feature["weight"] != 0 for feature in site["features"]) == 20
             assert service.saes[site["sae"]]["sha256"] == site["sae_sha256"]
+
+
+# Target and contrast of each attribute, in words of our own.
+SENTENCES = {
+    "topic/world": (
+        ("the president met rebel leaders after soldiers killed dozens in the capital.",
+         "voters in the country went to the polls as the prime minister called for peace talks."),
+        ("the striker scored twice and the team won the cup final.",
+         "the company said quarterly profit rose on strong sales."),
+    ),
+    "topic/sports": (
+        ("the striker scored twice and the team won the cup final.",
+         "the coach said his players were ready for the second half of the season."),
+        ("the company said quarterly profit rose on strong sales.",
+         "the president met rebel leaders after soldiers killed dozens in the capital."),
+    ),
+    "topic/business": (
+        ("the company said quarterly profit rose on strong sales.",
+         "shares fell on wall street as oil prices reached a new high."),
+        ("the striker scored twice and the team won the cup final.",
+         "scientists found water on the moon with a new space telescope."),
+    ),
+    "topic/sci-tech": (
+        ("scientists found water on the moon with a new space telescope.",
+         "the software update fixes a security hole in the web browser."),
+        ("the striker scored twice and the team won the cup final.",
+         "the president met rebel leaders after soldiers killed dozens in the capital."),
+    ),
+    "sentiment/positive": (
+        ("a wonderful film, beautifully acted and a joy to watch from start to finish.",
+         "i loved this movie, it is one of the best i have ever seen."),
+        ("a terrible film, badly acted and boring from start to finish.",
+         "i hated this movie, it is one of the worst i have ever seen."),
+    ),
+    "register/archaic": (
+        ("and it came to pass that he spake unto them, saying, thou shalt not go thither.",
+         "ye have heard what he saith; therefore thou shalt fear him."),
+        ("he told them that they should not go there.",
+         "you have heard what he says, so you should fear him."),
+    ),
+    "formality/formal": (
+        ("the committee concluded that further measures would be required to protect the environment.",
+         "officials declined to comment on the proposed legislation."),
+        ("lol i dont know why u would do that haha!!",
+         "omg that is so cool, cant wait to see ya!"),
+    ),
+}  # fmt: skip
+OPPOSITES = {
+    "sentiment/negative": "sentiment/positive",
+    "register/modern": "register/archaic",
+    "formality/informal": "formality/formal",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ATTRIBUTES))
+def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> None:
+    card = runtime.service.attributes[name]["probe"]
+    assert card["layer"] == 5 and card["accuracy"] > 0.7 and card["texts"] > 1000
+    shows, does_not = SENTENCES[OPPOSITES.get(name, name)][:: -1 if name in OPPOSITES else 1]
+    engine = runtime.engine
+    asked = [probes((name,), engine.catalogue)] * (len(shows) + len(does_not))
+    found = [one[name] for one in verdicts(engine.model, engine.tokenizer, [*shows, *does_not], asked)]
+    assert min(found[: len(shows)]) > max(found[len(shows) :])
 
 
 def test_its_size_is_what_a_wheel_can_carry() -> None:

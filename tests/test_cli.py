@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.cli import build_parser, main
 from steerserve.commands import calibrate, generate, serve, train
 from steerserve.commands.flags import FlagGroup
+from steerserve.steering.probe import Probe
+from tests import tiny
 from tests.conftest import SENTENCES
 
 FOLDERS = ("--model", "--sae", "--data", "--out")
@@ -30,7 +33,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
     ("train", "dlm"): ("--data", "--tokenizer", "--out", "--encoder", "--tokens", "--context", "--hidden-size"),
     ("train", "sae"): ("--data", "--model", "--out", "--layers", "--features", "--k"),
-    ("calibrate",): FOLDERS,
+    ("calibrate",): (*FOLDERS, "--profile", "--probes", "--probe-texts"),
 }
 GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
     "model": (serve.MODEL, ("serve",)),
@@ -45,6 +48,7 @@ GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
     "sae": (train.SAE, ("train", "sae", "--data", "d", "--model", "m", "--out", "o", "--layers", "0")),
     "calibration": (calibrate.RECIPE, ("calibrate", "--model", "m", "--sae", "s", "--data", "d", "--out", "o")),
     "measured profile": (calibrate.PROFILE, ("calibrate", "--model", "m", "--data", "d", "--profile", "a")),
+    "probes": (calibrate.PROBES, ("calibrate", "--model", "m", "--data", "d", "--probes", "a")),
 }
 
 
@@ -119,6 +123,13 @@ def test_a_flag_that_is_given_reaches_its_field(port: int, rows: int, seconds: f
         ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "nowhere"),
         ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "{empty}", "--out", "{empty}/out"),
         ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "{empty}", "--texts", "5"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--profile", "{empty}", "--probe-texts", "5"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "nowhere"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--out", "{empty}/out"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--profile", "{empty}"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--texts", "5"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--runs", "5"),
+        ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--probe-texts", "0"),
         ("calibrate", "--data", "d", "--model", "m", "--sae", "s", "--out", "o", "--runs", "5"),
         ("serve", "--port", "70000"),
     ],
@@ -193,6 +204,19 @@ def test_inspect_shows_facts_and_tensors(tiny_model: Path, capsys: pytest.Captur
     assert sizes["bert.embeddings.position_embeddings.weight"] == [64, 32]
     assert main(["inspect", "model", str(tiny_model)]) == 0
     assert found["facts"]["sha256"][:8] in capsys.readouterr().out
+
+
+def test_inspect_tells_of_a_probe_above_the_layers_that_are_steered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.attribute(tmp_path, "topic/sports", (0,))
+    command = ["inspect", "attribute", str(tmp_path), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["probe"] is None
+    Probe(7, torch.ones(tiny.HIDDEN), 0.5, 0.91, 120).save(tmp_path)
+    assert main(command) == 0
+    probe = json.loads(capsys.readouterr().out)["facts"]["probe"]
+    assert len(probe.pop("sha256")) == 64 and probe == {"layer": 7, "accuracy": 0.91, "texts": 120}
 
 
 def test_a_model_trained_from_texts_alone_can_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

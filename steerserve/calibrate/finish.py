@@ -18,6 +18,7 @@ from steerserve.calibrate.tasks import Task
 from steerserve.calibrate.trials import Laboratory
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute, AttributeSite
+from steerserve.steering.probe import Probe
 from steerserve.train.classifiers import Judge
 
 
@@ -31,6 +32,7 @@ class Findings:
     """Of its steering features on the samples kept, by layer [samples, slices + 1, features]."""
     norms: Mapping[int, float]
     judge: Judge
+    probe: Probe
     provenance: Mapping[str, Any]
 
 
@@ -70,7 +72,9 @@ def finish(
     }
     notes = {str(layer): one.note for layer, one in findings.selections.items() if one.note is not None}
     attribute = replace(
-        make(choice.setting), provenance={**findings.provenance, "ablation": ablation, "selection_notes": notes}
+        make(choice.setting),
+        provenance={**findings.provenance, "ablation": ablation, "selection_notes": notes},
+        probe=findings.probe,
     )
     attribute.save(folder)
     return attribute

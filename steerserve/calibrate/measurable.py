@@ -60,13 +60,19 @@ def write_profile(root: Path, name: str, profile: CommitmentProfile, found: Mapp
 
     The directions' file is not written: what is pinned by its hash stays as it is.
     """
+    path = folder_of(root, name) / "attribute.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    card["profile"] = profile.to_json()
+    card["provenance"] = card.get("provenance", {}) | {"measured": dict(found)}
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(card, indent=1), encoding="utf-8")
+    partial.rename(path)
+    return path.parent
+
+
+def folder_of(root: Path, name: str) -> Path:
+    """The folder below `root` of the attribute of this name; raises ArtifactError where there is none."""
     for path in sorted(root.rglob("attribute.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["name"] == name:
-            card["profile"] = profile.to_json()
-            card["provenance"] = card.get("provenance", {}) | {"measured": dict(found)}
-            partial = path.with_name(f"{path.name}.partial")
-            partial.write_text(json.dumps(card, indent=1), encoding="utf-8")
-            partial.rename(path)
+        if json.loads(path.read_text(encoding="utf-8"))["name"] == name:
             return path.parent
     raise ArtifactError(f"{root}: the attribute {name!r} is gone")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from steerserve.calibrate.contrast import class_statistics, residual_norms
 from steerserve.calibrate.curve import confident, feature_curves
 from steerserve.calibrate.finish import Findings, finish
+from steerserve.calibrate.probes import ProbeRecipe, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.samples import unsteered_samples
@@ -45,11 +46,12 @@ def calibrate(
     out: Path,
     recipe: CalibrationRecipe,
     model_config: ModelConfig | None = None,
+    probe_recipe: ProbeRecipe | None = None,
 ) -> dict[str, Attribute]:
     """Calibrate every task of the recipe into `out/<name>`; returns the attributes made by this call, by name.
 
-    Attributes already in `out` are kept, so a run that was stopped goes on where it was. Raises ArtifactError for one
-    made from another model, other SAEs or by another recipe, before anything is computed.
+    Each gets its probe too. Attributes already in `out` are kept, so a run that was stopped goes on where it was.
+    Raises ArtifactError for one made from another model, other SAEs or by another recipe, before anything is computed.
     """
     tasks = BUNDLED if recipe.tasks is None else read_tasks(recipe.tasks)
     opened = open_model(model_folder, model_config or ModelConfig())
@@ -78,6 +80,9 @@ def calibrate(
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
     tqdm.write(stated_cost(recipe, len(due), len(layer_sets(layers))), file=sys.stderr)
+    probes = probes_of(
+        model, tokenizer, data, {task.name: task for task in due}, probe_recipe or ProbeRecipe(seed=recipe.seed)
+    )
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
         selections, counts = found[task.name]
@@ -92,6 +97,7 @@ def calibrate(
             curves={layer: curves[layer][kept][:, :, places[layer]] for layer in layers},
             norms=norms,
             judge=judge,
+            probe=probes[task.name],
             provenance={
                 **origins[task.name],
                 "texts": counts,

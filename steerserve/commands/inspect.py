@@ -80,6 +80,7 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from steerserve.steering.attribute import load_attribute
+    from steerserve.steering.probe import read_probe
 
     try:
         raw = json.loads((folder / "attribute.json").read_text(encoding="utf-8"))
@@ -91,10 +92,12 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
         )
     except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError) as error:
         raise ArtifactError(f"{folder} is no attribute: {type(error).__name__}: {error}") from error
-    attribute = load_attribute(folder, made_for, layers, width)
+    probe = read_probe(folder)
+    attribute = load_attribute(folder, made_for, max(layers, probe.layer + 1 if probe else 0), width)
     facts = {key: value for key, value in attribute.card().items() if key not in ("sites", "profile")}
     facts["sha256"] = attribute.sha256
     facts["has_profile"] = attribute.profile is not None
+    facts["probe"] = probe.card() if probe else None
     for layer, site in attribute.sites.items():
         facts[f"layer {layer}"] = {
             "residual_norm": site.residual_norm,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.steering.probe import Probe, load_probe
+from steerserve.steering.probe import FILE, Probe, load_probe
 from steerserve.steering.push import SCOPES
 
 FORMAT = 1
@@ -93,10 +93,12 @@ class Attribute:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{layer}.{kind}": tensor.contiguous() for (layer, kind), tensor in self.directions.items()}
         save_file(tensors, folder / "directions.safetensors")
-        card = self.card() | {"directions_sha256": _sha256(folder / "directions.safetensors")}
-        (folder / "attribute.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+        # One that is there already may be of another attribute, or of another model.
+        (folder / FILE).unlink(missing_ok=True)
         if self.probe is not None:
             self.probe.save(folder)
+        card = self.card() | {"directions_sha256": _sha256(folder / "directions.safetensors")}
+        (folder / "attribute.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)

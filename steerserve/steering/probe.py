@@ -1,10 +1,11 @@
 """A probe: what says of a finished text whether it has an attribute, from the model's own states of it."""
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,8 @@ from torch import Tensor
 from steerserve.errors import ArtifactError
 
 FILE: Final = "probe.safetensors"
+ENTRY: Final = "probe"
+"""Entry of the file's metadata that holds everything but the weights, as JSON."""
 WORDLESS: Final = -30.0
 """Log-odds of a text without a single token, which shows nothing."""
 
@@ -41,21 +44,40 @@ class Probe:
         """Log of p / (1 - p) in nats [texts] that each text has the attribute, of mean states [texts, hidden_size]."""
         return mean.float() @ self.weights.to(mean.device) + self.bias
 
+    def card(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON."""
+        return {"layer": self.layer, "accuracy": self.accuracy, "texts": self.texts, "sha256": self.sha256}
+
     def save(self, folder: Path) -> None:
         """Write `probe.safetensors` into the folder of its attribute."""
         told = {"layer": self.layer, "bias": self.bias, "accuracy": self.accuracy, "texts": self.texts}
-        metadata = {name: repr(value) for name, value in told.items()}
-        save_file({"weights": self.weights.float().contiguous()}, folder / FILE, metadata)
+        # One entry: safetensors writes several in no fixed order, and the file's hash would not be the probe's.
+        metadata = {ENTRY: json.dumps(told)}
+        # In one go: a file that was begun would keep the attribute from being loaded.
+        partial = folder / f"{FILE}.partial"
+        save_file({"weights": self.weights.float().contiguous()}, partial, metadata)
+        partial.rename(folder / FILE)
 
 
 def load_probe(folder: Path, num_layers: int, hidden_size: int) -> Probe | None:
     """The probe in an attribute's folder, None without one; raises ArtifactError where it does not fit the model."""
+    probe = read_probe(folder)
+    if probe is not None and (not 0 <= probe.layer < num_layers or probe.weights.shape != (hidden_size,)):
+        raise ArtifactError(
+            f"{folder / FILE}: reads {list(probe.weights.shape)} states of layer {probe.layer}, which does not fit a "
+            f"model of {num_layers} layers of size {hidden_size}"
+        )
+    return probe
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """The probe in an attribute's folder, of any model, None without one; raises ArtifactError for a broken one."""
     path = folder / FILE
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as opened:
-            told, weights = opened.metadata() or {}, opened.get_tensor("weights").float()
+            told, weights = json.loads((opened.metadata() or {})[ENTRY]), opened.get_tensor("weights").float()
         probe = Probe(
             int(told["layer"]),
             weights,
@@ -64,13 +86,12 @@ def load_probe(folder: Path, num_layers: int, hidden_size: int) -> Probe | None:
             int(told["texts"]),
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise ArtifactError(f"{path} is no probe: {type(error).__name__}: {error}") from error
-    if not 0 <= probe.layer < num_layers or weights.shape != (hidden_size,):
-        raise ArtifactError(
-            f"{path}: reads {list(weights.shape)} states of layer {probe.layer}, which does not fit a model of "
-            f"{num_layers} layers of size {hidden_size}"
-        )
     if not math.isfinite(probe.bias) or not bool(torch.isfinite(weights).all()):
         raise ArtifactError(f"{path}: weights and bias must be finite")
+    if not 0 <= probe.accuracy <= 1 or probe.texts < 0:
+        raise ArtifactError(
+            f"{path}: accuracy must be between 0 and 1 and texts 0 or more, got {probe.accuracy} and {probe.texts}"
+        )
     return probe

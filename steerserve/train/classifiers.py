@@ -59,7 +59,7 @@ def train_judge(texts: Mapping[str, Sequence[str]], seed: int) -> Judge:
     sides: dict[bool, tuple[list[str], list[str]]] = {False: ([], []), True: ([], [])}
     for label, several in texts.items():
         for text in several:
-            cut, labels = sides[_is_held_out(text)]
+            cut, labels = sides[is_held_out(text)]
             pieces = windows(text)
             cut += pieces
             labels += [label] * len(pieces)
@@ -95,6 +95,8 @@ def windows(text: str, words: int = WINDOW_WORDS, most: int = WINDOWS) -> list[s
     return [" ".join(parts[start : start + words]) for start in starts]
 
 
-def _is_held_out(text: str) -> bool:
-    """By a hash of its own: the one of `corpus.split_of` has been used up by choosing the split."""
-    return int.from_bytes(hashlib.sha256(b"judge:" + text.encode()).digest()[:4], "big") % 100 < HELD_OUT_PERCENT
+def is_held_out(text: str, purpose: str = "judge") -> bool:
+    """Whether a text is among the tenth set aside for a purpose; it always is or never."""
+    # By a hash of its own: the one of `corpus.split_of` has been used up by choosing the split.
+    digest = hashlib.sha256(f"{purpose}:{text}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT

@@ -1,0 +1,183 @@
+"""Train the probe of each attribute: what says of a finished text, from the model's states of it, whether it has it.
+
+Logistic regression on mean states of whole texts, target against contrast, as in Alain and Bengio (arXiv 1610.01644);
+which states, and how texts are cut, are ours.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from steerserve.calibrate.measurable import folder_of, task_of
+from steerserve.calibrate.tasks import Group, Task
+from steerserve.calibrate.texts import labelled_texts
+from steerserve.config import ModelConfig
+from steerserve.errors import ArtifactError
+from steerserve.models import DiffusionLM, open_model
+from steerserve.models.means import mean_states
+from steerserve.steering.attribute import load_attributes
+from steerserve.steering.probe import Probe
+from steerserve.train.classifiers import is_held_out, windows
+
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
+"""scikit-learn's C, of which each probe takes the best; few texts want a small one."""
+USES = ("train on", "choose the penalty on", "hold out")
+"""What texts are for; every tenth is held out, and every tenth of the others chooses."""
+CHUNK = 1024
+"""Pieces of text between two movements of the bar; those of like lengths among them share a forward."""
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """What probes are trained on."""
+
+    probe_texts: int = 8000
+    """Texts of each class that probes are trained and measured on, at most."""
+    seed: int = 0
+    """What texts are drawn from."""
+
+    def __post_init__(self) -> None:
+        if self.probe_texts < 1:
+            raise ValueError(f"probe_texts must be 1 or more, got {self.probe_texts}")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Texts of one use: N pieces of them."""
+
+    labels: NDArray[np.str_]
+    """[N]."""
+    states: NDArray[np.float32]
+    """Mean states [N, hidden_size]."""
+    texts: int
+    """Texts that the pieces are of."""
+
+    def plus(self, other: "Side") -> "Side":
+        """Both."""
+        labels, states = ([getattr(side, name) for side in (self, other)] for name in ("labels", "states"))
+        return Side(np.concatenate(labels), np.concatenate(states), self.texts + other.texts)
+
+
+def train_probes(
+    model_folder: Path,
+    root: Path,
+    data: Path,
+    recipe: ProbeRecipe | None = None,
+    model_config: ModelConfig | None = None,
+) -> dict[str, Probe]:
+    """Train the probe of every attribute below `root` anew and write it beside the attribute; returns them by name.
+
+    Nothing else of an attribute is changed. Raises ArtifactError for an attribute that does not say what texts it is
+    of, and where there are too few of them.
+    """
+    opened = open_model(model_folder, model_config or ModelConfig())
+    attributes = load_attributes(root, opened.sha256, opened.facts.num_layers, opened.facts.hidden_size)
+    if not attributes:
+        raise ArtifactError(f"{root} holds no attribute")
+    tasks = {name: task_of(one) for name, one in attributes.items()}
+    model = opened.load(model_folder.resolve().name, _say)
+    found = probes_of(model, opened.tokenizer, data, tasks, recipe or ProbeRecipe())
+    for name, probe in found.items():
+        probe.save(folder_of(root, name))
+    return found
+
+
+def probes_of(
+    model: DiffusionLM, tokenizer: Tokenizer, data: Path, tasks: Mapping[str, Task], recipe: ProbeRecipe
+) -> dict[str, Probe]:
+    """The probes of tasks, under the names of these; the texts of a group pass through the model once.
+
+    Raises ArtifactError where a label has no text to train on, to choose the penalty on, or to hold out.
+    """
+    found = {}
+    layer = model.facts.num_layers - 1
+    for group in tqdm(dict.fromkeys(task.group for task in tasks.values()), desc="probes", unit="group"):
+        most, tenth, test = _sides(model, tokenizer, data, group, layer, recipe)
+        train = most.plus(tenth)
+        for name, task in tasks.items():
+            if task.group == group:
+                c = chosen_penalty(most, tenth, task.target)
+                weights, bias = fit(train.states, train.labels == task.target, c)
+                says = test.states @ weights + bias > 0
+                accuracy = balanced_accuracy(says, test.labels == task.target)
+                found[name] = Probe(layer, torch.from_numpy(weights), bias, round(accuracy, 4), train.texts)
+                _say(f"{name}: right on {accuracy:.1%} of texts held out, trained on {train.texts:,} (C = {c:g})")
+    return {name: found[name] for name in tasks}
+
+
+def chosen_penalty(train: Side, other: Side, target: str) -> float:
+    """The C of the probe whose log loss on other texts than it was trained on is least, classes counting the same."""
+    has, losses = other.labels == target, {}
+    for c in INVERSE_PENALTIES:
+        weights, bias = fit(train.states, train.labels == target, c)
+        odds = other.states @ weights + bias
+        losses[c] = float(np.logaddexp(0, -odds[has]).mean() + np.logaddexp(0, odds[~has]).mean())
+    return min(losses, key=losses.__getitem__)
+
+
+def fit(states: NDArray[np.float32], has: NDArray[np.bool_], c: float) -> tuple[NDArray[np.float32], float]:
+    """Weights [hidden_size] and bias of the log-odds that the text of a state [N, hidden_size] has the attribute.
+
+    Both classes count the same, however many texts they have. Each number of a state is brought to mean 0 and
+    deviation 1 for the fit, so that the penalty treats all alike; the weights are of the states as they are.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(states.astype(np.float64))
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000)
+    model.fit(scaler.transform(states), has)
+    weights: NDArray[np.float32] = (model.coef_[0] / scaler.scale_).astype(np.float32)
+    # Of the rounded weights, so that what was rounded is multiplied by deviations and not by means.
+    return weights, float(model.intercept_[0] - weights.astype(np.float64) @ scaler.mean_)
+
+
+def balanced_accuracy(says: NDArray[np.bool_], has: NDArray[np.bool_]) -> float:
+    """Share of right answers, the texts with the attribute and those without it counting the same."""
+    return float((says[has].mean() + (~says[~has]).mean()) / 2)
+
+
+def _sides(
+    model: DiffusionLM, tokenizer: Tokenizer, data: Path, group: Group, layer: int, recipe: ProbeRecipe
+) -> list[Side]:
+    """The texts of a group that are trained on, that a penalty is chosen on, and that are held out; every label is
+    among each."""
+    texts = labelled_texts(data, group, "calibrate", recipe.probe_texts, recipe.seed)
+    sides = []
+    for use in USES:
+        mine = [(label, text) for label in texts for text in texts[label] if _use(text) == use]
+        if missing := sorted(set(texts) - {label for label, _ in mine}):
+            raise ArtifactError(f"{group.files}: too few texts to {use}: none of {missing}")
+        pieces = [(label, piece) for label, text in mine for piece in windows(text)]
+        states = _states(model, tokenizer, [piece for _, piece in pieces], layer, f"{group.field}, to {use}")
+        sides.append(Side(np.array([label for label, _ in pieces]), states, len(mine)))
+    return sides
+
+
+def _use(text: str) -> str:
+    if is_held_out(text):
+        return "hold out"
+    return "choose the penalty on" if is_held_out(text, "probe") else "train on"
+
+
+def _states(
+    model: DiffusionLM, tokenizer: Tokenizer, pieces: Sequence[str], layer: int, title: str
+) -> NDArray[np.float32]:
+    found = []
+    with tqdm(total=len(pieces), desc=title, unit="text", leave=False) as bar:
+        for start in range(0, len(pieces), CHUNK):
+            ids = [one.ids for one in tokenizer.encode_batch_fast(pieces[start : start + CHUNK], False)]
+            found.append(mean_states(model, ids, [layer])[layer].numpy())
+            bar.update(len(ids))
+    return np.concatenate(found)
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

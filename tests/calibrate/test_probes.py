@@ -1,0 +1,199 @@
+"""Probes trained on a tiny model's states of made-up texts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from steerserve.calibrate import probes as module
+from steerserve.calibrate.measurable import write_profile
+from steerserve.calibrate.probes import (
+    ProbeRecipe,
+    Side,
+    balanced_accuracy,
+    chosen_penalty,
+    fit,
+    probes_of,
+    train_probes,
+)
+from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.calibrate.run import calibrate
+from steerserve.calibrate.tasks import Group, Task
+from steerserve.calibrate.texts import labelled_texts
+from steerserve.cli import main
+from steerserve.errors import ArtifactError
+from steerserve.models import load_model, load_tokenizer, weights_sha256
+from steerserve.models.means import mean_states
+from steerserve.steering.attribute import Attribute, load_attributes
+from steerserve.steering.probe import FILE, Probe
+from steerserve.train.classifiers import HELD_OUT_PERCENT, is_held_out
+from tests.calibrate.made import TASKS, make_data, make_recipe, make_saes
+
+NAMES = sorted(task["name"] for task in TASKS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("probes")
+    make_data(folder / "data")
+    make_saes(folder / "saes", tiny_model)
+    calibrate(tiny_model, folder / "saes", folder / "data", folder / "out", make_recipe(folder))
+    return folder
+
+
+def loaded(root: Path, model: Path) -> dict[str, Attribute]:
+    return load_attributes(root, weights_sha256(model), 2, 32)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def states_and_classes() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Two overlapping clouds of unequal size, in numbers of very unequal spread, one of them always the same."""
+    random = np.random.default_rng(0)
+    has = random.random(500) < 0.25
+    states = random.normal(size=(500, 12)) + 0.8 * has[:, None] * (np.arange(12) % 3 == 0)
+    states = states * np.logspace(-2, 2, 12) + np.linspace(-5, 5, 12)
+    states[:, 5] = 7.0
+    return states.astype(np.float32), has
+
+
+def test_weights_say_what_the_standardised_regression_says() -> None:
+    states, has = states_and_classes()
+    weights, bias = fit(states, has, 0.1)
+    peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000))
+    peer.fit(states.astype(np.float64), has)
+    probability = Probe(0, torch.from_numpy(weights), bias, 0.0, 0).log_odds(torch.from_numpy(states)).sigmoid()
+    np.testing.assert_allclose(probability, peer.predict_proba(states.astype(np.float64))[:, 1], atol=2e-5)
+    assert weights[5] == 0
+
+
+def test_classes_count_the_same_whatever_their_size() -> None:
+    has = np.array([True] * 2 + [False] * 8)
+    assert balanced_accuracy(np.zeros(10, dtype=bool), has) == 0.5
+    assert balanced_accuracy(np.array([True, False] + [False] * 6 + [True] * 2), has) == pytest.approx(0.625)
+    states, has = states_and_classes()
+    weights, bias = fit(states, has, 0.1)
+    says = states @ weights + bias > 0
+    # A fit of the shares would call most of them the larger class.
+    assert abs(says[has].mean() - (~says[~has]).mean()) < 0.1
+
+
+def test_the_penalty_is_the_one_that_does_best_on_other_texts() -> None:
+    random = np.random.default_rng(1)
+
+    def side(texts: int, noise: float) -> Side:
+        has = np.arange(texts) % 2 == 0
+        states = random.normal(size=(texts, 40)) * noise + 3 * has[:, None] * (np.arange(40) == 0)
+        return Side(np.where(has, "yes", "no"), states.astype(np.float32), texts)
+
+    # Where one number tells everything a small penalty is best; where there is next to nothing to tell, a large one.
+    assert chosen_penalty(side(400, 0.1), side(100, 0.1), "yes") == module.INVERSE_PENALTIES[-1]
+    assert chosen_penalty(side(40, 40.0), side(400, 40.0), "yes") == module.INVERSE_PENALTIES[0]
+
+
+def test_a_calibration_gives_every_attribute_a_probe_of_the_last_layer(folder: Path, tiny_model: Path) -> None:
+    found = loaded(folder / "out", tiny_model)
+    assert sorted(found) == NAMES
+    for one in found.values():
+        assert one.probe is not None and one.probe.layer == 1
+        assert one.probe.accuracy > 0.9
+
+
+def test_accuracy_and_texts_are_of_texts_set_aside_and_the_others(folder: Path, tiny_model: Path) -> None:
+    one = loaded(folder / "out", tiny_model)["who/king"]
+    assert one.probe is not None
+    group = Task.from_json(one.provenance["task"], "task").group
+    texts = labelled_texts(folder / "data", group, "calibrate", 8000, 0)
+    every = [(label, text) for label in texts for text in texts[label]]
+    held_out = [(label, text) for label, text in every if is_held_out(text)]
+    assert one.probe.texts == len(every) - len(held_out)
+    assert 0 < len(held_out) < 3 * HELD_OUT_PERCENT / 100 * len(every)
+    tokenizer = load_tokenizer(tiny_model)
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for _, text in held_out]
+    says = (one.probe.log_odds(mean_states(load_model(tiny_model), ids, [1])[1]) > 0).tolist()
+    right = {
+        side: [said == side for said, (label, _) in zip(says, held_out, strict=True) if (label == "king") == side]
+        for side in (True, False)
+    }
+    expected = sum(sum(several) / len(several) for several in right.values()) / 2
+    assert one.probe.accuracy == pytest.approx(expected, abs=1e-3)
+
+
+def test_training_anew_makes_the_same_bytes_and_changes_nothing_else(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    for path in (tmp_path / "out").rglob(FILE):
+        path.unlink()
+    command = ["calibrate", "--model", str(tiny_model), "--data", str(folder / "data")]
+    assert main([*command, "--probes", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert files(tmp_path / "out") == files(folder / "out")
+    said = capsys.readouterr().err
+    for name, one in loaded(tmp_path / "out", tiny_model).items():
+        assert one.probe is not None
+        assert f"{name}: right on {one.probe.accuracy:.1%} of texts held out, trained on {one.probe.texts}" in said
+
+
+def test_texts_of_a_group_are_read_once(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Group] = []
+    sides = module._sides
+
+    def noted(model: object, tokenizer: object, data: Path, group: Group, *rest: object) -> object:
+        read.append(group)
+        return sides(model, tokenizer, data, group, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_sides", noted)
+    tasks = {str(raw["name"]): Task.from_json(raw, "task") for raw in TASKS}
+    found = probes_of(
+        load_model(tiny_model), load_tokenizer(tiny_model), folder / "data", tasks, ProbeRecipe(probe_texts=40)
+    )
+    assert list(found) == [task["name"] for task in TASKS] and len(read) == len(set(read)) == 2
+    assert all(probe.texts <= 3 * 40 for probe in found.values())
+
+
+def test_a_profile_measured_anew_keeps_the_probe(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(folder / "out", root)
+    shutil.rmtree(root / "who")
+    before = loaded(root, tiny_model)["deed/won"]
+    from steerserve.calibrate.measure import measure
+
+    recipe = ProfileRecipe(
+        runs=2, run_tokens=12, run_steps=12, edges=(0, 20, 64), canvases=2, positions=2, pulse=20.0, judge_texts=60
+    )
+    measure(tiny_model, root, folder / "data", recipe)
+    after = loaded(root, tiny_model)["deed/won"]
+    assert after.sha256 != before.sha256
+    assert before.probe is not None and after.probe is not None and after.probe.sha256 == before.probe.sha256
+
+
+def test_an_attribute_that_is_gone_is_named(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from schedulers import CommitmentProfile
+
+    profile = loaded(folder / "out", tiny_model)["deed/won"].profile
+    with pytest.raises(ArtifactError, match="the attribute 'deed/won' is gone"):
+        write_profile(tmp_path, "deed/won", CommitmentProfile.from_json(profile or {}), {})
+
+
+def test_what_cannot_be_trained_is_named(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no attribute"):
+        train_probes(tiny_model, folder / "data", folder / "data")
+    with pytest.raises(ArtifactError, match=r"\('who',\): too few texts to .+: none of \['\w+'"):
+        train_probes(tiny_model, folder / "out" / "deed", folder / "data", ProbeRecipe(probe_texts=1))
+    root = tmp_path / "out"
+    shutil.copytree(folder / "out", root)
+    path = root / "who" / "king" / "attribute.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": {}}))
+    with pytest.raises(ArtifactError, match="'who/king' does not say what texts it is of"):
+        train_probes(tiny_model, root, folder / "data")
+    with pytest.raises(ValueError, match="probe_texts must be 1 or more, got 0"):
+        ProbeRecipe(probe_texts=0)
