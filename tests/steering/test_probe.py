@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from steerserve.cards import attribute_card
 from steerserve.errors import ArtifactError
 from steerserve.steering.attribute import load_attribute
 from steerserve.steering.probe import FILE, Probe, load_probe
@@ -113,11 +114,12 @@ def test_a_file_that_is_no_probe_is_refused(tmp_path: Path) -> None:
 
 def test_an_attribute_comes_with_its_probe_and_keeps_its_hash(tmp_path: Path) -> None:
     bare = tiny.attribute(tmp_path, "topic/sports")
-    assert bare.probe is None
+    assert bare.probe is None and attribute_card(bare)["probe"] is None
     probe().save(tmp_path)
     found = load_attribute(tmp_path, tiny.MODEL_SHA, 3, tiny.HIDDEN)
     assert found.probe is not None and torch.equal(found.probe.weights, probe().weights)
     assert found.sha256 == bare.sha256
+    assert attribute_card(found)["probe"] == found.probe.card()
 
 
 def test_saving_an_attribute_leaves_no_probe_of_another(tmp_path: Path) -> None:
