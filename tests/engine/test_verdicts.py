@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_only_attributes_with_a_probe_can_be_judged(served: TorchEngine, tmp_pat
 def test_a_row_whose_judging_did_not_fit_into_memory_is_judged_later(served: TorchEngine) -> None:
     [(_, calm)] = tiny.run(served, PLAIN)
     failures = iter([True])
-    forward = type(served.model).forward
+    forward: Any = type(served.model).forward
     request = served.admit(PLAIN)
     served.add([request])
 
