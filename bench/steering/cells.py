@@ -45,7 +45,12 @@ class Cell:
         canvas = self.request["max_tokens"] + 1
         canvas += (self.request.get("context") or 0) * 2
         measured = min(self.kl_texts, self.texts) if self.request["interventions"] else 0
-        return float((self.texts + measured) * canvas * self.request["steps"])
+        return float((self.texts * self.candidates + measured) * canvas * self.request["steps"])
+
+    @property
+    def candidates(self) -> int:
+        """Texts written for each that is kept."""
+        return int(self.request.get("best_of", 1))
 
 
 def plan(
@@ -60,6 +65,11 @@ def plan(
     several = [*pairs(attributes, settings.sets), *triples(attributes, settings.sets)]
     for name, method in METHODS.items():
         experiment = "controls" if _is_control(name, method) else "single"
+        if method.role == "ranked":
+            if "sets" in only and name in methods:
+                threes = triples(attributes, settings.sets)
+                cells += [cell for one in threes for cell in _ranked(settings, one, name, method, attributes)]
+            continue
         if method.push is None or name not in methods:
             continue
         if method.singles and experiment in only:
@@ -100,6 +110,31 @@ def _grid(
             _request(settings, interventions(method, chosen, factor)) | dict(method.request),
         )
         for factor in factors
+    ]
+
+
+def _ranked(
+    settings: Settings, target: Target, name: str, method: Method, attributes: Mapping[str, Attribute]
+) -> list[Cell]:
+    """Each text the best of several: the probes that choose it decide the cell as the request does."""
+    chosen = [attributes[one] for one in target.attributes]
+    ranked = {
+        "best_of": method.candidates,
+        "verdicts": list(target.attributes),
+        "probes": [one.probe.sha256 if one.probe is not None else None for one in chosen],
+    }
+    return [
+        Cell(
+            "sets",
+            target.name,
+            target.attributes,
+            name,
+            factor,
+            settings.ranked_texts,
+            0,
+            _request(settings, interventions(method, chosen, factor)) | ranked,
+        )
+        for factor in (settings.ranked_factors if method.push is not None else (1.0,))
     ]
 
 

@@ -14,7 +14,8 @@ from bench.steering.cells import EXPERIMENTS, Cell, plan
 from bench.steering.classifiers import train_classifiers
 from bench.steering.header import origin_of, still_refused, write_header
 from bench.steering.measure import Judges
-from bench.steering.methods import METHODS
+from bench.steering.methods import CANDIDATES, METHODS
+from bench.steering.real import real_texts
 from bench.steering.render import RECORDS, render
 from bench.steering.run import run
 from bench.steering.settings import (
@@ -29,6 +30,7 @@ from bench.steering.settings import (
 )
 from bench.steering.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
 from bench.steering.store import Store
+from bench.steering.tasks import Target
 from steerserve.config import EngineConfig
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory
@@ -107,7 +109,8 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
     quality = load_judge(given.judge)
     if given.sites is not None and not _prepare_sites(given, settings):
         return False
-    config = EngineConfig(max_rows=ROWS, max_queue=max(256, settings.texts), threads=given.threads)
+    most = max(settings.texts, settings.ranked_texts * CANDIDATES)
+    config = EngineConfig(max_rows=ROWS, max_queue=max(256, most), threads=given.threads)
     engine = load_runtime(given.model, given.sae, given.attributes, config).engine
     attributes = engine.catalogue.attributes
     every, methods = (EXPERIMENTS, tuple(METHODS)) if given.sites is None else (SITE_EXPERIMENTS, SITE_METHODS)
@@ -123,7 +126,9 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
     # What other weights, attributes or settings left behind is dropped, but not what this call was not asked for.
     whole = plan(settings, attributes, every, methods)
     store.keep([cell.key(origin) for cell in whole])
-    write_header(out, engine, judges, settings, origin, still_refused(out, refused, cells))
+    targets = [Target(one) for one in sorted({cell.attributes for cell in cells if cell.experiment == "sets"})]
+    real = real_texts(given.data, attributes, targets, judges, settings.seed) if targets else {}
+    write_header(out, engine, judges, settings, origin, still_refused(out, refused, cells), real)
     return True
 
 
@@ -146,5 +151,5 @@ def _prepare_sites(given: argparse.Namespace, settings: Settings) -> bool:
 
 def _say(cells: Sequence[Cell]) -> None:
     texts = sum(cell.texts for cell in cells)
-    passes = sum((cell.texts + cell.kl_texts) * int(cell.request["steps"]) for cell in cells)
+    passes = sum((cell.texts * cell.candidates + cell.kl_texts) * int(cell.request["steps"]) for cell in cells)
     print(f"{len(cells)} cells, {texts} texts, about {passes} forward passes of one row", file=sys.stderr)

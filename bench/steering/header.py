@@ -38,9 +38,16 @@ def _joint_hash(catalogue: Catalogue) -> str | None:
 
 
 def write_header(
-    out: Path, engine: TorchEngine, judges: Judges, settings: Settings, origin: dict[str, Any], refused: dict[str, str]
+    out: Path,
+    engine: TorchEngine,
+    judges: Judges,
+    settings: Settings,
+    origin: dict[str, Any],
+    refused: dict[str, str],
+    real: dict[str, Any],
 ) -> None:
-    """Write `run.json`: settings, hashes, what was refused, and the profiles that predictions are made from."""
+    """Write `run.json`: settings, hashes, what was refused, what real texts come to, and the profiles that predictions
+    are made from."""
     facts = {name: value for name, value in judges.quality.facts.items() if name != "step"}
     header = {
         "settings": asdict(settings),
@@ -48,6 +55,7 @@ def write_header(
         "judge": facts,
         "classifiers": judges.classifiers.summary(),
         "refused": refused,
+        "real": real,
         "attributes": {
             name: {"strength": one.strength, "layers": list(one.layers), "unit": one.unit, "profile": one.profile}
             for name, one in engine.catalogue.attributes.items()

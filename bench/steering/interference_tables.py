@@ -25,6 +25,22 @@ def set_table(sets: Mapping[str, Any], recognised: Mapping[str, float]) -> str:
     return markdown(["set", "recognised", "method", *(f"strength {factor:g}" for factor in factors)], rows)
 
 
+def real_table(real: Mapping[str, Any], unsteered: Mapping[str, Any]) -> str:
+    """A row for each attribute and set: share with all of it, and the loss, over that of the unsteered texts too."""
+    plain = unsteered.get("nats_per_byte")
+    rows = [
+        [
+            name,
+            str(one["texts"]),
+            percent(one["share"]),
+            f"{one['nats_per_byte']:.3f}",
+            "-" if plain is None else f"{one['nats_per_byte'] / plain:.3f}",
+        ]
+        for name, one in real.items()
+    ]
+    return markdown(["real texts of", "texts", "share", "nats a byte", "loss ratio"], rows)
+
+
 def _cell(shares: Mapping[str, float] | None) -> str:
     if shares is None:
         return "-"

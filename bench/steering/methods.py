@@ -16,6 +16,8 @@ Push = Callable[[Attribute, float], Fields]
 
 FEEDBACK_SCALE: Final = 2.0
 """Strength of the closed loop, which is its peak, against the mean of an open one."""
+CANDIDATES: Final = 8
+"""Texts that a ranking method writes for each one that it shows."""
 BOOST: Final = 2.0
 """DLM-Scope's default amplification (arXiv 2602.05859, released code)."""
 
@@ -26,13 +28,17 @@ class Method:
 
     push: Push | None
     """None: no steering."""
-    role: Literal["core", "side", "control"]
-    """core: the whole grid of strengths; side: fewer strengths and texts; control: one strength."""
+    role: Literal["core", "side", "control", "ranked"]
+    """core: the whole grid of strengths; side: fewer strengths and texts; control: one strength; ranked: several
+    candidates a text, of sets of attributes."""
     request: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the whole request."""
     sets: bool = False
     """Whether it is also tried on several attributes at once."""
     singles: bool = True
+    candidates: int = 1
+    """Texts written for each that is shown: the one that the attributes' probes find likeliest to have them all. Such
+    methods are tried on three attributes at once, where few texts have them all."""
 
 
 def equal_cost(attribute: Attribute) -> str:
@@ -99,6 +105,11 @@ METHODS: Final[Mapping[str, Method]] = {
     "feedback": Method(fixed("feedback", FEEDBACK_SCALE), "core", sets=True),
     "joint": Method(unscheduled, "core", {"combine": "joint"}, sets=True, singles=False),
     "difference of means, uniform": Method(difference_of_means("uniform"), "side", sets=True),
+    "no push, best of 8": Method(None, "ranked", candidates=CANDIDATES),
+    "uniform, best of 8": Method(scheduled("uniform"), "ranked", candidates=CANDIDATES),
+    "optimal, best of 8": Method(fixed("optimal"), "ranked", candidates=CANDIDATES),
+    "feedback, best of 8": Method(fixed("feedback", FEEDBACK_SCALE), "ranked", candidates=CANDIDATES),
+    "difference of means, best of 8": Method(difference_of_means("uniform"), "ranked", candidates=CANDIDATES),
     "difference of means, commitment": Method(difference_of_means("commitment"), "side"),
     "early": Method(scheduled("window", start=0.0, stop=0.25), "side"),
     "late": Method(scheduled("window", start=0.75, stop=1.0), "side"),

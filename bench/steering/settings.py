@@ -21,6 +21,9 @@ class Settings:
     side_factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     set_factors: tuple[float, ...] = (0.3, 0.5, 0.75, 1.1, 1.6)
     """Of sets of attributes, whose pushes add up."""
+    ranked_texts: int = 24
+    """Of a cell whose texts are chosen among candidates, each of which is written."""
+    ranked_factors: tuple[float, ...] = (0.5, 0.75, 1.1)
     sets: int = 4
     """Pairs, and as many triples."""
     order_texts: int = 32
@@ -43,6 +46,8 @@ QUICK = Settings(
     factors=(0.6, 1.2),
     side_factors=(1.0,),
     set_factors=(0.5, 1.0),
+    ranked_texts=4,
+    ranked_factors=(0.7,),
     sets=2,
     order_texts=8,
     order_steps=(8, 32),
@@ -76,6 +81,8 @@ SITE_PROFILES_QUICK = SiteSettings(
 def with_texts(settings: Settings, texts: int) -> Settings:
     """The settings with so many texts a cell, the other counts in proportion."""
     share = texts / settings.texts
-    scaled = {name: max(4, round(getattr(settings, name) * share)) for name in ("side_texts", "order_texts")}
+    scaled = {
+        name: max(4, round(getattr(settings, name) * share)) for name in ("side_texts", "ranked_texts", "order_texts")
+    }
     scaled["kl_texts"] = min(max(4, round(settings.kl_texts * share)), texts)
     return Settings(**(vars(settings) | scaled | {"texts": texts}))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.steering.comparison_tables import equal_cost_table, equal_quality_table, own_strength_table, task_table
-from bench.steering.interference_tables import crosstalk_table, set_table
+from bench.steering.interference_tables import crosstalk_table, real_table, set_table
 from bench.steering.markdown import percent
 from bench.steering.order_tables import order_table
 from bench.steering.push_tables import direction_table, efficiency_tables, norm_table
@@ -41,6 +41,9 @@ def tables(summary: Mapping[str, Any]) -> str:
     if mixed["sets"]:
         title = "Sets taken apart: share of texts with each attribute, in order, and with all"
         parts.append(f"### {title}\n\n{set_table(mixed['sets'], mixed['recognised'])}")
+    if summary.get("real"):
+        title = "What the measures say of real texts, and of joined stretches of real texts"
+        parts.append(f"### {title}\n\n{real_table(summary['real'], summary['unsteered'])}")
     for task, steps in summary["orders"].items():
         parts.append(f"### Orders, {task}\n\n{order_table(steps)}")
     return "\n\n".join(parts) + "\n"

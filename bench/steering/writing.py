@@ -1,14 +1,20 @@
 """Rows of a cell through the engine: what a client would ask for, admitted as a client's request is."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 from bench.steering.cells import Cell
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Done, Failed
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import RequestError, SteerserveError
+
+BENCH_ONLY: Final = ("interventions", "context", "best_of", "probes")
+"""Fields of a cell's request that are not the engine's under these names."""
+APART: Final = 1 << 20
+"""Between the row numbers of two candidates of a text, the first of which draws the noise of every method's row."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Row:
     tokens: tuple[int, ...]
     receipt: Mapping[str, Any]
     """Empty where nothing was asked for."""
+    verdicts: Mapping[str, float] = field(default_factory=dict)
+    """Log-odds by attribute, where texts are ranked."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ def compose(
 
     Raises RequestError where the engine does not take the request, before anything is written.
     """
-    requests = [engine.admit(params(cell, seed, row, passages)) for row in range(cell.texts)]
+    drawn = [row + APART * candidate for row in range(cell.texts) for candidate in range(cell.candidates)]
+    requests = [engine.admit(params(cell, seed, row, passages)) for row in drawn]
     engine.add(requests)
     place = {request.id: i for i, request in enumerate(requests)}
     found: dict[int, Row] = {}
@@ -46,17 +55,20 @@ def compose(
             match event:
                 case Done():
                     result = event.result
-                    found[place[event.request_id]] = Row(result.text, result.tokens, result.receipt or {})
+                    found[place[event.request_id]] = Row(
+                        result.text, result.tokens, result.receipt or {}, result.verdicts or {}
+                    )
                 case Failed():
                     raise SteerserveError(f"row {place[event.request_id]} of {cell.task} failed: {event.message}")
                 case _:
                     pass
-    return [found[row] for row in range(len(requests))], requests[0].plan
+    groups = [range(first, first + cell.candidates) for first in range(0, len(requests), cell.candidates)]
+    return [max((found[i] for i in group), key=_score) for group in groups], requests[0].plan
 
 
 def params(cell: Cell, seed: int, row: int, passages: Sequence[Passage] = ()) -> GenerationParams:
     """The request of one row; raises RequestError for a field that this version of the engine does not know."""
-    asked = {name: value for name, value in cell.request.items() if name not in ("interventions", "context")}
+    asked = {name: value for name, value in cell.request.items() if name not in BENCH_ONLY}
     asked |= {"seed": seed, "row": row}
     if passages:
         asked |= {"prompt": passages[row].before, "suffix": passages[row].after}
@@ -64,6 +76,8 @@ def params(cell: Cell, seed: int, row: int, passages: Sequence[Passage] = ()) ->
     # It takes a second forward pass, so the first rows stand for the others.
     if pushes and row < cell.kl_texts and _knows(GenerationParams, "measure_kl"):
         asked["measure_kl"] = True
+    if "verdicts" in asked:
+        asked["verdicts"] = tuple(asked["verdicts"])
     _check(GenerationParams, asked, "the request")
     return GenerationParams(**asked, interventions=tuple(_intervention(push) for push in pushes))
 
@@ -89,3 +103,8 @@ def _check(kind: type, asked: Mapping[str, Any], what: str) -> None:
 
 def _knows(kind: Any, name: str) -> bool:
     return name in {one.name for one in fields(kind)}
+
+
+def _score(row: Row) -> float:
+    """Log-probability that the text has all the attributes that it is ranked by."""
+    return -sum(math.log1p(math.exp(-value)) for value in row.verdicts.values())

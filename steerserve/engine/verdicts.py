@@ -39,6 +39,8 @@ def judge(
     """Put into the results of finished rows the verdicts that they asked for, and the forward pass that these took."""
     asked = [probes(request.params.verdicts, catalogue) for request in requests]
     places = [i for i, one in enumerate(asked) if one]
+    if not places:
+        return
     found = verdicts(model, tokenizer, [results[i].text for i in places], [asked[i] for i in places])
     for i, one in zip(places, found, strict=True):
         results[i] = replace(results[i], verdicts=one, forward_passes=results[i].forward_passes + 1)
