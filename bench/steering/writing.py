@@ -1,6 +1,5 @@
 """Rows of a cell through the engine: what a client would ask for, admitted as a client's request is."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -10,6 +9,7 @@ from steerserve.engine.base import Engine
 from steerserve.engine.events import Done, Failed
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import RequestError, SteerserveError
+from steerserve.server.ranking import log_probability
 
 BENCH_ONLY: Final = ("interventions", "context", "best_of", "probes")
 """Fields of a cell's request that are not the engine's under these names."""
@@ -107,4 +107,4 @@ def _knows(kind: Any, name: str) -> bool:
 
 def _score(row: Row) -> float:
     """Log-probability that the text has all the attributes that it is ranked by."""
-    return -sum(math.log1p(math.exp(-value)) for value in row.verdicts.values())
+    return sum(map(log_probability, row.verdicts.values()))
