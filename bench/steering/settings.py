@@ -21,7 +21,7 @@ class Settings:
     side_factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     set_factors: tuple[float, ...] = (0.3, 0.5, 0.75, 1.1, 1.6)
     """Of sets of attributes, whose pushes add up."""
-    ranked_texts: int = 24
+    ranked_texts: int = 32
     """Of a cell whose texts are chosen among candidates, each of which is written."""
     ranked_factors: tuple[float, ...] = (0.5, 0.75, 1.1)
     sets: int = 4
