@@ -12,6 +12,9 @@ from steerserve.models.sigma import level_of_share
 
 ROWS: Final = 32
 """Texts of one forward."""
+TILE: Final = 16
+"""What the width of a forward is rounded up to: a text has the same bits beside others of any lengths on a CPU, where
+matrix products of fewer tokens take other kernels."""
 
 
 class _Deepest(Exception):
@@ -52,15 +55,14 @@ def mean_states(model: DiffusionLM, texts: Sequence[Sequence[int]], layers: Sequ
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]
         lengths = torch.tensor([len(rows[i]) for i in chosen])
-        width = int(lengths.max())
+        width = min(-(-int(lengths.max()) // TILE) * TILE, facts.max_length)
         tokens = torch.tensor([rows[i] + [facts.eos_id] * (width - len(rows[i])) for i in chosen], device=device)
         sigma = None if facts.sigma is None else level_of_share(facts.sigma, torch.zeros(len(chosen), device=device))
         outputs = _Outputs(layers)
         with suppress(_Deepest):
             model(tokens, lengths.to(device), outputs, sigma)
-        position = torch.arange(width)
-        counted = ((position >= len(start)) & (position < lengths[:, None])).float().to(device)
         for layer, hidden in outputs.kept.items():
-            sums = torch.einsum("rp,rph->rh", counted, hidden.float())
-            found[layer][chosen] = (sums / counted.sum(1, keepdim=True)).cpu()
+            # Each by itself: a sum over padding too goes in an order that depends on how much there is.
+            means = [hidden[r, len(start) : len(rows[i])].float().mean(0) for r, i in enumerate(chosen)]
+            found[layer][chosen] = torch.stack(means).cpu()
     return found

@@ -84,3 +84,13 @@ def test_of_a_long_text_what_the_canvas_holds_is_read(family: str) -> None:
 
 def test_no_layer_is_no_forward() -> None:
     assert mean_states(tiny.bert(), texts([3]), []) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mean_of_a_text_has_the_same_bits_beside_any_others(family: str) -> None:
+    model, [one] = FAMILIES[family](), texts([5])
+    alone = mean_states(model, [one], [1])[1][0]
+    for length in (1, 11, 12, 17, 40):
+        for count in (1, 5):
+            beside = mean_states(model, [one, *texts([length] * count)], [1])[1][0]
+            assert torch.equal(beside, alone)
