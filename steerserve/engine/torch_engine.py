@@ -28,7 +28,7 @@ from steerserve.engine.reactions import react, read
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation
-from steerserve.engine.verdicts import judge
+from steerserve.engine.verdicts import judge, reader
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
@@ -44,6 +44,8 @@ class TorchEngine:
 
     def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
+        self.reader = reader(tokenizer, catalogue)
+        """What finished texts are read with to be judged."""
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.waiting = Queue(model.facts)
@@ -261,7 +263,7 @@ class TorchEngine:
         if done:
             batch.flush()
         results = [result(request, ends, self.catalogue, self._text) for request in done]
-        judge(results, done, self.catalogue, self.model, self.tokenizer)
+        judge(results, done, self.catalogue, self.model, self.reader)
         told = [Done(request.id, result) for request, result in zip(done, results, strict=True)]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:

@@ -1,5 +1,6 @@
 """What the probes of attributes say of finished texts: one forward pass more, without masks and without pushes."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +30,17 @@ def probes(names: Sequence[str], catalogue: Catalogue) -> dict[str, Probe]:
     return found
 
 
+def reader(tokenizer: Tokenizer, catalogue: Catalogue) -> Tokenizer:
+    """A tokenizer that reads finished texts as they are: what only looks like a special token, a mask among them, is
+    spelled out. The one given where no attribute has a probe."""
+    if all(one.probe is None for one in catalogue.attributes.values()):
+        return tokenizer
+    # A copy: prompts are read meanwhile, in other threads, and in them special tokens are meant.
+    made = copy.deepcopy(tokenizer)
+    made.encode_special_tokens = True
+    return made
+
+
 def judge(
     results: list[Result],
     requests: Sequence[Request],
@@ -36,7 +48,8 @@ def judge(
     model: DiffusionLM,
     tokenizer: Tokenizer,
 ) -> None:
-    """Put into the results of finished rows the verdicts that they asked for, and the forward pass that these took."""
+    """Put into the results of finished rows the verdicts that they asked for, and the forward pass that these took;
+    tokenizer: a `reader`."""
     asked = [probes(request.params.verdicts, catalogue) for request in requests]
     places = [i for i, one in enumerate(asked) if one]
     if not places:

@@ -9,6 +9,7 @@ import torch
 
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.verdicts import judge
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.base import DiffusionLM
 from steerserve.steering.probe import WORDLESS, Probe
@@ -75,6 +76,16 @@ def test_a_text_without_tokens_shows_nothing(served: TorchEngine) -> None:
     [(_, whole)] = tiny.run(served, PLAIN)
     [(_, empty)] = tiny.run(served, replace(PLAIN, stop=(whole.text[:1],)))
     assert (empty.text, empty.verdicts) == ("", {ARCHAIC: WORDLESS})
+
+
+def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: TorchEngine) -> None:
+    request = served.admit(PLAIN)
+    [(_, written)] = tiny.run(served, PLAIN)
+    texts = ("the [MASK][SEP] king", "the ? king")
+    results = [replace(written, text=text, verdicts=None) for text in texts]
+    judge(results, [request, request], served.catalogue, served.model, served.reader)
+    assert results[0].verdicts == results[1].verdicts == pytest.approx({ARCHAIC: by_hand(served, texts[1])}, abs=1e-4)
+    assert served.tokenizer.encode("[MASK]", add_special_tokens=False).ids == [tiny.MASK]
 
 
 def test_only_attributes_with_a_probe_can_be_judged(served: TorchEngine, tmp_path: Path) -> None:
