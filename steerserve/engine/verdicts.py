@@ -1,10 +1,13 @@
 """What the probes of attributes say of finished texts: one forward pass more, without masks and without pushes."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Result
@@ -13,6 +16,9 @@ from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.models.means import mean_states
 from steerserve.steering.probe import WORDLESS, Probe
+
+MOST: Final = 1e4
+"""Largest log-odds in nats that are told; far from where a probability is a number other than 0 or 1."""
 
 
 def probes(names: Sequence[str], catalogue: Catalogue) -> dict[str, Probe]:
@@ -54,19 +60,26 @@ def judge(
     places = [i for i, one in enumerate(asked) if one]
     if not places:
         return
-    found = verdicts(model, tokenizer, [results[i].text for i in places], [asked[i] for i in places])
-    for i, one in zip(places, found, strict=True):
-        results[i] = replace(results[i], verdicts=one, forward_passes=results[i].forward_passes + 1)
+    texts = tokenizer.encode_batch_fast([results[i].text for i in places], add_special_tokens=False)
+    ids = [one.ids for one in texts]
+    found = verdicts(model, ids, [asked[i] for i in places])
+    for i, tokens, one in zip(places, ids, found, strict=True):
+        # A text without tokens costs no pass.
+        results[i] = replace(results[i], verdicts=one, forward_passes=results[i].forward_passes + bool(tokens))
 
 
 def verdicts(
-    model: DiffusionLM, tokenizer: Tokenizer, texts: Sequence[str], asked: Sequence[Mapping[str, Probe]]
+    model: DiffusionLM, texts: Sequence[Sequence[int]], asked: Sequence[Mapping[str, Probe]]
 ) -> list[dict[str, float]]:
-    """For each text the log-odds in nats that it has the attribute of each of its own probes, by name; WORDLESS for a
-    text without tokens."""
-    ids = [one.ids for one in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-    means = mean_states(model, ids, sorted({probe.layer for one in asked for probe in one.values()}))
+    """For each text, as token ids, the log-odds in nats that it has the attribute of each of its own probes, by name;
+    between -MOST and MOST, and WORDLESS for a text without tokens or whose states are no numbers."""
+    means = mean_states(model, texts, sorted({probe.layer for one in asked for probe in one.values()}))
     return [
-        {name: float(probe.log_odds(means[probe.layer][i])) if ids[i] else WORDLESS for name, probe in one.items()}
-        for i, one in enumerate(asked)
+        {name: _log_odds(probe, means[probe.layer][i]) if ids else WORDLESS for name, probe in one.items()}
+        for i, (ids, one) in enumerate(zip(texts, asked, strict=True))
     ]
+
+
+def _log_odds(probe: Probe, mean: Tensor) -> float:
+    found = float(probe.log_odds(mean))
+    return WORDLESS if math.isnan(found) else max(-MOST, min(MOST, found))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from steerserve.engine.events import Result
 from steerserve.server.wording import finite
+from steerserve.steering.probe import WORDLESS
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ def score(result: Result, wishes: Sequence[Wish]) -> float | None:
 
 
 def ranked(results: Sequence[Result], wishes: Sequence[Wish]) -> list[int]:
-    """The indices of the results, the best first, the earlier of equals before the later; texts that are empty or that
-    `abort_when` ended come last, by the same rule."""
+    """The indices of the results, the best first, the earlier of equals before the later; texts that are empty, that
+    `abort_when` ended or whose probes saw nothing come last, by the same rule."""
 
     def place(index: int) -> tuple[bool, float]:
         result, found = results[index], score(results[index], wishes)
         failed = result.finish_reason == "content_filter" or not result.text.strip()
+        # Else a text that shows nothing would be the surest to lack what is not wanted.
+        failed = failed or WORDLESS in (result.verdicts or {}).values()
         return failed, math.inf if found is None else -found
 
     return sorted(range(len(results)), key=place)

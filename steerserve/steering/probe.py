@@ -18,7 +18,7 @@ FILE: Final = "probe.safetensors"
 ENTRY: Final = "probe"
 """Entry of the file's metadata that holds everything but the weights, as JSON."""
 WORDLESS: Final = -30.0
-"""Log-odds of a text without a single token, which shows nothing."""
+"""Log-odds of a text that shows nothing: one without a single token, or whose states are no numbers."""
 
 
 @dataclass(frozen=True)

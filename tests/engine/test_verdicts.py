@@ -1,5 +1,6 @@
 """What probes say of finished texts."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.engine.verdicts import judge
+from steerserve.engine.verdicts import MOST, judge, verdicts
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.base import DiffusionLM
 from steerserve.steering.probe import WORDLESS, Probe
@@ -76,6 +77,17 @@ def test_a_text_without_tokens_shows_nothing(served: TorchEngine) -> None:
     [(_, whole)] = tiny.run(served, PLAIN)
     [(_, empty)] = tiny.run(served, replace(PLAIN, stop=(whole.text[:1],)))
     assert (empty.text, empty.verdicts) == ("", {ARCHAIC: WORDLESS})
+    [(_, unasked)] = tiny.run(served, replace(PLAIN, stop=(whole.text[:1],), verdicts=()))
+    assert empty.forward_passes == unasked.forward_passes
+
+
+@pytest.mark.parametrize(("value", "found"), [(3e38, MOST), (-3e38, -MOST), (math.inf, MOST), (math.nan, WORDLESS)])
+def test_verdicts_are_numbers_whatever_a_state_is(value: float, found: float) -> None:
+    model = tiny.bert()
+    with torch.no_grad():
+        model.get_parameter("bert.encoder.layer.0.output.LayerNorm.bias")[0] = value
+    probe = Probe(0, torch.eye(tiny.HIDDEN)[0] * 10, 0.0, 0.9, 100)
+    assert verdicts(model, [[tiny.MASK + 1]], [{ARCHAIC: probe}]) == [{ARCHAIC: found}]
 
 
 def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: TorchEngine) -> None:

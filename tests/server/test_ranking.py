@@ -13,6 +13,7 @@ from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.ranking import Ranking, Wish, probability, ranked, score
 from steerserve.server.wishes import ranking_of, unwanted
+from steerserve.steering.probe import WORDLESS
 
 A, B = "topic/a", "tone/b"
 
@@ -67,6 +68,11 @@ def test_of_equals_the_earlier_is_better() -> None:
     results = [result(a=1.0), result(a=2.0), result(a=1.0), result(a=2.0)]
     assert ranked(results, [Wish(A)]) == [1, 3, 0, 2]
     assert ranked(results, [Wish(A, absent=True)]) == [0, 2, 1, 3]
+
+
+def test_a_text_that_shows_nothing_is_not_the_surest_to_lack_what_is_not_wanted() -> None:
+    results = [result("\u200b", a=WORDLESS), result(a=5.0), result(a=-5.0)]
+    assert ranked(results, [Wish(A, absent=True)]) == [2, 1, 0]
 
 
 def test_without_wishes_the_mean_log_probability_ranks() -> None:
