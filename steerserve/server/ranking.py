@@ -61,7 +61,7 @@ def score(result: Result, wishes: Sequence[Wish]) -> float | None:
 
     The log-probability that it is as wished, the attributes taken as independent; without wishes the mean
     log-probability of its tokens when they were committed, which is how OpenAI's `best_of` ranks, and None for a text
-    without tokens.
+    without tokens. A stop string cuts no tokens: the result is to have the log-probabilities of those in its text.
     """
     if wishes:
         assert result.verdicts is not None

@@ -1,7 +1,8 @@
 """OpenAI objects from the results of a request's rows."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steerserve.engine.events import Result, Trace
@@ -134,10 +135,19 @@ class Answer:
         if not self.ranking.chooses:
             return list(prompts.values())
         wishes = self.ranking.wishes or ()
-        return [[keys[i] for i in ranked([self.results[key] for key in keys], wishes)] for keys in prompts.values()]
+        return [[keys[i] for i in ranked([self._shown(key) for key in keys], wishes)] for keys in prompts.values()]
+
+    def _shown(self, request_id: str) -> Result:
+        """A row's result with the log-probabilities of no more tokens than made it into its text."""
+        result = self.results[request_id]
+        if result.logprobs is None or not self.rows[request_id].params.stop:
+            return result
+        decode, tokens = self.decoders[request_id], result.tokens
+        count = bisect_left(range(len(tokens)), len(result.text), key=lambda count: len(decode(tokens[:count])))
+        return replace(result, logprobs=result.logprobs[:count])
 
     def _candidate(self, request_id: str) -> dict[str, Any]:
-        row, result = self.rows[request_id], self.results[request_id]
+        row, result = self.rows[request_id], self._shown(request_id)
         told = {"prompt": row.prompt, "candidate": row.choice, "score": score(result, self.ranking.wishes or ())}
         return told | {"finish_reason": result.finish_reason} | _verdicts(result)
 

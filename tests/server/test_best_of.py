@@ -139,6 +139,21 @@ def test_without_an_attribute_the_likeliest_a_token_are_answered(client: TestCli
     assert "verdicts" not in steered["choices"][0]["steering"]
 
 
+def test_tokens_behind_a_stop_string_do_not_rank(client: TestClient) -> None:
+    stop = ["e", answer(client)["choices"][0]["text"][:3]]
+    plain = answer(client, n=12, logprobs=0, stop=stop)["choices"]
+    told = [one["logprobs"]["token_logprobs"] if one["text"] else [] for one in plain]
+    mean = [sum(one) / len(one) if one else None for one in told]
+    assert len({len(one) for one in told}) > 2 and None in mean
+    found = answer(client, best_of=12, stop=stop)
+    scores = {one["candidate"]: one["score"] for one in found["steering"]["candidates"]}
+    for i, expected in enumerate(mean):
+        assert scores[i] == (None if expected is None else pytest.approx(expected)), i
+    filled = [one for i, one in scores.items() if plain[i]["text"].strip()]
+    assert filled == sorted(filled, reverse=True)
+    assert found["choices"][0]["text"].strip()
+
+
 def test_each_prompt_has_a_ranking_of_its_own(client: TestClient) -> None:
     steering = {"rank": [SPORTS], "baseline": True}
     prompts = ["the king", "a ship", "the city"]
