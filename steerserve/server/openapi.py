@@ -110,7 +110,13 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
         "post": _does(
             "The plan of a request, without running it",
             _object(
-                object={"const": "steering.preview"}, model=TEXT, rows=NUMBER, n=NUMBER, best_of=NUMBER, plans=PLANS
+                object={"const": "steering.preview"},
+                model=TEXT,
+                rows=NUMBER,
+                n=NUMBER,
+                best_of=NUMBER,
+                rank={"type": ["array", "null"], "items": TEXT},
+                plans=PLANS,
             ),
             ("CompletionRequest", "ChatRequest"),
         )

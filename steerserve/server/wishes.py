@@ -34,12 +34,13 @@ def explained(error: RequestError, body: GenerationRequest | Change) -> RequestE
     """An engine's complaint about `verdicts`, laid on the field of the request that asked for them."""
     if not isinstance(body, GenerationRequest):
         return type(error)(str(error), "steering.rank")
-    found = _ELEMENT.fullmatch(error.param or "")
+    found, said = _ELEMENT.fullmatch(error.param or ""), str(error)
     if found is not None:
         path = _wishes(body)[int(found[1])][1]
     else:
         path = "best_of" if body.steering.rank is None else "steering.rank"
-    return type(error)(str(error) + (HINT if body.steering.rank is None else ""), path)
+        said = f"{path}: no text can be judged here: {said}"
+    return type(error)(said + (HINT if body.steering.rank is None else ""), path)
 
 
 def unwanted(one: Intervention) -> bool:

@@ -12,7 +12,7 @@ from steerserve.errors import RequestError
 from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.ranking import Ranking, Wish, probability, ranked, score
-from steerserve.server.wishes import ranking_of, unwanted
+from steerserve.server.wishes import explained, ranking_of, unwanted
 from steerserve.steering.probe import WORDLESS
 
 A, B = "topic/a", "tone/b"
@@ -141,3 +141,16 @@ def test_what_contradicts_itself_is_refused(steering: dict[str, Any], param: str
     with pytest.raises(RequestError, match=said) as caught:
         asked(steering)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("steering", "param"), [(pushes({}), "best_of"), (pushes({}) | {"rank": [f"-{A}"]}, "steering.rank")]
+)
+def test_an_engine_that_cannot_judge_is_complained_of_in_the_words_of_the_request(
+    steering: dict[str, Any], param: str
+) -> None:
+    body = parse(json.dumps({"model": "text", "best_of": 4, "steering": steering}).encode(), CompletionRequest)
+    found = explained(RequestError("verdicts must be left out here", "verdicts"), body)
+    assert found.param == param
+    assert str(found).startswith(f"{param}: no text can be judged here: verdicts must be left out here")
+    assert ("is [] for the log-probability" in str(found)) == (param == "best_of")
