@@ -3,9 +3,11 @@
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import steer
@@ -15,7 +17,7 @@ from bench.steering import command, efficiency, statistics
 from bench.steering.cells import Cell, plan
 from bench.steering.settings import Settings, SiteSettings
 from bench.steering.store import Store
-from bench.steering.writing import compose, params
+from bench.steering.writing import Row, compose, params
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
@@ -111,6 +113,44 @@ def test_rows_of_all_cells_share_their_noise(engine: TorchEngine) -> None:
     assert [row.text for row in compose(engine, pushed, 7)[0]] != [row.text for row in plain]
 
 
+def test_a_ranked_text_is_the_likeliest_of_its_candidates_to_have_all_attributes(engine: TorchEngine) -> None:
+    pair = next(cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["sets"]) if cell.method == "uniform")
+    asked = {"verdicts": list(pair.attributes), "probes": ["of no account"]}
+    alone, _ = compose(engine, Cell(**(vars(pair) | {"request": pair.request | asked, "kl_texts": 0})), 7)
+    ranked = Cell(**(vars(pair) | {"request": pair.request | asked | {"best_of": 3}, "kl_texts": 0}))
+    shown, _ = compose(engine, ranked, 7)
+    assert ranked.work == 3 * Cell(**(vars(ranked) | {"request": pair.request})).work
+    plain, _ = compose(engine, Cell(**(vars(pair) | {"kl_texts": 0})), 7)
+    assert [row.text for row in alone] == [row.text for row in plain]
+
+    def likely(row: Row) -> float:
+        assert set(row.verdicts) == set(pair.attributes)
+        return sum(float(np.log(1 / (1 + np.exp(-odds)))) for odds in row.verdicts.values())
+
+    better = [likely(best) - likely(first) for best, first in zip(shown, alone, strict=True)]
+    assert min(better) >= 0 and max(better) > 0
+    kept = [one.text == other.text for one, other in zip(shown, alone, strict=True)]
+    assert [gain == 0 for gain in better] == kept
+
+
+def test_methods_that_rank_are_tried_on_triples_with_their_probes(engine: TorchEngine) -> None:
+    known = engine.catalogue.attributes
+    one = next(iter(known.values()))
+    attributes = {name: replace(one, name=name) for name in ("topic/a", "sentiment/b", "style/c")}
+    cells = [cell for cell in plan(SETTINGS, attributes, ["sets"]) if cell.candidates > 1]
+    assert {cell.attributes for cell in cells} == {("topic/a", "sentiment/b", "style/c")}
+    steered = [cell.factor for cell in cells if cell.method == "uniform, best of 8"]
+    assert steered == list(SETTINGS.ranked_factors)
+    [free] = [cell for cell in cells if cell.method == "no push, best of 8"]
+    assert free.request["interventions"] == [] and free.request["verdicts"] == list(free.attributes)
+    origin: dict[str, Any] = {"attributes": {}}
+    assert one.probe is not None
+    other = replace(one.probe, sha256="another")
+    others = {name: replace(one, name=name, probe=other) for name in attributes}
+    [again] = [cell for cell in plan(SETTINGS, others, ["sets"]) if cell.method == "no push, best of 8"]
+    assert again.key(origin) != free.key(origin)
+
+
 def test_a_field_that_the_engine_does_not_know_is_refused_by_name(engine: TorchEngine) -> None:
     cell = cells(engine, "uniform")[0]
     strange = Cell(**(vars(cell) | {"request": cell.request | {"telepathy": True}}))
@@ -133,6 +173,7 @@ def test_every_experiment_leaves_records_tables_and_figures(measured: Path) -> N
         assert lengths == {4}
     lines = (measured / "tables.md").read_text().splitlines()
     assert "### Orders, infill" in lines
+    assert "### What the measures say of real texts, and of joined stretches of real texts" in lines
     assert all(line.endswith("|") for line in lines if line.startswith("|"))
 
 
