@@ -107,7 +107,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
-    probes(params.verdicts, catalogue)
+    judging = probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or remask is not None, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
@@ -123,6 +123,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "approximate": approximations(transfer_choice, cache, params.early_exit),
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
+        "verdicts": {name: {"probe_sha256": probe.sha256} for name, probe in judging.items()},
         **allocation.told,
     }
     request = Request(

@@ -24,7 +24,7 @@ def with_probe(model: DiffusionLM, folder: Path, layer: int) -> TorchEngine:
     """An engine whose attribute has a probe of random weights."""
     served = tiny.engine(model, folder)
     generator = torch.Generator().manual_seed(5)
-    probe = Probe(layer, torch.randn(tiny.HIDDEN, generator=generator), 0.25, 0.9, 100)
+    probe = Probe(layer, torch.randn(tiny.HIDDEN, generator=generator), 0.25, 0.9, 100, "ab" * 32)
     attributes = {name: replace(one, probe=probe) for name, one in served.catalogue.attributes.items()}
     return TorchEngine(served.model, served.tokenizer, replace(served.catalogue, attributes=attributes), served.config)
 
@@ -55,6 +55,13 @@ def test_a_verdict_is_of_the_mean_state_of_the_finished_text(family: str, layer:
     pushed = replace(PLAIN, interventions=(Intervention(attribute=ARCHAIC, strength=0.8),))
     for _, result in tiny.run(served, PLAIN, pushed, replace(PLAIN, row=1, max_tokens=7, steps=7)):
         assert result.verdicts == pytest.approx({ARCHAIC: by_hand(served, result.text)}, abs=1e-4)
+
+
+def test_the_plan_names_the_probes(served: TorchEngine) -> None:
+    probe = served.catalogue.attributes[ARCHAIC].probe
+    assert probe is not None
+    assert served.admit(PLAIN).plan["verdicts"] == {ARCHAIC: {"probe_sha256": probe.sha256}}
+    assert served.admit(replace(PLAIN, verdicts=())).plan["verdicts"] == {}
 
 
 def test_asking_for_a_verdict_changes_no_text_and_costs_one_pass(served: TorchEngine) -> None:
