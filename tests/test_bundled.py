@@ -113,7 +113,8 @@ def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> Non
     shows, does_not = SENTENCES[OPPOSITES.get(name, name)][:: -1 if name in OPPOSITES else 1]
     engine = runtime.engine
     asked = [probes((name,), engine.catalogue)] * (len(shows) + len(does_not))
-    found = [one[name] for one in verdicts(engine.model, engine.tokenizer, [*shows, *does_not], asked)]
+    ids = [engine.tokenizer.encode(text, add_special_tokens=False).ids for text in [*shows, *does_not]]
+    found = [one[name] for one in verdicts(engine.model, ids, asked)]
     assert min(found[: len(shows)]) > max(found[len(shows) :])
 
 

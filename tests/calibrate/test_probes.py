@@ -15,10 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from steerserve.calibrate import probes as module
 from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.probes import (
+    INVERSE_PENALTY,
     ProbeRecipe,
-    Side,
     balanced_accuracy,
-    chosen_penalty,
     fit,
     probes_of,
     train_probes,
@@ -68,8 +67,10 @@ def states_and_classes() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 
 def test_weights_say_what_the_standardised_regression_says() -> None:
     states, has = states_and_classes()
-    weights, bias = fit(states, has, 0.1)
-    peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000))
+    weights, bias = fit(states, has)
+    peer = make_pipeline(
+        StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000)
+    )
     peer.fit(states.astype(np.float64), has)
     probability = Probe(0, torch.from_numpy(weights), bias, 0.0, 0).log_odds(torch.from_numpy(states)).sigmoid()
     np.testing.assert_allclose(probability, peer.predict_proba(states.astype(np.float64))[:, 1], atol=2e-5)
@@ -81,23 +82,10 @@ def test_classes_count_the_same_whatever_their_size() -> None:
     assert balanced_accuracy(np.zeros(10, dtype=bool), has) == 0.5
     assert balanced_accuracy(np.array([True, False] + [False] * 6 + [True] * 2), has) == pytest.approx(0.625)
     states, has = states_and_classes()
-    weights, bias = fit(states, has, 0.1)
+    weights, bias = fit(states, has)
     says = states @ weights + bias > 0
     # A fit of the shares would call most of them the larger class.
     assert abs(says[has].mean() - (~says[~has]).mean()) < 0.1
-
-
-def test_the_penalty_is_the_one_that_does_best_on_other_texts() -> None:
-    random = np.random.default_rng(1)
-
-    def side(texts: int, noise: float) -> Side:
-        has = np.arange(texts) % 2 == 0
-        states = random.normal(size=(texts, 40)) * noise + 3 * has[:, None] * (np.arange(40) == 0)
-        return Side(np.where(has, "yes", "no"), states.astype(np.float32), texts)
-
-    # Where one number tells everything a small penalty is best; where there is next to nothing to tell, a large one.
-    assert chosen_penalty(side(400, 0.1), side(100, 0.1), "yes") == module.INVERSE_PENALTIES[-1]
-    assert chosen_penalty(side(40, 40.0), side(400, 40.0), "yes") == module.INVERSE_PENALTIES[0]
 
 
 def test_a_calibration_gives_every_attribute_a_probe_of_the_last_layer(folder: Path, tiny_model: Path) -> None:
