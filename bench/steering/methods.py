@@ -97,6 +97,10 @@ def boost(attribute: Attribute, factor: float) -> Fields:
     }
 
 
+def _ranked(push: Push | None) -> Method:
+    return Method(push, "ranked", sets=True, singles=False, candidates=CANDIDATES)
+
+
 METHODS: Final[Mapping[str, Method]] = {
     "none": Method(None, "core"),
     "uniform": Method(scheduled("uniform"), "core", sets=True),
@@ -105,11 +109,11 @@ METHODS: Final[Mapping[str, Method]] = {
     "feedback": Method(fixed("feedback", FEEDBACK_SCALE), "core", sets=True),
     "joint": Method(unscheduled, "core", {"combine": "joint"}, sets=True, singles=False),
     "difference of means, uniform": Method(difference_of_means("uniform"), "side", sets=True),
-    "no push, best of 8": Method(None, "ranked", candidates=CANDIDATES),
-    "uniform, best of 8": Method(scheduled("uniform"), "ranked", candidates=CANDIDATES),
-    "optimal, best of 8": Method(fixed("optimal"), "ranked", candidates=CANDIDATES),
-    "feedback, best of 8": Method(fixed("feedback", FEEDBACK_SCALE), "ranked", candidates=CANDIDATES),
-    "difference of means, best of 8": Method(difference_of_means("uniform"), "ranked", candidates=CANDIDATES),
+    "no push, best of 8": _ranked(None),
+    "uniform, best of 8": _ranked(scheduled("uniform")),
+    "optimal, best of 8": _ranked(fixed("optimal")),
+    "feedback, best of 8": _ranked(fixed("feedback", FEEDBACK_SCALE)),
+    "difference of means, best of 8": _ranked(difference_of_means("uniform")),
     "difference of means, commitment": Method(difference_of_means("commitment"), "side"),
     "early": Method(scheduled("window", start=0.0, stop=0.25), "side"),
     "late": Method(scheduled("window", start=0.75, stop=1.0), "side"),

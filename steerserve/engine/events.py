@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Steered:
     request_id: str
     step: int
     interventions: tuple[dict[str, Any], ...]
+
+
+WORDLESS: Final = -30.0
+"""Log-odds in the verdicts on a text without a single token, which shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,4 +101,4 @@ class Failed:
 
 Event = Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]
+__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Result
+from steerserve.engine.events import WORDLESS, Result
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.models.means import mean_states
-from steerserve.steering.probe import WORDLESS, Probe
+from steerserve.steering.probe import Probe
 
 MOST: Final = 1e4
 """Largest log-odds in nats that are told; far from where a probability is a number other than 0 or 1."""

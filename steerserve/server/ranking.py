@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerserve.engine.events import Result
+from steerserve.engine.events import WORDLESS, Result
 from steerserve.server.wording import finite
-from steerserve.steering.probe import WORDLESS
 
 
 @dataclass(frozen=True)

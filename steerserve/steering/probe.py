@@ -17,8 +17,6 @@ from steerserve.errors import ArtifactError
 FILE: Final = "probe.safetensors"
 ENTRY: Final = "probe"
 """Entry of the file's metadata that holds everything but the weights, as JSON."""
-WORDLESS: Final = -30.0
-"""Log-odds of a text that shows nothing: one without a single token, or whose states are no numbers."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from steerserve.engine.events import WORDLESS
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.verdicts import MOST, judge, verdicts
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.base import DiffusionLM
-from steerserve.steering.probe import WORDLESS, Probe
+from steerserve.steering.probe import Probe
 from tests import tiny
 
 ARCHAIC = "register/archaic"

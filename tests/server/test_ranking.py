@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.events import Result
+from steerserve.engine.events import WORDLESS, Result
 from steerserve.engine.params import Intervention
 from steerserve.errors import RequestError
 from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.ranking import Ranking, Wish, probability, ranked, score
 from steerserve.server.wishes import explained, ranking_of, unwanted
-from steerserve.steering.probe import WORDLESS
 
 A, B = "topic/a", "tone/b"
 
