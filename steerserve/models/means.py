@@ -1,13 +1,14 @@
 """Mean states of whole texts."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from steerserve.models.base import DiffusionLM
+from steerserve.models.capture import layer_outputs
 from steerserve.models.sigma import level_of_share
 
 ROWS: Final = 32
@@ -15,25 +16,6 @@ ROWS: Final = 32
 TILE: Final = 16
 """What the width of a forward is rounded up to: a text has the same bits beside others of any lengths on a CPU, where
 matrix products of fewer tokens take other kernels."""
-
-
-class _Deepest(Exception):
-    """Ends a forward whose last wanted layer has been read."""
-
-
-class _Outputs:
-    """A `Sites` that keeps the outputs of some layers and ends the forward after the deepest of them."""
-
-    def __init__(self, layers: Sequence[int]) -> None:
-        self._layers, self._deepest = frozenset(layers), max(layers)
-        self.kept: dict[int, Tensor] = {}
-
-    def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        if layer in self._layers:
-            self.kept[layer] = hidden
-        if layer == self._deepest:
-            raise _Deepest
-        return hidden
 
 
 @torch.inference_mode()
@@ -58,10 +40,8 @@ def mean_states(model: DiffusionLM, texts: Sequence[Sequence[int]], layers: Sequ
         width = min(-(-int(lengths.max()) // TILE) * TILE, facts.max_length)
         tokens = torch.tensor([rows[i] + [facts.eos_id] * (width - len(rows[i])) for i in chosen], device=device)
         sigma = None if facts.sigma is None else level_of_share(facts.sigma, torch.zeros(len(chosen), device=device))
-        outputs = _Outputs(layers)
-        with suppress(_Deepest):
-            model(tokens, lengths.to(device), outputs, sigma)
-        for layer, hidden in outputs.kept.items():
+        forward = partial(model, tokens, lengths.to(device), sigma=sigma)
+        for layer, hidden in layer_outputs(layers, forward).items():
             # Each by itself: a sum over padding too goes in an order that depends on how much there is.
             means = [hidden[r, len(start) : len(rows[i])].float().mean(0) for r, i in enumerate(chosen)]
             found[layer][chosen] = torch.stack(means).cpu()

@@ -1,8 +1,8 @@
 """Hidden states of a diffusion model on noised text, gathered on disk for every layer and policy in one pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, Sites, deciding
+from steerserve.models.capture import layer_outputs
 from steerserve.models.sigma import level_of_share
 from steerserve.saes.sae import Policy
 from steerserve.train.dlm import Documents, draw_masks
@@ -59,25 +60,6 @@ def noised_batches(
         yield NoisedBatch(tokens, tokens.masked_fill(masked, model.facts.mask_id), lengths, masked, text)
 
 
-class _Deepest(Exception):
-    """Ends a forward whose last wanted layer has been read."""
-
-
-class Capture:
-    """A `Sites` that keeps the outputs of some layers and ends the forward after the deepest of them."""
-
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = frozenset(layers)
-        self.hidden: dict[int, Tensor] = {}
-
-    def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        if layer in self.layers:
-            self.hidden[layer] = hidden
-        if layer == max(self.layers):
-            raise _Deepest
-        return hidden
-
-
 def final_states(model: DiffusionLM, batch: NoisedBatch, sites: Sites | None = None) -> Tensor:
     """The final state that decides each token, ready for the head [rows, width, hidden_size], on the model's device.
 
@@ -93,10 +75,8 @@ def final_states(model: DiffusionLM, batch: NoisedBatch, sites: Sites | None = N
 def states(model: DiffusionLM, batch: NoisedBatch, layers: Sequence[int]) -> dict[int, Tensor]:
     """For each token the output of the layers where it is decided [rows, width, hidden_size], on the model's device,
     from a forward that ends at the deepest of them."""
-    capture = Capture(layers)
-    with suppress(_Deepest):
-        final_states(model, batch, capture)
-    return {layer: deciding(hidden, model.facts.shift) for layer, hidden in capture.hidden.items()}
+    found = layer_outputs(layers, partial(final_states, model, batch))
+    return {layer: deciding(hidden, model.facts.shift) for layer, hidden in found.items()}
 
 
 class Store:

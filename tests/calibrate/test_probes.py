@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,9 +136,9 @@ def test_texts_of_a_group_are_read_once(folder: Path, tiny_model: Path, monkeypa
     read: list[Group] = []
     sides = module._sides
 
-    def noted(model: object, tokenizer: object, data: Path, group: Group, *rest: object) -> object:
+    def noted(model: Any, tokenizer: Any, data: Path, group: Group, *rest: Any) -> Any:
         read.append(group)
-        return sides(model, tokenizer, data, group, *rest)  # type: ignore[arg-type]
+        return sides(model, tokenizer, data, group, *rest)
 
     monkeypatch.setattr(module, "_sides", noted)
     tasks = {str(raw["name"]): Task.from_json(raw, "task") for raw in TASKS}
