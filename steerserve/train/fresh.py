@@ -1,7 +1,7 @@
 """Start a model and its vocabulary from nothing but texts, and write a trained model as a folder that can be served."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,13 +31,20 @@ class FreshSize:
     """Width inside the feed-forward part."""
 
 
-def learn_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
-    """At most `size` WordPiece pieces learnt from `texts`; every printable ASCII character is among them."""
+def learn_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
+    """WordPiece pieces learnt from `texts`, the same in every run; every printable ASCII character is among them.
+
+    They are at most `size`, unless the characters alone, in front of a word and within one, are more.
+    """
     tokenizer = build_tokenizer(SPECIAL)
+    normalize = tokenizer.normalizer.normalize_str
     ascii_characters = [chr(code) for code in range(33, 127)]
+    within = {character for text in texts for word in normalize(text).split() for character in word[1:]}
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=list(SPECIAL),
+        # The trainer numbers what it meets within words in an order that changes from run to run, and breaks ties
+        # between merges by these numbers. What it is told beforehand has its number.
+        special_tokens=[*SPECIAL, *(f"##{character}" for character in sorted(within))],
         initial_alphabet=ascii_characters,
         continuing_subword_prefix="##",
         show_progress=False,

@@ -94,7 +94,7 @@ def test_a_calibration_gives_every_attribute_a_probe_of_the_last_layer(folder: P
     assert sorted(found) == NAMES
     for one in found.values():
         assert one.probe is not None and one.probe.layer == 1
-        assert one.probe.accuracy > 0.9
+        assert one.probe.accuracy > 0.75
 
 
 def test_accuracy_and_texts_are_of_texts_set_aside_and_the_others(folder: Path, tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from steerserve.train.fresh import learn_vocabulary
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer, choose_vocabulary
 
 ENCODER = {
@@ -58,3 +59,10 @@ def test_special_tokens_come_first_and_unused_pieces_are_left_out() -> None:
 def test_encoding_puts_the_begin_token_in_front() -> None:
     made = tokenizer()
     assert made.encode("the team").tokens == ["[CLS]", "the", "team"]
+
+
+def test_a_vocabulary_learnt_twice_is_the_same() -> None:
+    words = ["one two three four", "five six seven eight", "nine ten eleven twelve", "øver the eaves"]
+    first = learn_vocabulary(words, 200).pieces
+    assert {"ø", "##v", "##e", "~"} <= {*first} and len(first) <= 200
+    assert all(learn_vocabulary(words, 200).pieces == first for _ in range(5))
