@@ -73,7 +73,7 @@ class Catalogue:
         server = {
             "stream_modes": list(VIEWS),
             "max_body_bytes": self._config.max_body_bytes,
-            "max_rows_per_request": self._config.max_rows_per_request,
+            "max_rows_per_request": self._service.rows_per_request(self._config.max_rows_per_request),
         }
         return JSONResponse({**self._service.capabilities, "model": self._service.model_id, "server": server})
 

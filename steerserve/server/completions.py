@@ -120,7 +120,8 @@ class Completions:
         prompts = [rendered(body, self._service.chat)] if isinstance(body, ChatRequest) else None
         # 53 bits, so that every JSON reader gives the number back as it was.
         seed = body.seed if body.seed is not None else secrets.randbits(53)
-        rows = rows_of(body, seed, self._config.max_rows_per_request, prompts)
+        most = self._service.rows_per_request(self._config.max_rows_per_request)
+        rows = rows_of(body, seed, most, prompts)
         return body, seed, rows, admit(self._service.engine, rows, body)
 
     async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:

@@ -40,6 +40,11 @@ class Service:
     """The prompt of a conversation, up to where the answer begins; raises RequestError (`messages`) where the model's
     template refuses it. None where the model has no chat template."""
 
+    def rows_per_request(self, allowed: int) -> int:
+        """The rows that a request may have where a server allows so many: at most what fits into an empty queue, but
+        one, which may come when there is room."""
+        return min(allowed, max(1, int(self.load()["max_queue"])))
+
     @property
     def fingerprint(self) -> str | None:
         """Short name of the weights that answer."""

@@ -347,3 +347,16 @@ def test_other_interventions_leave_the_ranking_as_it_was() -> None:
     assert found["steering"]["rank"] == [SPORTS]
     assert all(list(one["verdicts"]) == [SPORTS] for one in found["steering"]["candidates"])
     assert len(found["choices"][0]["steering"]["interventions"]) == 2
+
+
+@pytest.mark.parametrize("path", ["completions", "steering/preview"])
+def test_more_candidates_than_the_queue_holds_are_refused_by_name(service: Service, path: str) -> None:
+    engine = service.engine
+    assert isinstance(engine, TorchEngine)
+    small = TorchEngine(engine.model, engine.tokenizer, engine.catalogue, replace(engine.config, max_queue=3))
+    with TestClient(create_app(service_of(small, "tiny"), ServerConfig())) as client:
+        assert client.get("/capabilities").json()["server"]["max_rows_per_request"] == 3
+        said = client.post(f"/v1/{path}", json=body(best_of=4, steering={"rank": []}))
+        assert said.status_code == 400 and said.json()["error"]["param"] == "best_of"
+        assert "1 prompts x best_of of 4 are 4 rows; a request may have 3" in said.json()["error"]["message"]
+        assert client.post(f"/v1/{path}", json=body(best_of=3, steering={"rank": []})).status_code == 200

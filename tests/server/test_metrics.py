@@ -83,12 +83,11 @@ def test_what_was_predicted_and_what_was_measured_are_counted_where_a_receipt_ha
 
 
 def test_rejections_are_counted_by_their_code() -> None:
-    with serving(TextEngine(max_queue=2)) as client:
-        body = {"model": "text", "max_tokens": 4}
-        client.post("/v1/completions", json=body | {"n": 3})
+    with serving(TextEngine(max_queue=0)) as client:
+        client.post("/v1/completions", json={"model": "text", "max_tokens": 4})
         client.post("/v1/completions", content=b"x" * 2_000_000)
         client.post("/v1/completions", content=b"{}", headers={"content-encoding": "gzip"})
-        client.post("/v1/completions", json={"model": "nope"})
+        assert client.post("/v1/steering/preview", json={"model": "nope"}).status_code == 404
         text = client.get("/metrics").text
     found = dict(re.findall(r'^steerserve_rejected_total{reason="(\w+)"} (\S+)$', text, re.MULTILINE))
     assert found == {"overloaded": "1.0", "body_too_large": "1.0", "unsupported_encoding": "1.0"}
