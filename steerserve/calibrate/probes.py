@@ -22,6 +22,7 @@ from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model
 from steerserve.models.means import mean_states
+from steerserve.models.tokenizer import literal
 from steerserve.steering.attribute import load_attributes
 from steerserve.steering.probe import Probe
 from steerserve.train.classifiers import is_held_out, windows
@@ -95,7 +96,8 @@ def probes_of(
     Raises ArtifactError where a label has no text to train on or to hold out.
     """
     found = {}
-    layer = model.facts.num_layers - 1
+    # As finished texts are read when a probe judges them.
+    tokenizer, layer = literal(tokenizer), model.facts.num_layers - 1
     for group in tqdm(dict.fromkeys(task.group for task in tasks.values()), desc="probes", unit="group"):
         train, test = _sides(model, tokenizer, data, group, layer, recipe)
         for name, task in tasks.items():

@@ -1,6 +1,5 @@
 """What the probes of attributes say of finished texts: one forward pass more, without masks and without pushes."""
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.models.means import mean_states
+from steerserve.models.tokenizer import literal
 from steerserve.steering.probe import Probe
 
 MOST: Final = 1e4
@@ -42,9 +42,7 @@ def reader(tokenizer: Tokenizer, catalogue: Catalogue) -> Tokenizer:
     if all(one.probe is None for one in catalogue.attributes.values()):
         return tokenizer
     # A copy: prompts are read meanwhile, in other threads, and in them special tokens are meant.
-    made = copy.deepcopy(tokenizer)
-    made.encode_special_tokens = True
-    return made
+    return literal(tokenizer)
 
 
 def judge(

@@ -4,6 +4,7 @@ Tokenizers that come as code (Dream's) are byte-level BPE like GPT-2's or Qwen2'
 all there is to know, and the code is never run.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def load_tokenizer(folder: Path, family: str | None = None) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that spells out what only looks like a special token: for texts that somebody, or a model, wrote."""
+    made: Tokenizer = copy.deepcopy(tokenizer)
+    made.encode_special_tokens = True
+    return made
 
 
 def has_tokenizer(folder: Path) -> bool:

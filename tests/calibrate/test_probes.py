@@ -149,6 +149,27 @@ def test_texts_of_a_group_are_read_once(folder: Path, tiny_model: Path, monkeypa
     assert all(probe.texts <= 3 * 40 for probe in found.values())
 
 
+def test_special_tokens_in_texts_are_spelled_out(tiny_model: Path, tmp_path: Path) -> None:
+    """As they are when a finished text is judged: what somebody wrote is no mask and no end of the text."""
+    tokenizer = load_tokenizer(tiny_model)
+    seen: list[list[int]] = []
+
+    def noted(model: Any, ids: list[list[int]], layers: list[int]) -> Any:
+        seen.extend(ids)
+        return mean_states(model, ids, layers)
+
+    data = make_data(tmp_path / "data")
+    path = data / "who.jsonl"
+    path.write_text(path.read_text().replace("nobody saw it", "nobody [MASK] [SEP] it"))
+    tasks = {str(raw["name"]): Task.from_json(raw, "task") for raw in TASKS[:1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "mean_states", noted)
+        probes_of(load_model(tiny_model), tokenizer, data, tasks, ProbeRecipe(probe_texts=40))
+    special = {tokenizer.token_to_id(token) for token in ("[MASK]", "[SEP]")}
+    assert seen and not any(special & {*ids} for ids in seen)
+    assert tokenizer.encode("[MASK]", add_special_tokens=False).ids == [tokenizer.token_to_id("[MASK]")]
+
+
 def test_a_profile_measured_anew_keeps_the_probe(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     shutil.copytree(folder / "out", root)
