@@ -1,6 +1,7 @@
 """Methods against each other: at equal quality, at equal measured KL, and at equal peak strength."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -11,35 +12,42 @@ from bench.steering.statistics import Floats, halves, interval, resamples, row_p
 BOUNDS: Final = (1.10, 1.25)
 BASELINE: Final = "uniform"
 Found = dict[tuple[str, str], Frontier]
+Fit = tuple[Floats, Floats, Floats]
+"""Share and loss ratio [draws], and each row's share [rows]."""
 
 
 def equal_quality(found: Found, tasks: Sequence[str], methods: Sequence[str], bound: float) -> dict[str, Any]:
     """For each method the mean share over tasks within a loss ratio, its interval, and its lead over uniform.
 
     Each half of the rows is reported at the strength that the other half chose. Intervals resample the rows, and choose
-    anew in every draw, so that they hold the luck of choosing too.
+    anew in every draw, so that they hold the luck of choosing too. A share is of all rows of its method, a lead of the
+    first rows that both have: where uniform has others too, it is not the difference of the two shares.
     """
-    reached: dict[str, tuple[Floats, Floats, list[Floats]]] = {}
+
+    @cache
+    def fitted(task: str, method: str, rows: int) -> Fit:
+        return cross_fit(found[task, method].first(rows), bound)
+
+    told: dict[str, Any] = {}
     for method in methods:
-        several = [found[task, method] for task in tasks if (task, method) in found]
-        if len(several) < len(tasks):
+        if any((task, method) not in found for task in tasks):
             continue
-        cells = [cross_fit(one, bound) for one in several]
-        reached[method] = (
-            np.mean([share for share, _, _ in cells], axis=0),
-            np.mean([ratio for _, ratio, _ in cells], axis=0),
-            [rows for _, _, rows in cells],
-        )
-    return {
-        method: {
+        fits = [fitted(task, method, found[task, method].rows) for task in tasks]
+        share = np.mean([one[0] for one in fits], axis=0)
+        told[method] = {
             "share": float(share[0]),
             "interval": interval(share[1:]),
-            "loss_ratio": float(ratio[0]),
-            "rows": min(map(len, rows)),
+            "loss_ratio": float(np.mean([one[1][0] for one in fits])),
+            "rows": min(len(one[2]) for one in fits),
         }
-        | _lead(share, rows, reached.get(BASELINE), method)
-        for method, (share, ratio, rows) in reached.items()
-    }
+        if method != BASELINE and all((task, BASELINE) in found for task in tasks):
+            counts = [min(found[task, one].rows for one in (method, BASELINE)) for task in tasks]
+            mine, theirs = (
+                [fitted(task, one, rows) for task, rows in zip(tasks, counts, strict=True)]
+                for one in (method, BASELINE)
+            )
+            told[method] |= _lead(mine, theirs)
+    return told
 
 
 def by_task(found: Found, tasks: Sequence[str], methods: Sequence[str], bound: float) -> dict[str, dict[str, Any]]:
@@ -74,34 +82,31 @@ def equal_cost(found: Found, tasks: Sequence[str], methods: Sequence[str], match
     return told
 
 
-def cross_fit(one: Frontier, bound: float) -> tuple[Floats, Floats, Floats]:
+def cross_fit(one: Frontier, bound: float) -> Fit:
     """Share and loss ratio [draws], mean of both ways, and each row's share at the strength the other half chose."""
-    even, odd = halves(one.has.shape[1])
+    even, odd = halves(one.rows)
     drawn_even, drawn_odd = even[resamples(len(even), seed=1)], odd[resamples(len(odd), seed=2)]
     first = one.best(bound, drawn_even, drawn_odd)
     second = one.best(bound, drawn_odd, drawn_even)
-    rows = np.empty(one.has.shape[1])
+    rows = np.empty(one.rows)
     rows[odd] = one.rows_at(one.has, float(first[2][0]))[odd]
     rows[even] = one.rows_at(one.has, float(second[2][0]))[even]
     return (first[0] + second[0]) / 2, (first[1] + second[1]) / 2, rows
 
 
-def _lead(
-    share: Floats, rows: Sequence[Floats], baseline: tuple[Floats, Floats, list[Floats]] | None, method: str
-) -> dict[str, Any]:
-    if baseline is None or method == BASELINE:
-        return {}
-    # Of each task only the rows that both have.
-    pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(rows, baseline[2], strict=True)]
+def _lead(mine: Sequence[Fit], theirs: Sequence[Fit]) -> dict[str, Any]:
+    """How far a method is ahead of the baseline, from fits of both on the same rows of each task."""
+    both = list(zip(mine, theirs, strict=True))
+    lead = np.mean([one[0] - other[0] for one, other in both], axis=0)
     return {
-        "lead": float(share[0] - baseline[0][0]),
-        "lead_interval": interval((share - baseline[0])[1:]),
-        "p": sign_flip(row_parts([a - b for a, b in pairs])),
+        "lead": float(lead[0]),
+        "lead_interval": interval(lead[1:]),
+        "p": sign_flip(row_parts([one[2] - other[2] for one, other in both])),
     }
 
 
 def _matched(one: Frontier, baseline: Frontier, matched: str) -> Mapping[str, Any] | None:
-    count = min(one.has.shape[1], baseline.has.shape[1])
+    count = min(one.rows, baseline.rows)
     index = resamples(count, seed=3)
     middle = float(baseline.factors[1 + (len(baseline.factors) - 2) // 2])
     theirs = np.full(len(index), middle)

@@ -1,9 +1,11 @@
 """Methods beside each other, over all tasks and task by task."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from bench.steering.markdown import markdown, number, percent, points, span
+
+LEAD: Final = "lead over uniform on the rows of both, points"
 
 
 def equal_quality_table(methods: Mapping[str, Any]) -> str:
@@ -19,12 +21,12 @@ def equal_quality_table(methods: Mapping[str, Any]) -> str:
         ]
         for method, one in methods.items()
     ]
-    return markdown(["method", "share", "loss ratio", "lead over uniform, points", "p", "rows"], lines)
+    return markdown(["method", "share", "loss ratio", LEAD, "p", "rows"], lines)
 
 
 def equal_cost_table(methods: Mapping[str, Any]) -> str:
     """Each method at the cost of the uniform push."""
-    head = ["method", "tasks", "strength", "share", "lead over uniform, points", "p", "log-odds shift", "loss ratio"]
+    head = ["method", "tasks", "strength", "share", LEAD, "p", "log-odds shift", "loss ratio"]
     head += ["off-target", "distinct-2", "self-BLEU"]
     lines = [
         [

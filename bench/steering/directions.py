@@ -15,15 +15,15 @@ BOUND: Final = 1.10
 
 def directions(found: Found, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each attribute: both directions' share at equal quality and the SAE's lead, by schedule; each control's shift
-    of the log-odds at the attribute's own strength, beside that of the push it stands for."""
+    of the log-odds at the attribute's own strength, beside that of the push it stands for. What is beside each other is
+    of the same texts: the first rows that all have."""
     told: dict[str, dict[str, Any]] = {}
     for task in tasks:
         one: dict[str, Any] = {}
         for schedule in SCHEDULES:
             mine, theirs = found.get((task, schedule)), found.get((task, f"difference of means, {schedule}"))
             if mine is not None and theirs is not None:
-                # Of both only the rows that both have, so that a lead is of the same texts.
-                rows = min(mine.has.shape[1], theirs.has.shape[1])
+                rows = min(mine.rows, theirs.rows)
                 sae, means = cross_fit(mine.first(rows), BOUND), cross_fit(theirs.first(rows), BOUND)
                 one[schedule] = {
                     "sae": float(sae[0][0]),
@@ -32,12 +32,12 @@ def directions(found: Found, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
                     "lead_interval": interval((sae[0] - means[0])[1:]),
                     "p": sign_flip(sae[2] - means[2]),
                 }
-        for name in ("commitment", *CONTROLS):
-            if (task, name) in found:
-                frontier = found[task, name]
-                shifts = frontier.shifts(resamples(frontier.has.shape[1], seed=3))
-                at = int(np.abs(frontier.factors - 1).argmin())
-                one.setdefault("shift", {})[name] = [float(shifts[0, at]), *interval(shifts[1:, at])]
+        several = {name: found[task, name] for name in ("commitment", *CONTROLS) if (task, name) in found}
+        for name, frontier in several.items():
+            index = resamples(min(other.rows for other in several.values()), seed=3)
+            shifts = frontier.shifts(index)
+            at = int(np.abs(frontier.factors - 1).argmin())
+            one.setdefault("shift", {})[name] = [float(shifts[0, at]), *interval(shifts[1:, at])]
         if one:
             told[task] = one
     return told

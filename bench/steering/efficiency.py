@@ -45,7 +45,7 @@ def predicted_gain(gains: Sequence[float], profile: CommitmentProfile) -> float:
 
 def measured_gain(one: Frontier, uniform: Frontier) -> dict[str, Any]:
     """Both ratios with their intervals, and their draws (the first is the sample's)."""
-    count = min(one.has.shape[1], uniform.has.shape[1])
+    count = min(one.rows, uniform.rows)
     index = resamples(count, DRAWS, seed=5)
     known = one.kl is not None and uniform.kl is not None
     drawn = resamples(min(_measured(one), _measured(uniform)) if known else 1, DRAWS, seed=6)

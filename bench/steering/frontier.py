@@ -44,6 +44,11 @@ class Frontier:
     self_bleu: Floats
     """[F]"""
 
+    @property
+    def rows(self) -> int:
+        """How many texts there are at every strength."""
+        return int(self.has.shape[1])
+
     def first(self, rows: int) -> "Frontier":
         """The same of the first rows only."""
         names = ("has", "odds", "nats", "bytes", "distinct")

@@ -134,7 +134,7 @@ def _norms(
         }
         if cost is not None:
             factors["kl"] = float(np.sqrt(float(cost.sum()) / (cost.numpy() @ applied**2)))
-        index = resamples(one.has.shape[1], 0)
+        index = resamples(one.rows, 0)
         told[task] = {
             norm: {"factor": factors[norm]}
             | (
@@ -153,12 +153,12 @@ def _norms(
 
 def _points(one: Frontier) -> dict[str, Any]:
     """A frontier's grid points with intervals, for tables and figures."""
-    index = resamples(one.has.shape[1], seed=3)
+    index = resamples(one.rows, seed=3)
     share, ratio, shift = one.shares(index), one.ratios(index), one.shifts(index)
     return {
         "task": one.task,
         "method": one.method,
-        "rows": one.has.shape[1],
+        "rows": one.rows,
         "factor": one.factors.tolist(),
         "share": _rounded(share[0]),
         "share_interval": [_rounded(interval(share[1:, i])) for i in range(len(one.factors))],

@@ -1,5 +1,6 @@
 """Frontiers and comparisons on records whose answers are known."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,34 @@ def test_tasks_with_different_numbers_of_rows_count_alike(found: dict[tuple[str,
     assert 0 < told["p"] <= 1 and 0 < quality["p"] <= 1
 
 
+def test_a_lead_is_of_the_rows_that_both_have(found: dict[tuple[str, str], Frontier]) -> None:
+    """Strengths are chosen on these rows too, and every draw is of the same rows for both."""
+    first, one = ROWS // 3, found["a/x", "uniform"]
+    # All later texts have the target, so that a method without these rows would look worse than it is.
+    long = replace(one, has=np.where(np.arange(ROWS) >= first, 1.0, one.has))
+    short, best = long.first(first), found["a/x", "best"].first(first)
+    for uniform, same in ((long, short), (short, long)):
+        methods = {"uniform": uniform, "same": same, "best": best}
+        told = equal_quality({("a/x", name): each for name, each in methods.items()}, ["a/x"], list(methods), 1.1)
+        assert abs(told["uniform"]["share"] - told["same"]["share"]) > 0.1
+        assert (told["same"]["lead"], told["same"]["lead_interval"], told["same"]["p"]) == (0.0, (0.0, 0.0), 1.0)
+        alone = {("a/x", "uniform"): short, ("a/x", "best"): best}
+        among = equal_quality(alone, ["a/x"], ["uniform", "best"], 1.1)
+        for name in ("lead", "lead_interval", "p"):
+            assert told["best"][name] == among["best"][name]
+        assert among["best"]["lead"] == among["best"]["share"] - among["uniform"]["share"]
+
+
+def test_at_equal_cost_a_lead_is_of_the_rows_that_both_have(found: dict[tuple[str, str], Frontier]) -> None:
+    one = found["a/x", "uniform"]
+    uniform = replace(one, has=np.where(np.arange(ROWS) >= ROWS // 3, 1.0, one.has))
+    both = {("a/x", "uniform"): uniform, ("a/x", "same"): uniform.first(ROWS // 3)}
+    for matched in ("kl", "peak"):
+        told = equal_cost(both, ["a/x"], ["uniform", "same"], matched)["same"]
+        assert (told["lead"], told["p"]) == (pytest.approx(0.0), 1.0)
+        assert told["lead_interval"] == pytest.approx((0.0, 0.0))
+
+
 def test_directions_are_compared_on_the_rows_that_both_have(found: dict[tuple[str, str], Frontier]) -> None:
     means = frontiers([record("none", 0, 0.2, 1, 0, 0), *linear("difference of means, uniform", 1.5, (0.5, 1.0, 2.0))])
     flipped = frontiers([record("none", 0, 0.2, 1, 0, 0), record("sign flipped", 1.0, 0.1, 1.0, -2.0, 0.5)])
@@ -130,6 +159,15 @@ def test_directions_are_compared_on_the_rows_that_both_have(found: dict[tuple[st
     assert told["uniform"]["lead"] < 0
     assert "commitment" not in told
     assert told["shift"]["sign flipped"][0] == pytest.approx(-2.0, abs=0.01)
+
+
+def test_a_control_is_beside_its_push_on_the_same_rows(found: dict[tuple[str, str], Frontier]) -> None:
+    push = found["a/x", "uniform"]
+    later = replace(push, odds=push.odds + np.where(np.arange(ROWS) >= ROWS // 3, push.factors[:, None], 0.0))
+    both = {("a/x", "commitment"): later, ("a/x", "random direction"): push.first(ROWS // 3)}
+    shift = directions(both, ["a/x"])["a/x"]["shift"]
+    assert shift["commitment"] == shift["random direction"]
+    assert directions({("a/x", "commitment"): later}, ["a/x"])["a/x"]["shift"]["commitment"][0] > 1.5
 
 
 def test_a_method_that_does_not_reach_the_cost_is_left_out(found: dict[tuple[str, str], Frontier]) -> None:
