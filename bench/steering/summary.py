@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.steering.comparison import BOUNDS, Found, by_task, equal_cost, equal_quality
+from bench.steering.counts import count_texts
 from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency
 from bench.steering.frontier import Frontier, Record, frontiers
@@ -37,6 +38,7 @@ def summarise(
     return {
         **header,
         "texts": sum(len(record["rows"]["nats"]) for record in records),
+        "counts": count_texts(records),
         "unsteered": _unsteered(records, tasks),
         "equal_quality": {
             group: {f"{bound:.2f}": equal_quality(found, several, names, bound) for bound in BOUNDS}

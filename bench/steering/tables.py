@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.steering.comparison_tables import equal_cost_table, equal_quality_table, own_strength_table, task_table
+from bench.steering.counts import told
 from bench.steering.interference_tables import crosstalk_table, real_table, set_table
 from bench.steering.markdown import percent
 from bench.steering.order_tables import order_table
@@ -56,10 +57,11 @@ def _header(summary: Mapping[str, Any]) -> str:
         f"{summary['texts']} texts. Classifiers' held-out accuracy: {classifiers}. The judge's held-out loss: "
         f"{summary['judge']['held_out_nats_per_token']:.2f} nats a token after {summary['judge']['tokens']} tokens.",
     ]
+    lines += [text for text in [told(summary["counts"])] if text]
     if unsteered:
         lines.append(
-            f"Unsteered: {unsteered['nats_per_byte']:.3f} nats a byte, distinct-2 {unsteered['distinct_2']:.3f}, "
-            f"self-BLEU {unsteered['self_bleu']:.3f}."
+            f"Unsteered, {unsteered['texts']} texts: {unsteered['nats_per_byte']:.3f} nats a byte, "
+            f"distinct-2 {unsteered['distinct_2']:.3f}, self-BLEU {unsteered['self_bleu']:.3f}."
         )
     lines += [f"- Not available: {what}: {why}" for what, why in _grouped(summary["refused"]).items()]
     return "\n".join(lines)

@@ -33,6 +33,18 @@ def test_a_recorded_run_is_read_as_it_was(name: str, tmp_path: Path, monkeypatch
     assert headings[0] == headings[1] and headings[0]
 
 
+@pytest.mark.parametrize(("name", "field"), [("steer", "kl_texts"), ("steer-sets", "kl_texts"), ("steer-orders", None)])
+def test_a_recorded_run_says_how_many_texts_it_measured(name: str, field: str | None) -> None:
+    settings = json.loads((RESULTS / name / "run.json").read_text())["settings"]
+    head = (RESULTS / name / "tables.md").read_text().split("###")[0]
+    expected = (
+        f"KL is of the first {settings[field]} texts" if field else f"orders {settings['order_texts']}. KL was not"
+    )
+    assert expected in head
+    assert name != "steer" or f"single {settings['side_texts']} or {settings['texts']}." in head
+    assert name != "steer-sets" or f"triples {settings['ranked_texts']} or {settings['texts']}." in head
+
+
 def _without_intervals(value: Any, place: str = "") -> dict[str, float]:
     """Every number of a summary by its place in it."""
     if isinstance(value, dict):
