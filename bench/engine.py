@@ -50,7 +50,7 @@ def measured(one: Subject, parts: list[str], rounds: int, quick: bool) -> dict[s
     if "scaling" in parts:
         batches = [1, 8] if quick else [1, 4, 16, 64, 128]
         lengths = [64, 128] if small else [64, 256] if quick else [64, 128, 256, 512, 1024, 2048]
-        found["scaling"] = scaling(one, batches, lengths, [4, 8] if quick else [8, 16, 32, 64])
+        found["scaling"] = scaling(one, rounds, batches, lengths, [4, 8] if quick else [8, 16, 32, 64])
     if "phases" in parts:
         name = LOOPS[one.name][0]
         found["phases"] = {

@@ -1,7 +1,6 @@
 """The measurements: ratios within rounds that take every side in turn, so that a slow moment meets all of them."""
 
 import gc
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,11 +53,16 @@ def matmul_rate(subject: Subject) -> float:
     return rows * width * 4 * width / best
 
 
-def peak_mib(subject: Subject) -> float:
-    """Most memory so far: the device's on CUDA, else the process's."""
-    if subject.engine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mib(subject: Subject, run: Callable[[], Side]) -> float | None:
+    """Most memory of the device in use during a run, weights included; None on a CPU, where a process keeps what
+    earlier work has freed, so that its peak is not the run's own."""
+    device = subject.engine.device
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def figures(made: Sequence[Side], tokens: int, steps: int) -> dict[str, Any]:
@@ -67,6 +71,11 @@ def figures(made: Sequence[Side], tokens: int, steps: int) -> dict[str, Any]:
         "forward_passes": spread([one.passes for one in made]),
         "step_ms": spread([1e3 * one.seconds / steps for one in made]),
     }
+
+
+def rounds_of_16(count: int) -> int:
+    """Rounds of 16 requests beside a published loop, which takes them one after the other."""
+    return max(1, count // 3)
 
 
 def against_loops(subject: Subject, count: int, steps_of: int) -> dict[str, Any]:
@@ -85,7 +94,7 @@ def against_loops(subject: Subject, count: int, steps_of: int) -> dict[str, Any]
             }
             if kind == "16 equal" and not name.startswith("dream"):
                 sides["batched loop"] = partial(loop, subject, name, rows, True)
-            made = rounds(sides, count if kind == "one" else max(1, count // 3))
+            made = rounds(sides, count if kind == "one" else rounds_of_16(count))
             found[f"{name}, {kind}"] = compared(made, rows, name)
     return found
 
@@ -145,25 +154,25 @@ def orders(subject: Subject, count: int, rows: int) -> dict[str, Any]:
     }
 
 
-def scaling(subject: Subject, batches: Sequence[int], lengths: Sequence[int], steps: Sequence[int]) -> dict[str, Any]:
+def scaling(
+    subject: Subject, count: int, batches: Sequence[int], lengths: Sequence[int], steps: Sequence[int]
+) -> dict[str, Any]:
     """Seconds a step by batch (48 tokens each), by length of the canvas (one row) and, of a whole row, by steps; with
     the share of the measured matrix product rate that the forwards' weights make."""
     name, rate = LOOPS[subject.name][0], matmul_rate(subject)
-    result: dict[str, Any] = {"matmul_gflops": 2e-9 * rate}
-
-    def timed(rows: list[GenerationParams], passes: int) -> dict[str, float]:
-        serve(subject, rows)
-        tokens = sum(len(subject.engine.admit(params).canvas) for params in rows)
-        seconds = min(serve(subject, rows).seconds for _ in range(2))
-        return {
-            "seconds": seconds,
-            "step_ms": 1e3 * seconds / passes,
-            "share_of_rate": tokens * passes * subject.weights / seconds / rate,
-            "tokens_per_second": sum(params.max_tokens for params in rows) / seconds,
-            "peak_mib": peak_mib(subject),
+    work = {("batch", rows): (asked(name, [15] * rows, [32] * rows, 8), 4) for rows in batches}
+    work |= {("length", n): (asked(name, [n - 33], [32], 8), 4) for n in lengths}
+    work |= {("steps", n): (asked(name, [31], [64], 64 // n), n) for n in steps}
+    sides = {f"{axis} {n}": partial(serve, subject, rows) for (axis, n), (rows, _) in work.items()}
+    made = rounds(sides, count)
+    result: dict[str, Any] = {"matmul_gflops": 2e-9 * rate, "batch": {}, "length": {}, "steps": {}}
+    for (axis, n), (rows, passes) in work.items():
+        key = f"{axis} {n}"
+        products = passes * subject.weights * sum(len(subject.engine.admit(params).canvas) for params in rows)
+        result[axis][n] = {
+            "seconds": spread([one.seconds for one in made[key]]),
+            **figures(made[key], sum(params.max_tokens for params in rows), passes),
+            "share_of_rate": spread([products / one.seconds / rate for one in made[key]]),
+            "peak_mib": peak_mib(subject, sides[key]),
         }
-
-    result["batch"] = {rows: timed(asked(name, [15] * rows, [32] * rows, 8), 4) for rows in batches}
-    result["length"] = {n: timed(asked(name, [n - 33], [32], 8), 4) for n in lengths}
-    result["steps"] = {n: timed(asked(name, [31], [64], 64 // n), n) for n in steps}
     return result

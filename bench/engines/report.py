@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from bench.engines.measure import rounds_of_16
+
 
 def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
     """Slope of the least-squares line through log cost over log work."""
@@ -27,21 +29,24 @@ def fitted(shapes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for axis, cost in (("batch", "step_ms"), ("length", "step_ms"), ("steps", "seconds")):
             points = scaling.get(axis, {})
             if len(points) > 1:
-                values = [one[cost] for one in points.values()]
+                values = [one[cost]["median"] for one in points.values()]
                 found.setdefault(name, {})[axis] = exponent([float(n) for n in points], values)
     return found
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Time a token over batch, length and steps, one line a shape, with the exponents of `fitted`."""
+    """Time a token over batch, length and steps, medians with the range, one line a shape, with the exponents of
+    `fitted`."""
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
     for axis, place in zip(("batch", "length", "steps"), axes, strict=True):
         for name, figures in result["shapes"].items():
             points = figures.get("scaling", {}).get(axis, {})
             if len(points) > 1:
                 label = f"{name}: {'time' if axis == 'steps' else 'step'} ~ n^{result['exponents'][name][axis]:.2f}"
-                values = [1e3 / one["tokens_per_second"] for one in points.values()]
-                place.plot([float(n) for n in points], values, "o-", label=label)
+                at, rates = [float(n) for n in points], [one["tokens_per_second"] for one in points.values()]
+                [line] = place.plot(at, [1e3 / one["median"] for one in rates], "o-", label=label)
+                ends = ([1e3 / one[end] for one in rates] for end in ("max", "min"))
+                place.vlines(at, *ends, colors=line.get_color())
         place.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms a token")
         place.legend()
     figure.tight_layout()
@@ -58,7 +63,9 @@ def tables(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     lines = ["# The engine against the published loops", ""]
     lines += [f"{machine['cpu']}, {machine['threads']} threads, torch {result['torch']}; `{result['command']}`, "]
-    lines += [f"{result['rounds']} rounds, {result['seconds']:.0f} s. Medians with the range; ratios are of one round."]
+    fewer = f" ({rounds_of_16(result['rounds'])} of 16 requests beside the loops)"
+    counted = f"{result['rounds']} rounds{fewer if any('loops' in one for one in result['shapes'].values()) else ''}"
+    lines += [f"{counted}, {result['seconds']:.0f} s. Medians with the range; ratios are of one round."]
     for name, figures in result["shapes"].items():
         lines += ["", f"## {name}", ""]
         if "loops" in figures:
@@ -81,13 +88,17 @@ def tables(result: Mapping[str, Any]) -> str:
         scaling = figures.get("scaling", {})
         if scaling:
             lines += ["", f"Measured matrix products: {scaling['matmul_gflops']:.0f} GFLOP/s.", ""]
-            lines += ["| axis | n | step, ms | tokens/s | share of that rate | peak MiB |", "|---|---|---|---|---|---|"]
-            for axis in ("batch", "length", "steps"):
-                for n, one in scaling[axis].items():
-                    lines += [
-                        f"| {axis} | {n} | {one['step_ms']:.1f} | {one['tokens_per_second']:.1f} | "
-                        f"{one['share_of_rate']:.2f} | {one['peak_mib']:.0f} |"
-                    ]
+            cells = [(axis, n, one) for axis in ("batch", "length", "steps") for n, one in scaling[axis].items()]
+            memory = any(one["peak_mib"] is not None for _, _, one in cells)
+            lines += [f"| axis | n | step, ms | tokens/s | share of that rate |{' peak MiB |' if memory else ''}"]
+            lines += ["|---" * (5 + memory) + "|"]
+            for axis, n, one in cells:
+                lines += [
+                    f"| {axis} | {n} | {told(one['step_ms'], 1)} | {told(one['tokens_per_second'], 1)} | "
+                    f"{told(one['share_of_rate'])} |"
+                ]
+                if memory:
+                    lines[-1] += f" {one['peak_mib']:.0f} |" if one["peak_mib"] is not None else " |"
             shown = ", ".join(f"{axis} {value:.2f}" for axis, value in result["exponents"].get(name, {}).items())
             lines += ["", f"Fitted exponents: {shown} (time of a step over batch and length, in all over steps)."]
         if "graphs" in figures:

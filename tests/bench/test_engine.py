@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench.engines.forwards import forward_of
 from bench.engines.graphs import graphs
-from bench.engines.measure import compared, steering
+from bench.engines.measure import compared, scaling, steering
 from bench.engines.phases import PHASES, phases
-from bench.engines.report import exponent, tables
+from bench.engines.report import exponent, fitted, plot, tables
 from bench.engines.shapes import Subject
-from bench.engines.work import asked, loop, serve
+from bench.engines.work import Side, asked, loop, serve
 from steerserve.engine.params import GenerationParams
 from steerserve.models import DiffusionLM
 from tests import tiny
@@ -68,6 +69,41 @@ def test_steering_is_compared_within_rounds(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("bench.engines.measure.asked", lambda *work, **more: small(asked(*work, **more)))
     found = steering(subject("bert", tmp_path), 1, 4, [1, 4])
     assert {"1 to none", "4 to none", "4 to 1"} < set(found)
+
+
+def test_scaling_has_as_many_rounds_as_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def served(subject: Subject, rows: list[GenerationParams]) -> Side:
+        ran.append(len(rows))
+        # Six cells a round, of which the first round is not counted and no other is like another.
+        return replace(serve(subject, rows), seconds=(100.0, 1.0, 4.0, 2.0)[(len(ran) - 1) // 6])
+
+    monkeypatch.setattr("bench.engines.measure.asked", lambda *work, **more: small(asked(*work, **more)))
+    monkeypatch.setattr("bench.engines.measure.serve", served)
+    found = scaling(subject("bert", tmp_path), 3, [1, 3], [40, 60], [8, 16])
+    assert ran == [1, 3, 1, 1, 1, 1] * 4
+    cells = [*found["batch"].items(), *found["length"].items(), *found["steps"].items()]
+    assert [n for n, _ in cells] == [1, 3, 40, 60, 8, 16]
+    work = ((1, 32, 4), (3, 32, 4), (1, 32, 4), (1, 32, 4), (1, 64, 8), (1, 64, 16))
+    for (_, cell), (rows, new, steps) in zip(cells, work, strict=True):
+        assert cell["seconds"] == {"median": 2.0, "min": 1.0, "max": 4.0}
+        assert cell["step_ms"] == {"median": 2000 / steps, "min": 1000 / steps, "max": 4000 / steps}
+        assert cell["tokens_per_second"] == {"median": rows * new / 2, "min": rows * new / 4, "max": rows * new}
+        assert cell["share_of_rate"]["max"] == pytest.approx(4 * cell["share_of_rate"]["min"])
+        # On a CPU there is none that is a cell's own.
+        assert cell["peak_mib"] is None
+    result = {"machine": {"cpu": "a CPU", "threads": 1}, "torch": "2", "command": "bench", "rounds": 3, "seconds": 1.0}
+    shapes: dict[str, Any] = {"bundled": {"scaling": found}}
+    exponents = fitted(shapes)
+    assert exponents["bundled"]["batch"] == pytest.approx(0)
+    table = tables(result | {"shapes": shapes, "exponents": exponents})
+    assert "| batch | 3 | 500.0 (250.0 to 1000.0) | 48.0 (24.0 to 96.0) |" in table and "MiB" not in table
+    for cell in found["batch"].values():
+        cell["peak_mib"] = 12.0
+    assert "| peak MiB |" in tables(result | {"shapes": shapes, "exponents": exponents})
+    plot(result | {"shapes": shapes, "exponents": exponents}, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 0
 
 
 def test_recorded_forwards_are_compared_with_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
