@@ -38,6 +38,20 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: Name | None = None
+    # What answers hold, here or elsewhere, beside their text: clients send an answer back whole, and what is empty in
+    # it says nothing. First OpenAI's fields, then those of its client's helpers, of vLLM, OpenRouter and litellm.
+    refusal: Annotated[Any, fields.neutral("")] = None
+    annotations: Annotated[Any, fields.neutral([])] = None
+    audio: Annotated[Any, fields.neutral({})] = None
+    tool_calls: Annotated[Any, fields.neutral([])] = None
+    function_call: Annotated[Any, fields.neutral({})] = None
+    parsed: Annotated[Any, fields.neutral({})] = None
+    reasoning: Annotated[Any, fields.neutral("")] = None
+    reasoning_content: Annotated[Any, fields.neutral("")] = None
+    reasoning_details: Annotated[Any, fields.neutral([])] = None
+    thinking_blocks: Annotated[Any, fields.neutral([])] = None
+    images: Annotated[Any, fields.neutral([])] = None
+    provider_specific_fields: Annotated[Any, fields.neutral({}, {"refusal": None})] = None
 
     def plain(self) -> dict[str, Any]:
         """The message as templates take it: parts are lines of one text."""

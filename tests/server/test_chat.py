@@ -131,6 +131,11 @@ def test_preview_takes_a_conversation(chat: TestClient) -> None:
     assert [plan["steps"] for plan in answer["plans"]] == [8]
 
 
+def answered_with(**fields: Any) -> dict[str, Any]:
+    """A conversation whose second message has these fields beside, or in place of, its own."""
+    return {"messages": [*HELLO, {"role": "assistant", "content": "a"} | fields]}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
@@ -146,7 +151,13 @@ def test_preview_takes_a_conversation(chat: TestClient) -> None:
             "messages[1].content[0].image_url",
             "known: type, text",
         ),
-        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]}, "messages[0].tool_calls", "known"),
+        (answered_with(tool_calls=[{"id": "x"}]), "messages[1].tool_calls", 'or send [], got [{"id": "x"}]'),
+        (answered_with(refusal="no"), "messages[1].refusal", 'leave it out or send "", got "no"'),
+        (answered_with(audio={"id": "x"}), "messages[1].audio", 'or send {}, got {"id": "x"}'),
+        (answered_with(tool_calls=False), "messages[1].tool_calls", "or send [], got false"),
+        (answered_with(reasoning_content="so"), "messages[1].reasoning_content", 'got "so"'),
+        (answered_with(tool_call_id=None), "messages[1].tool_call_id", "known: role, content, name, refusal"),
+        (answered_with(content=None), "messages[1].content", "required"),
         ({"prompt": "a"}, "prompt", "not a known field"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"tool_choice": "required"}, "tool_choice", 'send "none" or send "auto"'),
@@ -186,6 +197,29 @@ def test_what_asks_for_nothing_passes() -> None:
         "max_completion_tokens": 8,
     }
     parse(json.dumps({"model": "text", "messages": HELLO} | neutral).encode(), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # OpenAI's own answers, those of its client's helpers, of vLLM, and of litellm.
+        {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
+        {"refusal": None, "parsed": None, "tool_calls": []},
+        {"refusal": None, "annotations": None, "tool_calls": [], "reasoning": None, "reasoning_content": None},
+        {"provider_specific_fields": {"refusal": None}, "thinking_blocks": None, "images": [], "reasoning_content": ""},
+        {"name": None},
+    ],
+)
+def test_what_clients_send_back_of_an_answer_changes_nothing(chat: TestClient, fields: dict[str, Any]) -> None:
+    plain, echoed = (answered(chat, **answered_with(**one)) for one in ({}, fields))
+    assert (echoed["choices"], echoed["usage"]) == (plain["choices"], plain["usage"])
+
+
+def test_an_answers_parts_and_name_are_read() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    body = answered_with(content=parts, name="writer") | {"model": "text"}
+    message = parse(json.dumps(body).encode(), ChatRequest).messages[1]
+    assert message.plain() == {"role": "assistant", "content": "one\ntwo", "name": "writer"}
 
 
 def test_usage_so_far_is_in_every_chunk_where_asked_for(chat: TestClient) -> None:

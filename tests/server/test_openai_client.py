@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import openai
 import pytest
@@ -119,6 +120,19 @@ def test_streams_a_chat(client: openai.OpenAI) -> None:
     assert "".join(pieces) == plain.choices[0].message.content
     assert chunks[-2].choices[0].finish_reason == plain.choices[0].finish_reason
     assert chunks[-1].usage == plain.usage
+
+
+def test_an_answer_is_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    create = partial(client.chat.completions.create, model="text", max_tokens=30, seed=3)
+    answer = create(messages=MESSAGES, stop=["e"]).choices[0].message
+    with client.chat.completions.stream(model="text", messages=MESSAGES, max_tokens=30, seed=3, stop=["e"]) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    assert (streamed.content, streamed.parsed) == (answer.content, None)
+    asked = {"role": "user", "content": "and then?"}
+    plain = create(messages=[*MESSAGES, {"role": "assistant", "content": answer.content}, asked])
+    for said in (answer, streamed):
+        second = create(messages=[*MESSAGES, said, asked])
+        assert (second.choices, second.usage) == (plain.choices, plain.usage)
 
 
 def test_errors_become_the_clients_exceptions(client: openai.OpenAI) -> None:

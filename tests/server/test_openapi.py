@@ -79,6 +79,7 @@ def test_every_field_of_a_request_is_told_and_null_is_the_same_as_leaving_it_out
             )
     assert {"enum": sorted(ATTRIBUTES)} in schemas["Intervention"]["properties"]["attribute"]["anyOf"]
     assert schemas["CompletionRequest"]["properties"]["use_beam_search"]["anyOf"][0]["enum"] == [False]
+    assert schemas["Message"]["properties"]["tool_calls"]["anyOf"][0]["enum"] == [[]]
 
 
 def test_keys_are_told_where_they_are_needed(tmp_path: Path) -> None:
