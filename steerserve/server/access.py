@@ -15,8 +15,10 @@ from steerserve.server.visit import VISIT
 
 OPEN: Final = frozenset({"/health", "/ready", *PAGES})
 """Paths that need no key, spelt exactly as the router spells them: any other spelling needs one."""
-COUNTED: Final = frozenset({"POST", "PATCH"})
-"""Methods that make work. To look something up, or to end a generation, is not counted."""
+WORK: Final = "POST"
+"""The method that asks for work of the engine, which a key may have so much of at once."""
+CHANGE: Final = "PATCH"
+"""The method that changes what runs. To look something up, or to end a generation, is not counted."""
 
 _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([\x21-\x7e]{1,%d})" % MAX_KEY_LENGTH)
 
@@ -44,10 +46,10 @@ class Access:
         try:
             key = identify(scope["headers"], self.keyring)
             visit.key, visit.policy = key.name, key.policy
-            if scope["method"] not in COUNTED:
+            if scope["method"] not in (WORK, CHANGE):
                 await self.app(scope, receive, send)
                 return
-            with self.rates.counted(key):
+            with self.rates.counted(key, changes=scope["method"] == CHANGE):
                 await self.app(scope, receive, send)
         except (UnauthorizedError, RateLimitError) as error:
             answer = answer_to(error)

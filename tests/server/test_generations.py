@@ -259,6 +259,36 @@ def test_generations_of_another_key_are_not_there(tmp_path: Path) -> None:
     assert asyncio.run(run()) == [404, 404, 200, 404]
 
 
+def test_a_key_that_runs_all_it_may_at_once_can_steer_it_and_end_it(tmp_path: Path) -> None:
+    entry = {"name": "one", "sha256": hashlib.sha256(b"one").hexdigest(), "max_concurrent": 1}
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [entry]}))
+    mine = {"authorization": "Bearer one"}
+
+    async def run() -> list[Call]:
+        engine = TextEngine()
+        gate = Gate(engine, 3)
+        async with running(engine, ServerConfig(drain_seconds=5, keys=keys)) as app:
+            _, task, name = await began(app, {}, mine)
+            await gate.held()
+            patch = Change("PATCH", name, STEERED, mine)
+            waiting = asyncio.create_task(patch.run(app))
+            await asked(app, [waiting])
+            another = [Change("PATCH", name, STEERED, mine), Call("/v1/completions", BODY, headers=mine)]
+            for one in another:
+                await one.run(app)
+            gate.let(1)
+            await waiting
+            delete = await Change("DELETE", name, headers=mine).run(app)
+            gate.open()
+            await task
+            return [patch, *another, delete, await Call("/v1/completions", BODY, headers=mine).run(app)]
+
+    calls = asyncio.run(run())
+    assert [one.status for one in calls] == [200, 429, 429, 200, 200]
+    assert ["retry-after" in one.headers for one in calls] == [False, True, True, False, False]
+
+
 def test_a_change_that_an_ending_engine_cannot_make_is_answered() -> None:
     async def run() -> tuple[Call, Call]:
         engine = TextEngine()

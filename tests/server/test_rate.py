@@ -20,10 +20,10 @@ def key(rate: int | None = None, concurrent: int | None = None, name: str = "tea
     return Key(name, "0" * 64, rate, concurrent, Policy())
 
 
-def one(rates: Rates, of: Key) -> float | None:
+def one(rates: Rates, of: Key, changes: bool = False) -> float | None:
     """The seconds to wait, None for a request that was let through."""
     try:
-        with rates.counted(of):
+        with rates.counted(of, changes):
             return None
     except RateLimitError as error:
         return error.retry_after
@@ -87,3 +87,31 @@ def test_what_is_refused_is_not_counted() -> None:
         assert one(rates, limited) is not None
     clock.now += 60
     assert one(rates, limited) is None
+
+
+def test_changes_are_held_by_their_own_number_at_once_and_by_the_one_rate() -> None:
+    rates = Rates(Clock())
+    limited = key(rate=3, concurrent=1)
+    with rates.counted(limited):
+        with (
+            rates.counted(limited, changes=True),
+            pytest.raises(RateLimitError, match="1 changes of generations"),
+            rates.counted(limited, changes=True),
+        ):
+            pass
+        assert one(rates, limited, changes=True) is None
+        assert one(rates, limited, changes=True) == pytest.approx(60)
+    with rates.counted(key(concurrent=1), changes=True):
+        assert one(rates, key(concurrent=1)) is None
+
+
+def test_how_long_changes_take_says_nothing_of_when_a_generation_ends() -> None:
+    clock = Clock()
+    rates = Rates(clock)
+    limited = key(concurrent=2)
+    with rates.counted(limited):
+        clock.now += 8
+    assert [one(rates, limited, changes=True) for _ in range(50)] == [None] * 50
+    with rates.counted(limited), rates.counted(limited):
+        clock.now += 3
+        assert one(rates, limited) == pytest.approx(5)
