@@ -59,3 +59,17 @@ def test_the_page_names_a_field_once_since_the_message_of_a_body_begins_with_it(
     error = client.post("/v1/steering/preview", json=BODY | {"n": 0}).json()["error"]
     assert error["message"].startswith(error["param"])
     assert "error.message.startsWith(error.param)" in client.get("/playground/page.js").text
+
+
+def test_what_is_not_chosen_is_the_models_own_and_left_out(client: TestClient) -> None:
+    script = client.get("/playground/page.js").text
+    # What is selected first is the option that says nothing: a default that is no name is in no list of names.
+    assert 'fill(at("order"), told.orders, `model\'s own: ${named(own.order)}`)' in script
+    assert 'const first = own === undefined ? [] : [element("option", { value: "", textContent: own })];' in script
+    assert 'order: at("order").value || undefined' in script
+    assert 'schedule.value !== ""' in script
+    for name in ("order", "temperature"):
+        assert not re.search(rf'at\("{name}"\)\.value = ', script)
+    page = client.get("/playground").text
+    # A model's own temperature need not be a multiple of a step.
+    assert re.search(r'id="temperature" type="number" min="0" max="2" step="any"', page)

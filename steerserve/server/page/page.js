@@ -32,22 +32,26 @@ function element(tag, fields = {}, ...children) {
   return made;
 }
 
-function fill(select, names, chosen) {
-  select.replaceChildren(...names.map((name) => element("option", { value: name, textContent: name })));
-  if (names.includes(chosen)) select.value = chosen;
+// The first option is the one selected: `own`, where it is given, of which the value is empty and nothing is sent.
+function fill(select, names, own) {
+  const first = own === undefined ? [] : [element("option", { value: "", textContent: own })];
+  select.replaceChildren(...first, ...names.map((name) => element("option", { value: name, textContent: name })));
 }
 
+const named = (choice) => (typeof choice === "string" ? choice : choice.type); // a name, or an object with options
+
 async function load() {
-  const [models, told, named] = await Promise.all(
+  const [models, told, found] = await Promise.all(
     ["v1/models", "capabilities", "v1/attributes"].map(async (path) => (await ask(path)).json()),
   );
   const [model] = models.data;
   at("model").textContent = `${model.id} on ${told.device}`;
   at("model").dataset.id = model.id;
   at("tokens").max = model.max_model_len;
-  at("temperature").value = model.sampler_defaults.temperature;
-  fill(at("order"), told.orders, model.sampler_defaults.order);
-  attributes = named.data;
+  const own = model.sampler_defaults;
+  at("temperature").placeholder = `own: ${own.temperature}`;
+  fill(at("order"), told.orders, `model's own: ${named(own.order)}`);
+  attributes = found.data;
   schedules = told.schedules;
   if (!at("pushes").children.length && attributes.length) addPush();
   at("add").disabled = !attributes.length;
@@ -61,7 +65,7 @@ function addPush() {
   const strength = element("input", { type: "range", min: -3, max: 3, step: 0.05, value: 1, ariaLabel: "strength" });
   const shown = element("output");
   const schedule = element("select", { ariaLabel: "schedule" });
-  fill(schedule, ["own", ...schedules.filter((name) => !["window", "piecewise"].includes(name)), "drawn"], "own");
+  fill(schedule, [...schedules.filter((name) => !["window", "piecewise"].includes(name)), "drawn"], "own");
   const curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   curve.setAttribute("viewBox", "0 0 100 100");
   curve.setAttribute("preserveAspectRatio", "none");
@@ -90,7 +94,7 @@ function addPush() {
     const push = { attribute: which.value, strength: value() };
     if (schedule.value === "drawn") {
       push.schedule = { type: "piecewise", points: gains.map((gain, i) => [i / (POINTS - 1), Number(gain.toFixed(3))]) };
-    } else if (schedule.value !== "own") {
+    } else if (schedule.value !== "") {
       push.schedule = schedule.value;
     }
     return push;
@@ -109,9 +113,9 @@ function body() {
     model: at("model").dataset.id,
     prompt: at("prompt").value || undefined, // an empty one is none, and JSON leaves it out
     max_tokens: Number(at("tokens").value),
-    temperature: Number(at("temperature").value),
+    temperature: at("temperature").value ? Number(at("temperature").value) : undefined,
     seed: Number(at("seed").value),
-    diffusion: { steps: Number(at("steps").value), order: at("order").value, ignore_eos: true },
+    diffusion: { steps: Number(at("steps").value), order: at("order").value || undefined, ignore_eos: true },
     ...(names.length ? { steering } : {}),
   };
 }
