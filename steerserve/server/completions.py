@@ -4,7 +4,6 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -12,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
-from steerserve.engine.text import continuation
 from steerserve.errors import NotFoundError
 from steerserve.server.body import parse, read_object, shown
 from steerserve.server.canvas import Canvas
@@ -21,6 +19,7 @@ from steerserve.server.disconnect import unless_gone
 from steerserve.server.generation import Generation
 from steerserve.server.generations import Generations
 from steerserve.server.metrics import Metrics
+from steerserve.server.pieces import Opening
 from steerserve.server.protocol import CompletionRequest, GenerationRequest, StreamOptions
 from steerserve.server.pushes import check_model
 from steerserve.server.render import Answer
@@ -108,7 +107,8 @@ class Completions:
         if body.stream:
             return self._stream(body, generation, request)
         try:
-            return JSONResponse(await unless_gone(request.receive, generation.body()))
+            told = await unless_gone(request.receive, generation.body())
+            return Response(told, media_type="application/json")
         finally:
             generation.end()
 
@@ -136,8 +136,10 @@ class Completions:
             seed=seed,
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
-            prompts={one.id: one.prompt_ids for one in admitted},
-            decoders={one.id: partial(continuation, self._service.decode, one.prompt_ids) for one in admitted},
+            openings={
+                row.prompt: Opening(one.prompt_ids, self._service.decode)
+                for one, row in zip(admitted, rows, strict=True)
+            },
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
@@ -146,7 +148,7 @@ class Completions:
         )
         subscription = await self._worker.submit(admitted)
         forget = self._generations.forget
-        generation = Generation(answer, subscription, self._worker, self._metrics, began, forget)
+        generation = Generation(answer, subscription, self._worker, self._metrics, began, forget, self._turns)
         self._generations.add(generation)
         return body, generation
 
@@ -154,7 +156,7 @@ class Completions:
         answer = generation.answer
         canvases = {
             request_id: Canvas(
-                answer.decoders[request_id],
+                answer.behind(request_id),
                 self._service.end_ids,
                 row.params.max_tokens,
                 row.params.stop,

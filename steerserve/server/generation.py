@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TypeVar
 
 from steerserve.engine.events import Committed, Done, Event, Failed
+from steerserve.server.encoder import encoded
 from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
 from steerserve.server.metrics import Metrics
 from steerserve.server.render import Answer
 from steerserve.server.rows import Row
 from steerserve.server.subscription import Subscription
+from steerserve.server.turns import Turns
 from steerserve.server.visit import VISIT
 from steerserve.server.worker import EngineWorker
+
+Value = TypeVar("Value")
 
 
 class Generation:
@@ -25,12 +29,14 @@ class Generation:
         metrics: Metrics,
         began: float,
         on_end: Callable[[str], None],
+        turns: Turns,
     ) -> None:
         """on_end is told the answer's id."""
         self.answer = answer
         self.deleted = False
         """Whether its caller has ended it."""
         self._on_end = on_end
+        self._turns = turns
         self._subscription = subscription
         self._worker = worker
         self._metrics = metrics
@@ -86,11 +92,18 @@ class Generation:
                 self._visit.finished(event.result)
             yield event
 
-    async def body(self) -> dict[str, Any]:
-        """Wait for every row, then the whole answer."""
+    async def body(self) -> bytes:
+        """Wait for every row, then the whole answer as JSON."""
         async for _ in self.events():
             pass
-        return self.answer.body()
+        return await self.rendered(lambda: encoded(self.answer.body()))
+
+    async def rendered(self, work: Callable[[], Value]) -> Value:
+        """What `work` makes of the answer: of a long one outside the loop, which has others to attend to."""
+        if not self.answer.long:
+            return work()
+        rendered: Value = await self._turns.take(work)
+        return rendered
 
     def end(self) -> None:
         """Free the rows that still run, if any."""

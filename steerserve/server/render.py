@@ -1,17 +1,15 @@
 """OpenAI objects from the results of a request's rows."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steerserve.engine.events import Result, Trace
-from steerserve.engine.text import continuation
+from steerserve.server.pieces import Decoder, Opening, pieces
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
-from steerserve.server.wording import Piece, Wording
-
-Decoder = Callable[[Sequence[int]], str]
+from steerserve.server.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,8 @@ class Answer:
     seed: int
     wording: Wording
     rows: Mapping[str, Row]
-    prompts: Mapping[str, Sequence[int]]
-    """The tokens before each row's response."""
-    decoders: Mapping[str, Decoder]
-    """For each row the text of its response tokens, behind its own prompt."""
+    openings: Mapping[int, Opening]
+    """What stands before the responses, by the index of the prompt."""
     decode: Decoder
     echo: bool = False
     """Whether the prompt is part of the text."""
@@ -50,9 +46,18 @@ class Answer:
             "seed": self.seed,
         }
 
+    @property
+    def long(self) -> bool:
+        """Whether to tell it may take longer than other requests should wait for: much is told of every token."""
+        return any(result.logprobs is not None or result.trace for result in self.results.values())
+
+    def behind(self, request_id: str) -> Decoder:
+        """The text of a row's response tokens, behind its own prompt."""
+        return self.openings[self.rows[request_id].prompt].behind
+
     def opening(self, request_id: str) -> str:
         """What a row's text begins with before its response."""
-        return self.decode(self.prompts[request_id]) if self.echo else ""
+        return self.openings[self.rows[request_id].prompt].text if self.echo else ""
 
     def finished(self, choice: int) -> bool:
         """Whether every row of the choice has its result."""
@@ -101,7 +106,7 @@ class Answer:
         completion = 0
         for request_id, row in self.rows.items():
             result = self.results.get(request_id)
-            prompts[row.prompt] = len(self.prompts[request_id]) if result is None else result.prompt_tokens
+            prompts[row.prompt] = len(self.openings[row.prompt].ids) if result is None else result.prompt_tokens
             if not row.baseline:
                 completion += len(result.tokens) if result is not None else (committed or {}).get(request_id, 0)
         return {
@@ -142,7 +147,7 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.rows[request_id].params.stop:
             return result
-        decode, tokens = self.decoders[request_id], result.tokens
+        decode, tokens = self.behind(request_id), result.tokens
         count = bisect_left(range(len(tokens)), len(result.text), key=lambda count: len(decode(tokens[:count])))
         return replace(result, logprobs=result.logprobs[:count])
 
@@ -161,13 +166,9 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.logprobs:
             return None
-        spoken = []
-        if self.echo:
-            prompt = self.prompts[request_id]
-            spoken = [Piece(text, offset, None) for text, offset in _texts(prompt, self.decode)]
-        last = self.prompts[request_id][-1:]
-        said = pieces(result, self.decoders[request_id], self.decode, last, len(self.opening(request_id)))
-        return self.wording.logprobs(spoken + said)
+        opening = self.openings[self.rows[request_id].prompt]
+        said = pieces(result, opening, self.decode, len(self.opening(request_id)))
+        return self.wording.logprobs([*opening.pieces, *said] if self.echo else said)
 
 
 def _verdicts(result: Result) -> dict[str, Any]:
@@ -180,32 +181,3 @@ def trace(one: Trace) -> dict[str, Any]:
     """A trace entry as JSON."""
     told = {"step": one.step, "progress": one.progress, "values": one.values}
     return told if one.positions is None else told | {"positions": one.positions}
-
-
-def pieces(result: Result, behind_prompt: Decoder, decode: Decoder, last: Sequence[int], start: int) -> list[Piece]:
-    """The tokens that made it into a row's text, which begins at character `start` after the token `last`."""
-    assert result.logprobs is not None
-    found = []
-    for i, (text, offset) in enumerate(_texts(result.tokens, behind_prompt, len(result.text))):
-        alternatives: tuple[tuple[str, float], ...] = ()
-        if result.top_logprobs is not None:
-            before = result.tokens[i - 1 : i] if i else last
-            alternatives = tuple(
-                (continuation(decode, before, [token]), logprob) for token, logprob in result.top_logprobs[i]
-            )
-        found.append(Piece(text, start + offset, result.logprobs[i], alternatives))
-    return found
-
-
-def _texts(tokens: Sequence[int], decode: Decoder, length: int | None = None) -> list[tuple[str, int]]:
-    """What each token adds to the text and where, up to the one that completes `length` characters."""
-    texts: list[tuple[str, int]] = []
-    before = ""
-    for count in range(1, len(tokens) + 1):
-        if length is not None and len(before) >= length and before:
-            break
-        now = decode(tokens[:count])
-        said = now[len(before) :] if now.startswith(before) else decode(tokens[count - 1 : count])
-        texts.append((said, len(before)))
-        before = now
-    return texts

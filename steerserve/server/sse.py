@@ -1,16 +1,18 @@
 """Server-sent events: a view of a generation as bytes, and the response that ends with its client."""
 
-import json
 import logging
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import State
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from steerserve.engine.events import Done, Event
 from steerserve.errors import SteerserveError
 from steerserve.server.disconnect import ClientGoneError, unless_gone
+from steerserve.server.encoder import DEPTH, encoded
 from steerserve.server.errors import answer_to, unexpected
 from steerserve.server.generation import Generation
 from steerserve.server.streaming import View
@@ -21,9 +23,9 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
-def data(frame: dict[str, Any]) -> bytes:
-    """One `data:` line of JSON."""
-    return b"data: " + json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+def data(frame: dict[str, Any], depth: int = 0) -> bytes:
+    """One `data:` line of JSON; depth: see `encoded`."""
+    return b"data: " + encoded(frame, depth) + b"\n\n"
 
 
 async def lines(
@@ -36,8 +38,11 @@ async def lines(
             if event is None:
                 yield KEEP_ALIVE
                 continue
-            for frame in view.frames(event):
-                yield data(frame)
+            # Only the end of a row tells of all its tokens at once.
+            done = isinstance(event, Done)
+            work = partial(_all_data, view, event, DEPTH if done else 0)
+            for line in await generation.rendered(work) if done else work():
+                yield line
         if include_usage:
             yield data(view.usage())
         yield DONE
@@ -49,6 +54,10 @@ async def lines(
         logger.exception("request %s failed while it streamed", state.request_id)
         state.outcome = "failed"
         yield data(unexpected(state.request_id).body)
+
+
+def _all_data(view: View, event: Event, depth: int) -> list[bytes]:
+    return [data(frame, depth) for frame in view.frames(event)]
 
 
 class EventStream(StreamingResponse):

@@ -1,0 +1,133 @@
+"""What each token of a text says there, and what its alternatives would have said.
+
+A token's text depends on what stands before it: a character may be spread over tokens, a word piece is glued to the one
+before, a first token loses its space. Decoding every prefix anew tells it, at a cost that grows with the square of the
+length. How far back it depends is bounded, though, so here each token is decoded behind a few of its predecessors.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Final
+
+from steerserve.engine.events import Result
+from steerserve.engine.text import continuation
+from steerserve.server.wording import Piece
+
+Decoder = Callable[[Sequence[int]], str]
+
+INCOMPLETE: Final = "\ufffd"
+NEEDED: Final = 3
+"""How many tokens before one its text may depend on, of those that have a text. A character has four bytes at most:
+after three, wherever they were cut out, a reader of UTF-8 is where it would be had it read from the start."""
+PLACES: Final = 4
+"""Neighbouring places of which one is between two characters, though every token were a byte."""
+WINDOW: Final = 12
+MOST: Final = 16
+"""Tokens decoded at once, and at most while they end amid a character; above NEEDED by enough that few are decoded
+twice."""
+
+
+class Opening:
+    """A prompt as the texts behind it need it, worked out once for all its rows. Any thread may use it."""
+
+    def __init__(self, ids: Sequence[int], decode: Decoder) -> None:
+        self.ids = ids
+        self._decode = decode
+        self._tail: list[int] | None = None
+        self._text: str | None = None
+        self._pieces: list[Piece] | None = None
+
+    @property
+    def text(self) -> str:
+        """The prompt's text."""
+        if self._text is None:
+            self._text = self._decode(self.ids)
+        return self._text
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Its tokens, which have no log-probabilities."""
+        if self._pieces is None:
+            told = texts(self.ids, self._decode, self._decode)
+            self._pieces = [Piece(text, offset, None) for text, offset in told]
+        return self._pieces
+
+    def behind(self, response: Sequence[int]) -> str:
+        """The text of response tokens behind this prompt, of which only the last tokens are decoded with them."""
+        if self._tail is None:
+            self._tail = tail(self.ids, self._decode)
+        return continuation(self._decode, self._tail, response)
+
+
+def pieces(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
+    """The tokens that made it into a row's text, which begins at character `start` behind `opening`."""
+    assert result.logprobs is not None
+    found = []
+    for i, (text, offset) in enumerate(texts(result.tokens, decode, opening.behind, len(result.text))):
+        alternatives: tuple[tuple[str, float], ...] = ()
+        if result.top_logprobs is not None:
+            before = result.tokens[i - 1 : i] if i else opening.ids[-1:]
+            alternatives = tuple(
+                (continuation(decode, before, [token]), logprob) for token, logprob in result.top_logprobs[i]
+            )
+        found.append(Piece(text, start + offset, result.logprobs[i], alternatives))
+    return found
+
+
+def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[tuple[str, int]]:
+    """What each token adds to the text and where, up to the one that completes `length` characters.
+
+    behind: the text of the first so many of the tokens, behind whatever stands before them. A token adds what decoding
+    them up to it gives beyond decoding them up to the one before; one that changes what stands before it, as the last
+    byte of a character does, says what it says alone. At most MOST tokens are decoded at a time, and the result is
+    that of decoding every prefix where a token's text depends on no more than NEEDED tokens before it: byte-level BPE,
+    WordPiece, and decoders that treat the first token alone otherwise. Where runs of bytes are decoded as a whole (byte
+    fallback) it is so wherever the bytes up to a token are characters. Source: ours.
+    """
+    is_mute = _is_mute(decode)
+    found: list[tuple[str, int]] = []
+    window: list[int] = []
+    text_of, now, end = behind, "", 0
+    for token in tokens:
+        if length is not None and end >= length and end:
+            break
+        if is_mute(token):
+            found.append(("", end))
+            continue
+        if len(window) >= WINDOW and (len(window) == MOST or not now.endswith(INCOMPLETE)):
+            window = window[_cut(window, text_of) :]
+            text_of, now = decode, decode(window)
+        window.append(token)
+        before, now = now, text_of(window)
+        found.append((now[len(before) :] if now.startswith(before) else decode([token]), end))
+        end += len(now) - len(before)
+    return found
+
+
+def tail(tokens: Sequence[int], decode: Decoder) -> list[int]:
+    """The last of a prompt's tokens, as many as the text behind them may depend on."""
+    is_mute = _is_mute(decode)
+    kept: list[int] = []
+    for token in reversed(tokens):
+        if len(kept) == WINDOW:
+            # Not amid a character, where its bytes are decoded as part of a run: the rest of one would spoil the run.
+            whole = (kept[::-1][place:] for place in range(PLACES))
+            return next((some for some in whole if INCOMPLETE not in decode(some)), kept[::-1])
+        if not is_mute(token):
+            kept.append(token)
+    return kept[::-1]
+
+
+def _cut(window: Sequence[int], text_of: Decoder) -> int:
+    """Where to cut a window off, so that NEEDED tokens and more are left: between characters if it can be."""
+    last = len(window) - NEEDED
+    places = range(last - PLACES + 1, last + 1)
+    return next((place for place in places if not text_of(window[:place]).endswith(INCOMPLETE)), last)
+
+
+def _is_mute(decode: Decoder) -> Callable[[int], bool]:
+    """Whether a token has no text, wherever it stands, as special ones have none: others are glued over it.
+
+    Told by two of it, since a space may be dropped where it comes first.
+    """
+    return cache(lambda token: not decode([token, token]))
