@@ -21,6 +21,7 @@ from steerserve.commands.flags import FlagGroup
 from steerserve.steering.probe import Probe
 from tests import tiny
 from tests.conftest import SENTENCES
+from tests.test_runtime import attributes
 
 FOLDERS = ("--model", "--sae", "--data", "--out")
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -188,6 +189,21 @@ def test_generate_writes_only_the_text_where_there_is_no_terminal(
     assert plain == report["text"] + "\n"
     assert report["baseline"]["tokens"] == report["tokens"]
     assert report["steps"] <= 4
+
+
+def test_generate_shows_a_baseline_with_the_order_of_what_is_pushed(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = attributes(tiny_model, tmp_path)
+    command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "12", "--json"]
+    command += ["--attributes", str(folder), "--order", '{"type": "sae_attribute", "weight": 0.9}']
+    assert main([*command, "--attribute", "topic/sports=4", "--baseline", "--measure-kl"]) == 0
+    beside = json.loads(capsys.readouterr().out)
+    command[-1] = '{"type": "sae_attribute", "weight": 0.9, "attribute": "topic/sports"}'
+    assert main(command) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert beside["baseline"]["tokens"] == alone["tokens"]
+    assert beside["baseline"]["receipt"] is None
 
 
 def test_generate_reports_what_a_request_got_wrong(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "steerserve.engine.events",
         "steerserve.engine.params",
         "steerserve.engine.text",
+        "steerserve.engine.twin",
         "steerserve.config",
         "steerserve.errors",
     },

@@ -22,7 +22,7 @@ class SaeAttribute:
     weight: float = 0.3
     """Share of the uptake in the score, 0 to 1."""
     attribute: str | None = None
-    """Name of the attribute that is read; None leaves it to the engine."""
+    """Name of the attribute that is read; None leaves it to the engine, which takes the first that is pushed."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"probability", "uptake"})
 

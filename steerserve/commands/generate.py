@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ GENERATION = FlagGroup(
     ),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
-        "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability",
+        "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability, "
+        "sae_attribute (which reads what is pushed)",
         "transfer": "how many positions commit at a step: linear, cosine, or a JSON object with type threshold",
         "temperature": "0 takes the likeliest token",
         "top_p": "sample from the likeliest tokens that hold this much probability",
@@ -171,6 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from steerserve.engine.twin import unsteered
     from steerserve.runtime import load_runtime
     from steerserve.terminal import run_requests
 
@@ -179,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
     runtime = load_runtime(*folders, engine_config, model_config, say, SAES.build(arguments), arguments.vectors)
     runs = {"steered" if params.interventions else "generated": params}
     if arguments.baseline:
-        runs["baseline"] = replace(params, interventions=())
+        runs["baseline"] = unsteered(params)
     console = Console(highlight=False)
     try:
         results = run_requests(runtime.engine, runtime.decode, runs, None if arguments.json else console)

@@ -21,6 +21,7 @@ from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.readings import check_readings
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
+from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
@@ -36,7 +37,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     params = replace(
         params, **{name: value for name, value in asdict(defaults).items() if getattr(params, name) is None}
     )
-    order_choice = defaults.order if params.order is None else params.order
+    order_choice = with_target(defaults.order if params.order is None else params.order, params.interventions)
     transfer_choice = defaults.transfer if params.transfer is None else params.transfer
     prompt = tuple(
         ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
@@ -139,7 +140,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         interventions=interventions,
         readouts=readouts,
         stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
-        uptake=_read_by(order, params, catalogue) if "uptake" in order.needs else None,
+        uptake=_read_by(order, catalogue) if "uptake" in order.needs else None,
         plan=plan,
         reactions=reactions,
         budget=allocation.budget,
@@ -208,10 +209,9 @@ def _stability(name: str | None, catalogue: Catalogue) -> SparseAutoencoder:
     return max(usable, key=lambda sae: sae.facts.layer)
 
 
-def _read_by(order: Order, params: GenerationParams, catalogue: Catalogue) -> Readout:
-    """The attribute an order reads: the one it names, else the first that is pushed."""
-    pushed = [one.attribute for one in params.interventions if one.attribute is not None]
-    name: str | None = getattr(order, "attribute", None) or next(iter(pushed), None)
+def _read_by(order: Order, catalogue: Catalogue) -> Readout:
+    """The attribute an order reads, which it names once `with_target` has found one."""
+    name: str | None = getattr(order, "attribute", None)
     if name is None:
         raise RequestError(
             "order 'sae_attribute' needs an attribute to read: name one in the order, or push one", "order"

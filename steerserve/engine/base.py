@@ -32,9 +32,10 @@ class Engine(Protocol):
     def admit(self, params: GenerationParams) -> Any:
         """Check everything and resolve every name, without queueing: raises RequestError or NotFoundError with the
         field to blame. The `plan` of the result is JSON: canvas and steps, and for each intervention the operator,
-        site(s), unit, schedule (grid and gains), strength per step, rho where it has a profile, and notes. Where it
-        `revises`, committed tokens may be taken back within the stretch (of `revised_within` positions; stretches
-        follow one another) that is being written, and no other."""
+        site(s), unit, schedule (grid and gains), strength per step, rho where it has a profile, and notes. Its `order`
+        names the attribute it reads, where it reads one, and keeps it whatever is pushed later. Where it `revises`,
+        committed tokens may be taken back within the stretch (of `revised_within` positions; stretches follow one
+        another) that is being written, and no other."""
         ...
 
     def add(self, requests: list[Any]) -> None:

@@ -225,6 +225,8 @@ class Request:
         self.since = self.step
         asked = other.params
         self.params = replace(self.params, interventions=asked.interventions, limits=asked.limits)
+        # What the order reads is never another, whatever is pushed.
+        other.plan["order"] = self.plan["order"]
         self.interventions, self.plan = other.interventions, other.plan
         spent = self.budget
         self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steerserve.engine.base import Engine
+from steerserve.engine.twin import with_pushes
 from steerserve.errors import NotFoundError
 from steerserve.server.body import parse, shown
 from steerserve.server.disconnect import unless_gone
@@ -117,10 +118,7 @@ class Changes:
         body = parse(raw, SteeringPatch)
         check_model(body.steering, self._service.model_id)
         interventions = tuple(one for one, _ in pushes(body.steering))
-        steered = [
-            dataclasses.replace(row, params=dataclasses.replace(row.params, interventions=interventions))
-            for row in rows
-        ]
+        steered = [dataclasses.replace(row, params=with_pushes(row.params, interventions)) for row in rows]
         return admit(self._service.engine, steered, body.steering)
 
 

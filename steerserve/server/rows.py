@@ -8,6 +8,7 @@ from typing import Any
 
 from steerserve.engine.base import Engine
 from steerserve.engine.params import GenerationParams, Limits, TraceParams
+from steerserve.engine.twin import unsteered
 from steerserve.errors import RequestError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
@@ -35,8 +36,9 @@ class Row:
 def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence[Prompt] | None = None) -> list[Row]:
     """One row a prompt and sample, in order of choices, each followed by its twin where a baseline is asked for.
 
-    A twin has the seed and the row number of its choice, so both draw the same noise. prompts: those of a request that
-    has none of its own.
+    A twin differs from its choice in the push alone: it has its seed and its row number, so both draw the same noise,
+    and its order, which reads the attribute that its choice's reads. prompts: those of a request that has none of its
+    own.
     """
     prompts = prompts_of(body) if prompts is None else prompts
     ranking = ranking_of(body)
@@ -56,22 +58,8 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
         params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
-            rows.append(Row(_unsteered(params), choice, prompt, baseline=True))
+            rows.append(Row(unsteered(params), choice, prompt, baseline=True))
     return rows
-
-
-def _unsteered(params: GenerationParams) -> GenerationParams:
-    return dataclasses.replace(
-        params,
-        interventions=(),
-        trace=None,
-        abort_when=None,
-        remask_when=None,
-        combine="independent",
-        limits=None,
-        control=None,
-        measure_kl=False,
-    )
 
 
 def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
