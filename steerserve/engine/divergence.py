@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.batch import Batch
+from steerserve.engine.blocks import blocks
 from steerserve.engine.sampler import pad_rows
 from steerserve.models import DiffusionLM
-
-BLOCK_BYTES = 64 << 20
-"""Bound on one block of logits."""
 
 
 def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Tensor, position: Tensor) -> None:
@@ -26,8 +24,7 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
     state = batch.state(position)
     parts = []
     heats = batch.temperature.masked_fill(batch.temperature == 0, 1.0)
-    size = max(16, BLOCK_BYTES // (4 * model.facts.vocab_size))
-    for at in torch.split(torch.arange(len(row), device=row.device), size):
+    for at in blocks(len(row), model.facts.vocab_size):
         no_eos, heat = batch.no_eos[row[at]], heats[row[at]]
         steered = _log_probabilities(model, hidden[row[at], state[at]], no_eos, heat)
         plain = _log_probabilities(model, hidden[batch.shadow[row[at]], state[at]], no_eos, heat)
@@ -35,8 +32,7 @@ def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Te
         terms = torch.where(steered.isneginf(), 0.0, steered.exp() * (steered - plain))
         parts.append(terms.sum(1).double())
     total = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
-    if parts:
-        total.index_add_(0, row, torch.cat(parts))
+    total.index_add_(0, row, torch.cat(parts))
     for request, nats in zip(batch.requests, total.tolist(), strict=True):
         request.made[-1].kl = nats
 

@@ -5,6 +5,7 @@ from typing import Self
 
 import torch
 
+from steerserve.engine.blocks import BLOCK_BYTES, LEAST
 from steerserve.engine.packing import TILE
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
@@ -13,10 +14,8 @@ from steerserve.models.room import amount, available_bytes
 
 _SHARE = 0.8
 """Of what is free, for forwards: the rest is for what the estimate does not see."""
-_LOGITS = 64 << 20
-"""Bytes of the block of float32 logits in which candidates are drawn (`engine/sampler.py`)."""
 _COPIES = 8
-"""As many tensors of the size of that block live at once."""
+"""As many tensors of the size of a block of logits (`engine/blocks.py`) live at once."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Costs:
 
     def bytes_of(self, taken: Footprint) -> int:
         """Estimate of what rows of this footprint take at the widest place of a step."""
-        drawn = min(self.logits * taken.candidates, max(_COPIES * _LOGITS, TILE * self.logits))
+        drawn = min(self.logits * taken.candidates, max(_COPIES * BLOCK_BYTES, LEAST * self.logits))
         return self.token * taken.tokens + drawn + self.kept * taken.kept
 
 

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
+from steerserve.engine.blocks import LEAST, blocks
 from steerserve.models import DiffusionLM
 
-_CHUNK_BYTES = 64 << 20
-"""Bound on one block of logits; a block of [rows, vocabulary] and a few copies of it live at once."""
 _NUCLEUS = 512
 """Likeliest tokens looked at first for top-p."""
-_TILE = 16
-"""Matrix products of fewer rows take other kernels on CPUs, whose last bits differ; shorter blocks are padded."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,9 @@ def draw(
     unguided [N, hidden_size]: the states without the prompt, of which those with guidance are read; None where there
     is none. The vocabulary-sized work is done in blocks of bounded memory, whose borders change no result.
     """
-    size = max(_TILE, _CHUNK_BYTES // (4 * model.facts.vocab_size) // _TILE * _TILE)
     parts = [
-        _draw_block(
-            model,
-            hidden[i : i + size],
-            settings[i : i + size],
-            needs,
-            None if unguided is None else unguided[i : i + size],
-        )
-        for i in range(0, max(1, len(hidden)), size)
+        _draw_block(model, hidden[at], settings[at], needs, None if unguided is None else unguided[at])
+        for at in blocks(len(hidden), model.facts.vocab_size)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -85,17 +75,22 @@ def alternatives(
 ) -> tuple[Tensor, Tensor]:
     """The likeliest tokens at hidden [N, hidden_size] and their log-probabilities: [N, count], largest first.
 
-    Of the distribution that `Draw.probability` is of, which temperature, top-p and top-k do not change.
+    Of the distribution that `Draw.probability` is of, which temperature, top-p and top-k do not change. In blocks, as
+    `draw`.
     """
-    logits = _guided(model, hidden, settings, unguided)
-    logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(settings.no_eos, -torch.inf)
-    best = logits.topk(min(count, logits.shape[1]), dim=1)
-    return best.indices, best.values - logits.logsumexp(1, keepdim=True)
+    tokens, values = [], []
+    for at in blocks(len(hidden), model.facts.vocab_size):
+        logits = _guided(model, hidden[at], settings[at], None if unguided is None else unguided[at])
+        logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(settings[at].no_eos, -torch.inf)
+        best = logits.topk(min(count, logits.shape[1]), dim=1)
+        tokens.append(best.indices)
+        values.append(best.values - logits.logsumexp(1, keepdim=True))
+    return torch.cat(tokens), torch.cat(values)
 
 
 def pad_rows(hidden: Tensor) -> Tensor:
     """hidden [N, hidden_size] with rows of zeros added up to the height from which matrix products round rows alike."""
-    missing = _TILE - len(hidden)
+    missing = LEAST - len(hidden)
     return torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])]) if missing > 0 else hidden
 
 

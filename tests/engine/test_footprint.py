@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from steerserve.engine import blocks
 from steerserve.engine.footprint import Costs, Footprint, footprint
 from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
+from steerserve.models.bert import BertDiffusionLM
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=4, temperature=1.0, ignore_eos=True)
@@ -28,6 +31,19 @@ class Widths:
     def __init__(self, model: DiffusionLM) -> None:
         self.seen: list[tuple[int, int]] = []
         model.register_forward_pre_hook(lambda _, given: self.seen.append(tuple(given[0].shape)))
+
+
+class Heads(BertDiffusionLM):
+    """Notes of how many states logits are made at once."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny.BERT)
+        tiny.randomise(self, 0)
+        self.seen: list[int] = []
+
+    def head(self, hidden: Tensor) -> Tensor:
+        self.seen.append(len(hidden))
+        return super().head(hidden)
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -131,3 +147,31 @@ def test_the_estimate_is_above_what_a_step_takes_and_not_far(
         served.step()
     estimate = served.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), Footprint()))
     assert estimate / 5 < peak.most < estimate
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cfg_scale": 1.0},
+        {"logprobs": True, "top_logprobs": 5},
+        {"logprobs": True, "top_logprobs": 5, "cfg_scale": 1.0},
+        {"measure_kl": True, "interventions": (PUSH,)},
+    ],
+)
+def test_logits_are_never_made_of_more_states_than_fit_into_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    model = Heads()
+    served = tiny.engine(model, tmp_path)
+    rows = [replace(PLAIN, max_tokens=40, steps=2, row=row, **changes) for row in range(2)]
+    whole = tiny.run(served, *rows)
+    assert max(model.seen) > 32
+    model.seen = []
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 32)
+    parts = tiny.run(served, *rows)
+    assert max(model.seen) == 32
+    for (_, one), (_, other) in zip(whole, parts, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == other.logprobs
+        assert one.top_logprobs == other.top_logprobs

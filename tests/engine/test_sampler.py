@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine import noise, sampler
-from steerserve.engine.sampler import Draw, Settings, draw
+from steerserve.engine import blocks, noise, sampler
+from steerserve.engine.sampler import Draw, Settings, alternatives, draw
 from steerserve.models import DiffusionLM
 from tests import tiny
 
@@ -168,9 +168,23 @@ def test_borders_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, needs
     model, states, chosen = tiny.bert(), hidden(70), settings(70, 0.8, 0.9)
     whole = draw(model, states, chosen, needs)
     for tiles in (1, 2, 3):
-        monkeypatch.setattr(sampler, "_CHUNK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
         parts = draw(model, states, chosen, needs)
         assert same(parts, whole)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 70])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_borders_of_blocks_change_no_alternatives(monkeypatch: pytest.MonkeyPatch, guidance: float, count: int) -> None:
+    model, states = tiny.llada(), hidden(count)
+    chosen = replace(settings(count, no_eos=True), guidance=torch.full((count,), guidance))
+    unguided = hidden(count, seed=1) if guidance else None
+    whole = alternatives(model, states, chosen, 5, unguided)
+    assert [one.shape for one in whole] == [(count, 5), (count, 5)]
+    for tiles in (1, 2, 3):
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
+        parts = alternatives(model, states, chosen, 5, unguided)
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
 
 
 def test_a_candidate_is_the_same_alone_and_among_others() -> None:
