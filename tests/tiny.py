@@ -155,16 +155,18 @@ def sedd(
     return model
 
 
-def sae(layer: int, seed: int = 0, policy: Any = "mask", name: str | None = None) -> SparseAutoencoder:
+def sae(
+    layer: int, seed: int = 0, policy: Any = "mask", name: str | None = None, features: int = FEATURES
+) -> SparseAutoencoder:
     """A TopK SAE of random weights with statistics; feature 0 was never active."""
     generator = torch.Generator().manual_seed(100 + seed)
-    shapes = {"W_enc": (HIDDEN, FEATURES), "b_enc": (FEATURES,), "W_dec": (FEATURES, HIDDEN), "b_dec": (HIDDEN,)}
+    shapes = {"W_enc": (HIDDEN, features), "b_enc": (features,), "W_dec": (features, HIDDEN), "b_dec": (HIDDEN,)}
     tensors = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-    most = 1 + torch.rand(FEATURES, generator=generator)
+    most = 1 + torch.rand(features, generator=generator)
     most[0] = 0.0
-    stats = FeatureStats(max_act=most, mean_act=most / 2, density=torch.full((FEATURES,), 0.1))
+    stats = FeatureStats(max_act=most, mean_act=most / 2, density=torch.full((features,), 0.1))
     identity = name or f"layer-{layer}-{policy}"
-    facts = SaeFacts(identity, layer, HIDDEN, FEATURES, "topk", sha256="ff" * 32, policy=policy, k=8)
+    facts = SaeFacts(identity, layer, HIDDEN, features, "topk", sha256="ff" * 32, policy=policy, k=8)
     return SparseAutoencoder(facts, tensors, TopK(8), stats)
 
 

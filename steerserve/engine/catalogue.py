@@ -41,7 +41,10 @@ class Catalogue:
         return self.saes[name]
 
     def pair(self, sae: SparseAutoencoder) -> SaePair | None:
-        """The SAEs for masked and for visible tokens of a layer, where `sae` is one of exactly two."""
+        """The SAEs for masked and for visible tokens of a layer, where `sae` is one of exactly two; raises
+        ArtifactError where the two do not belong together."""
+        if sae.facts.policy is None:
+            return None
         found = pairs(other for other in self.saes.values() if other.facts.layer == sae.facts.layer)
         return found.get(sae.facts.layer)
 

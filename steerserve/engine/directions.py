@@ -7,9 +7,9 @@ import torch
 
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import Intervention
-from steerserve.errors import NotFoundError, RequestError
+from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import NEEDS_SAE
+from steerserve.steering.operators import NEEDS_SAE, READS_PAIR
 from steerserve.steering.push import Push
 
 
@@ -34,7 +34,14 @@ def feature_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
         push = _push(sae.facts.layer, sae.direction(one.feature.index).cpu())
     except NotFoundError as error:
         raise NotFoundError(str(error), f"{param}.feature.index") from error
-    push.sae, push.feature, push.pair = sae, one.feature.index, catalogue.pair(sae)
+    push.sae, push.feature = sae, one.feature.index
+    if one.op in READS_PAIR:
+        try:
+            push.pair = catalogue.pair(sae)
+        except ArtifactError as error:
+            raise RequestError(
+                f"op {one.op!r} reads each token by the SAE of its state, masked or visible: {error}", f"{param}.op"
+            ) from error
     return push
 
 

@@ -121,7 +121,7 @@ class LoadedFeatures:
         try:
             found = list(pairs(sae for sae in self._saes.values() if sae.facts.layer == reading.layer).values())
         except ArtifactError as error:
-            raise RequestError(str(error), "layer") from error
+            raise RequestError(f"{error}; name one of them as sae instead", "layer") from error
         if not found:
             raise NotFoundError(
                 f"layer {reading.layer} has no pair of SAEs, exactly one for masked and one for visible tokens; name "

@@ -26,6 +26,8 @@ SETS_PROJECTION: Final = frozenset({"clamp", "project_out", "cap"})
 NEUTRAL: Final = {"multiply": 1.0}
 """Strength that changes nothing, where it is not 0. A clamp or cap at 0 is a push; its neutral value is gain 0."""
 NEEDS_SAE: Final = frozenset({"boost", "multiply"})
+READS_PAIR: Final = frozenset({"boost"})
+"""Operators that read each token by the SAE of its state, where the feature's SAE is one of a pair."""
 
 
 def coefficients(

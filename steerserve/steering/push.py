@@ -61,8 +61,8 @@ class Push:
     sae: Encoder | None = None
     feature: int | None = None
     pair: StateEncoder | None = None
-    """The SAE's pair for the layer, where one is loaded: `boost` then takes each token's largest activation from the
-    SAE of its state."""
+    """The SAE's pair for the layer, of a `boost` where one is loaded: it then takes each token's largest activation
+    from the SAE of its state."""
     dial: Dial | None = None
     """Of a push that is not its table's alone."""
     bound: Bound | None = None

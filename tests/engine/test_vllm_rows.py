@@ -13,7 +13,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.base import Reading
 from steerserve.engine.events import Failed, Steered
 from steerserve.engine.features import LoadedFeatures
-from steerserve.engine.params import GenerationParams, Intervention, Limits
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
@@ -110,6 +110,22 @@ def test_features_of_a_text_are_read_as_by_the_torch_engine(
     for features in (FarFeatures(flat(model, tmp_path)), LoadedFeatures(reference)):
         told.append(features.read(features.prepare(asked)))
     assert close(told[0], told[1])
+
+
+def test_a_feature_of_saes_that_are_no_pair_is_pushed_as_by_the_torch_engine(
+    model: DiffusionLM, tmp_path: Path
+) -> None:
+    catalogue = tiny.catalogue(model, tmp_path)
+    saes = {**catalogue.saes, "narrow": tiny.sae(1, seed=4, policy="visible", name="narrow", features=40)}
+    catalogue = replace(catalogue, saes=saes)
+    workers = FlatWorkers(model, saes)
+    engines = [
+        VllmEngine(model, tiny.tokenizer(), catalogue, EngineConfig(), workers),
+        TorchEngine(model, tiny.tokenizer(), catalogue, EngineConfig()),
+    ]
+    push = Intervention(feature=FeatureRef("narrow", 5), op="multiply", strength=5.0)
+    [(_, one)], [(_, other)] = (tiny.run(engine, row(interventions=(push,))) for engine in engines)
+    assert_alike(one, other)
 
 
 def test_rows_that_join_late_leave_early_or_are_steered_anew_are_the_same(

@@ -1,6 +1,6 @@
 """One step in a worker: the rows of vLLM's flat batch, steered at the sites, and what is told of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.pair import SaePair
 from steerserve.steering.bounds import Bound
+from steerserve.steering.operators import READS_PAIR
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import Push
 
@@ -34,9 +35,9 @@ class WorkerStep:
         dtype: torch.dtype,
         directions: Mapping[str, Tensor],
         saes: Mapping[str, SparseAutoencoder],
-        pairs: Mapping[int, SaePair],
+        pair: Callable[[SparseAutoencoder], SaePair | None],
     ) -> None:
-        """starts [R + 1]: where each row begins in tokens [T], and where the last one ends."""
+        """starts [R + 1]: where each row begins in tokens [T], and where the last one ends; pair: that of an SAE."""
         self.tasks, self.facts, self.saes = tasks, facts, saes
         device = tokens.device
         self.host_starts = list(starts)
@@ -56,7 +57,7 @@ class WorkerStep:
         self.told: dict[int, dict[int, Tensor]] = {i: {} for i, one in enumerate(tasks) if one.layers}
         """States [span, hidden_size] of rows that ask for them, by row and layer."""
         self.steered = [i for i, one in enumerate(tasks) if one.pushes]
-        self.pushes = [[self._push(push, pairs) for push in tasks[i].pushes] for i in self.steered]
+        self.pushes = [[self._push(push, pair) for push in tasks[i].pushes] for i in self.steered]
         self.plan = SteeringPlan(self.pushes, device, dtype)
         if self.steered:
             self._lay_out(tokens, lengths)
@@ -123,7 +124,7 @@ class WorkerStep:
         index = wanted.nonzero()[:, 0]
         return row[index], position[index]
 
-    def _push(self, task: PushTask, pairs: Mapping[int, SaePair]) -> Push:
+    def _push(self, task: PushTask, pair: Callable[[SparseAutoencoder], SaePair | None]) -> Push:
         sae = self.saes[task.sae] if task.sae is not None else None
         return Push(
             layer=task.layer,
@@ -135,7 +136,7 @@ class WorkerStep:
             bound=None if task.bound is None else Bound(*task.bound),
             sae=sae,
             feature=task.feature,
-            pair=pairs.get(sae.facts.layer) if sae is not None else None,
+            pair=pair(sae) if sae is not None and task.op in READS_PAIR else None,
         )
 
     def _lay_out(self, tokens: Tensor, lengths: Tensor) -> None:

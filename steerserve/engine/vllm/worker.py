@@ -27,9 +27,7 @@ class StepMaker:
 
     def __init__(self, facts: ModelFacts, dtype: torch.dtype, saes: Mapping[str, SparseAutoencoder]) -> None:
         self.facts, self.dtype, self.saes = facts, dtype, saes
-        catalogue = Catalogue(facts, {}, saes, {})
-        found = {sae.facts.layer: catalogue.pair(sae) for sae in saes.values()}
-        self.pairs = {layer: pair for layer, pair in found.items() if pair is not None}
+        self.pair = Catalogue(facts, {}, saes, {}).pair
         self.directions: dict[str, Tensor] = {}
 
     def __call__(self, given: Sequence[Mapping[str, Any]], starts: Sequence[int], tokens: Tensor) -> WorkerStep:
@@ -41,7 +39,7 @@ class StepMaker:
             self.directions |= directions
             forget |= set(gone)
             tasks.append(task)
-        step = WorkerStep(tasks, starts, tokens, self.facts, self.dtype, dict(self.directions), self.saes, self.pairs)
+        step = WorkerStep(tasks, starts, tokens, self.facts, self.dtype, dict(self.directions), self.saes, self.pair)
         for digest in forget:
             self.directions.pop(digest, None)
         return step
