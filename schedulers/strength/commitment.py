@@ -8,6 +8,7 @@ from torch import Tensor
 
 from schedulers.choice import integer, number
 from schedulers.profile import CommitmentProfile, coverage
+from schedulers.strength.base import EVERYWHERE, Span
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Commitment:
 
     needs_profile: ClassVar[bool] = True
     default_norm: ClassVar[str | None] = None
+    within: ClassVar[Span] = EVERYWHERE
 
     def __post_init__(self) -> None:
         integer("blocks", self.blocks, 1, 1024)

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from schedulers.choice import integer, shown
 from schedulers.profile import CommitmentProfile
-from schedulers.strength.base import StrengthSchedule
+from schedulers.strength.base import EVERYWHERE, Span, StrengthSchedule
 
 NORMS: Final = ("kl", "l2", "mean", "peak")
+ROUNDING: Final = 2**-22
+"""Progress is a float32 quotient: 7/10 may come out below 0.7, and is meant to be on the border, not before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class GainTable:
-    """A compiled schedule: the strength applied at progress p is s times the gain of p's slice."""
+    """A compiled schedule: the strength applied at progress p is s times the gain of p's slice, where p is `within`."""
 
     gains: Tensor
     """[K] float32, >= 0."""
@@ -25,6 +27,14 @@ class GainTable:
     """`CommitmentProfile.efficiency` of the profile; None without one."""
     note: str | None
     """What the receipt must say; None where the schedule is as asked."""
+    within: Span = EVERYWHERE
+    """The progress from which on the gains hold, and from which on there is none again."""
+
+    def at(self, progress: Tensor) -> Tensor:
+        """Gains [F] float32 at progress [F]."""
+        progress = progress.double()
+        inside = (progress >= self.within[0]) & (progress < self.within[1])
+        return torch.where(inside, self.gains[slice_of(progress, len(self.gains))], 0.0)
 
 
 def compile_gains(
@@ -49,13 +59,14 @@ def compile_gains(
     gains = (shape * _scale(norm, shape, cost)).float()
     if not bool(torch.isfinite(gains).all()):
         raise ValueError(f"norm '{norm}' cannot hold: the gain it asks for is too large for a float32")
-    return GainTable(gains, norm, None if profile is None else profile.efficiency(), schedule.note(profile))
+    first, last = schedule.within
+    within = max(0.0, first - ROUNDING), last - ROUNDING
+    return GainTable(gains, norm, None if profile is None else profile.efficiency(), schedule.note(profile), within)
 
 
 def slice_of(progress: Tensor, slices: int) -> Tensor:
     """The slice of each progress [rows] -> [rows] int64: floor(p K), the last one at p = 1."""
-    # Progress is a float32 quotient: 7/10 may come out below 0.7, and is meant to be on the border, not before it.
-    return ((progress.double() + 2**-22) * slices).floor().long().clamp(0, slices - 1)
+    return ((progress.double() + ROUNDING) * slices).floor().long().clamp(0, slices - 1)
 
 
 def check_norm(norm: object) -> str:

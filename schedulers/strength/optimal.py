@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from schedulers.profile import CommitmentProfile, coverage
+from schedulers.strength.base import EVERYWHERE, Span
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Optimal:
 
     needs_profile: ClassVar[bool] = True
     default_norm: ClassVar[str | None] = "kl"
+    within: ClassVar[Span] = EVERYWHERE
 
     def shape(self, slices: int, profile: CommitmentProfile | None) -> Tensor:
         """The best gain of each slice [slices], float64; raises ValueError where s or c was not measured.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from schedulers.choice import number, shown
 from schedulers.profile import CommitmentProfile
+from schedulers.strength.base import EVERYWHERE, Span
 
 Points = tuple[tuple[float, float], ...]
 
@@ -37,6 +38,7 @@ class Piecewise:
 
     needs_profile: ClassVar[bool] = False
     default_norm: ClassVar[str | None] = "peak"
+    within: ClassVar[Span] = EVERYWHERE
 
     def __post_init__(self) -> None:
         if self.preset is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from schedulers.profile import CommitmentProfile
+from schedulers.strength.base import EVERYWHERE, Span
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Uniform:
 
     needs_profile: ClassVar[bool] = False
     default_norm: ClassVar[str | None] = None
+    within: ClassVar[Span] = EVERYWHERE
 
     def shape(self, slices: int, profile: CommitmentProfile | None) -> Tensor:  # noqa: ARG002 (the contract's)
         """1 in every slice [slices], float64."""

@@ -8,7 +8,7 @@ from steerserve.engine.budget import KlBudget
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import CompiledSchedule
 from steerserve.engine.controls import CONTROLS, put_control
-from steerserve.engine.cost import Bill, at_progress, bill, course
+from steerserve.engine.cost import Bill, along, bill, course
 from steerserve.engine.drafts import Draft
 from steerserve.engine.governor import govern
 from steerserve.engine.interventions import draft, own_schedule, resolve
@@ -106,8 +106,8 @@ def predicted(
     whole = bill(catalogue, prices)
     if whole is None:
         return 0.0, None
-    run = course(progress)
-    return whole.over(run, at_progress([schedule.gains for _, schedule in scheduled], run.progress))[1], whole
+    gains = along(progress, [schedule.table for _, schedule in scheduled])
+    return whole.over(course(progress), gains)[1], whole
 
 
 def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> list[str]:

@@ -155,4 +155,4 @@ def described(settings: Cache) -> dict[str, Any]:
 
 
 def _gains(pushes: tuple[Push, ...], progress: float) -> tuple[float, ...]:
-    return tuple(float(push.gains[min(int(progress * len(push.gains)), len(push.gains) - 1)]) for push in pushes)
+    return tuple(float(push.gain_at(progress)) for push in pushes)

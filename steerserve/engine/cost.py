@@ -13,7 +13,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from schedulers import JointProfile, slice_of
+from schedulers import GainTable, JointProfile, slice_of
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import SLICES
 from steerserve.engine.params import Intervention
@@ -145,6 +145,10 @@ def joint_density(catalogue: Catalogue, joint: JointProfile, names: tuple[str, .
     return catalogue.compiled.kept(joint, names, lambda: joint.of(names).cost_on(SLICES) * joint.slices)
 
 
-def at_progress(tables: Sequence[Sequence[float]], progress: Sequence[float]) -> Tensor:
-    """Gains [F, I] of tables [I][SLICES] at progress [F]."""
-    return torch.tensor(tables, dtype=torch.float64).T[slice_of(torch.tensor(progress, dtype=torch.float64), SLICES)]
+def along(progress: Sequence[float] | None, tables: Sequence[GainTable]) -> Tensor:
+    """Gains [F, I] float64 of I tables at the forwards of `course(progress)`; where these are not known, those of each
+    slice, whole."""
+    if progress is None:
+        return torch.stack([table.gains for table in tables], 1).double()
+    at = torch.tensor(progress, dtype=torch.float64)
+    return torch.stack([table.at(at) for table in tables], 1).double()

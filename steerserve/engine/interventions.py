@@ -105,10 +105,11 @@ def resolve(
     """A draft with its gains; progress is that of each step, None where it depends on the model."""
     one, table, loop, governor = drafted.one, compiled.table, drafted.loop, drafted.governor
     for push in drafted.pushes:
-        push.gains, push.dial = table.gains, None if governor is None else governor.dial
+        push.gains, push.within, push.dial = table.gains, table.within, None if governor is None else governor.dial
     predicted = None
     if progress is not None and governor is None:
-        predicted = [round(drafted.size * compiled.gains[_slice(p)], 6) for p in progress]
+        gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
+        predicted = [round(drafted.size * gain, 6) for gain in gains]
     never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_PROJECTION
     scope = drafted.scope
     summary = {
@@ -203,10 +204,6 @@ def _name(one: Intervention) -> str:
     if one.feature is not None:
         return f"{one.feature.sae}:{one.feature.index}"
     return one.attribute or (one.vector.name if one.vector else None) or "vector"
-
-
-def _slice(progress: float) -> int:
-    return min(int(progress * SLICES), SLICES - 1)
 
 
 def _sae_hash(attribute: Attribute | None, push: Push) -> str | None:

@@ -1,5 +1,6 @@
 """One direction at one layer for one row: what it is, what turns it between two steps, and what it did."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,8 +64,16 @@ class Push:
     pair: StateEncoder | None = None
     """The SAE's pair for the layer, of a `boost` where one is loaded: it then takes each token's largest activation
     from the SAE of its state."""
+    within: tuple[float, float] = (0.0, math.inf)
+    """The progress from which on the gains hold, and from which on there is none again."""
     dial: Dial | None = None
     """Of a push that is not its table's alone."""
     bound: Bound | None = None
     """The same for all the pushes of a row that have one."""
     applied: Applied = field(default_factory=Applied)
+
+    def gain_at(self, progress: float) -> Tensor:
+        """The gain [] that its table has at a progress; a site looks up those of all its pushes at once."""
+        slices = len(self.gains)
+        gain = self.gains[min(int(progress * slices), slices - 1)]
+        return gain if self.within[0] <= progress < self.within[1] else torch.zeros_like(gain)

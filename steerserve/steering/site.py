@@ -37,11 +37,13 @@ class Site:
         directions = torch.zeros(*shape, size)
         self.gain_table = torch.zeros(*shape, slices)
         self.slices = torch.full(shape, 1, dtype=torch.int64)
+        self.within = torch.zeros(2, *shape, dtype=torch.float64)
         for r, row in enumerate(pushes):
             for p, push in enumerate(row):
                 code[r, p], strength[r, p], directions[r, p] = CODES[push.op], push.strength, push.direction
                 self.gain_table[r, p, : len(push.gains)] = push.gains
                 self.slices[r, p] = len(push.gains)
+                self.within[:, r, p] = torch.tensor(push.within, dtype=torch.float64)
                 if isinstance(push.scope, tuple):
                     scope[r, p], span[r, p] = len(SCOPES), torch.tensor(push.scope)
                 else:
@@ -83,8 +85,10 @@ class Site:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
         device; None: each canvas whole."""
         self.before = self._sums()
-        index = (progress[self.host_rows][:, None] * self.slices).long().clamp(max=self.slices - 1)
-        gain = self.gain_table.gather(2, index[:, :, None])[:, :, 0]
+        progress = progress[self.host_rows][:, None]
+        index = (progress * self.slices).long().clamp(max=self.slices - 1)
+        inside = (progress >= self.within[0]) & (progress < self.within[1])
+        gain = torch.where(inside, self.gain_table.gather(2, index[:, :, None])[:, :, 0], 0.0)
         for r, p, dial in self.dials:
             gain[r, p] = dial.turn(gain[r, p])
         self.gains.append(gain)

@@ -229,7 +229,7 @@ class VllmBatch(Batch):
 
 def _gain(push: Push, progress: float) -> float:
     """What a push's table, and whatever governs it, say at a progress."""
-    gain = push.gains[min(int(progress * len(push.gains)), len(push.gains) - 1)]
+    gain = push.gain_at(progress)
     return float(gain if push.dial is None else push.dial.turn(gain))
 
 

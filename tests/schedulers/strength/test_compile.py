@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schedulers import NORMS, CommitmentProfile, StrengthSchedule, build_strength, compile_gains, slice_of
@@ -89,6 +89,32 @@ def test_the_norm_nobody_named(schedule: StrengthSchedule, cost: float | None, n
 
 def test_a_window_of_strength_s_is_strength_s_inside() -> None:
     assert compile_gains(Window(0.25, 0.5), None, None, slices=8).gains.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@given(
+    borders=st.tuples(st.integers(0, 1000), st.integers(0, 1000)).filter(lambda b: b[0] < b[1]),
+    length=st.integers(1, 300),
+    norm=st.sampled_from([None, "l2", "mean", "peak"]),
+)
+@example(borders=(0, 2), length=96, norm=None)
+@example(borders=(0, 1000), length=10, norm=None)
+@example(borders=(300, 700), length=10, norm=None)
+def test_a_window_pushes_at_the_progress_inside_it_and_at_none_outside(
+    borders: tuple[int, int], length: int, norm: str | None
+) -> None:
+    start, stop = borders
+    table = compile_gains(Window(start / 1000, stop / 1000), norm, None)
+    done = torch.arange(length)
+    full = float(table.gains.max())
+    expected = [full if start * length <= 1000 * i < stop * length else 0.0 for i in range(length)]
+    assert table.at(done.double() / length).tolist() == expected
+    assert table.at(done.float() / length).tolist() == expected
+
+
+@given(schedule=SCHEDULES.filter(lambda one: not isinstance(one, Window)), at=st.floats(0, 1))
+def test_other_schedules_push_by_the_slice(schedule: StrengthSchedule, at: float) -> None:
+    table = compile_gains(schedule, None, profile([0.0, 1.0, 1.5]))
+    assert float(table.at(torch.tensor([at]))) == float(table.gains[slice_of(torch.tensor([at]), 64)])
 
 
 def test_rho_and_note_come_with_the_table() -> None:
