@@ -14,6 +14,7 @@ from steerserve.calibrate.generation import Written
 from steerserve.calibrate.measurable import profile_of
 from steerserve.calibrate.measure import measure, stated_cost
 from steerserve.calibrate.nudges import Predictions
+from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulse_runs import PulseRuns
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
@@ -69,10 +70,11 @@ def prepare(model_folder: Path, alone: Mapping[str, Attribute], data: Path, out:
     opened = open_model(model_folder, ModelConfig())
     facts, recipe = opened.facts, settings.profile
     if not out.exists():
-        model = opened.load(model_folder.name, lambda line: print(line, file=sys.stderr))
         profiles = [profile_of(one, recipe) for one in alone.values()]
-        runs = PulseRuns(model, opened.tokenizer, dict(alone), opened.defaults, recipe, profiles[0].slices)
-        written = [Written(**one) for one in runs.unsteered()]
+        plan = PulsePlan(facts, alone, opened.defaults, recipe, profiles[0].slices)
+        plan.check(opened.tokenizer)
+        model = opened.load(model_folder.name, lambda line: print(line, file=sys.stderr))
+        written = [Written(**one) for one in PulseRuns(model, opened.tokenizer, plan).unsteered()]
         temperature = opened.defaults.temperature
         canvases = reached(written, facts, settings.cost_slices, recipe.canvases, recipe.positions, recipe.seed)
         strengths = strengths_of(model, list(alone.values()), canvases, temperature, settings.nats)

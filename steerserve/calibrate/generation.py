@@ -6,10 +6,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from steerserve.config import EngineConfig
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Committed, Done, Failed, Revised
 from steerserve.engine.params import GenerationParams
-from steerserve.errors import SteerserveError
+from steerserve.errors import ArtifactError, SteerserveError
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,18 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
                     case Failed():
                         raise SteerserveError(f"row {place[event.request_id]} of {title} failed: {event.message}")
     return [one for one in found if one is not None]
+
+
+def bounds(rows: int) -> EngineConfig:
+    """Those of an engine that only this process asks for texts, `rows` at a time."""
+    return EngineConfig(max_rows=rows, max_queue=1 << 20, max_steps=1 << 20)
+
+
+def check_apart(written: Sequence[Written], title: str) -> None:
+    """Raise ArtifactError where texts, two or more, are all the same: figures of them would be of one text, without an
+    error."""
+    if len(written) > 1 and len({one.tokens for one in written}) == 1:
+        raise ArtifactError(
+            f"all {len(written)} {title} are the same text: give a higher --temperature, or an order or transfer that "
+            f"draws more"
+        )

@@ -16,20 +16,17 @@ class Kept:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Raises ArtifactError where the folder holds what was found under other settings."""
-        self.folder = folder
-        path = folder / "settings.json"
-        wanted = json.loads(json.dumps(settings))
-        if path.exists():
-            before = _read(path)
-            if not isinstance(before, dict) or before != wanted:
-                was = before if isinstance(before, dict) else {}
-                changed = sorted(name for name in {*was, *wanted} if was.get(name) != wanted.get(name))
-                raise ArtifactError(
-                    f"{folder} was begun with another {' and '.join(changed)}: remove it to begin anew, or go on with "
-                    f"the same settings"
-                )
-        else:
-            self._write(path, wanted)
+        self.folder, self._settings = folder, json.loads(json.dumps(settings))
+        if not self._path("settings").exists():
+            return
+        before, wanted = _read(self._path("settings")), self._settings
+        if not isinstance(before, dict) or before != wanted:
+            was = before if isinstance(before, dict) else {}
+            changed = sorted(name for name in {*was, *wanted} if was.get(name) != wanted.get(name))
+            raise ArtifactError(
+                f"{folder} was begun with another {' and '.join(changed)}: remove it to begin anew, or go on with "
+                f"the same settings"
+            )
 
     def has(self, name: str) -> bool:
         """Whether this value has been found."""
@@ -39,7 +36,11 @@ class Kept:
         """The JSON value of that name; found now, and kept, where it is not yet there."""
         path = self._path(name)
         if not path.exists():
-            self._write(path, find())
+            value = find()
+            # Only now: settings under which nothing was found bind nobody.
+            if not self.has("settings"):
+                self._write(self._path("settings"), self._settings)
+            self._write(path, value)
         found: T = _read(path)
         return found
 

@@ -26,6 +26,7 @@ from steerserve.calibrate.nudges import Predictions
 from steerserve.calibrate.plot import plot
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.provenance import file_hashes
+from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulse_runs import PulseRuns
 from steerserve.calibrate.pulses import shrink, spread, summary
 from steerserve.calibrate.tasks import Group
@@ -56,7 +57,8 @@ def measure(
 
     A call that was stopped goes on where it was; one under other settings is refused until what was kept is removed.
     Where everything has been measured under these settings nothing is done. Raises ArtifactError for an attribute that
-    does not say what task it is of, has no commitment curve, or pushes nothing.
+    does not say what task it is of, has no commitment curve, or pushes nothing, and for a recipe that cannot be
+    followed or whose sampler draws nothing, before the model is loaded.
     """
     opened = open_model(model_folder, model_config or ModelConfig())
     facts = opened.facts
@@ -65,6 +67,9 @@ def measure(
     profiles = {name: profile_of(one, recipe) for name, one in attributes.items()}
     if not attributes:
         raise ArtifactError(f"{root} holds no attribute")
+    slices = next(iter(profiles.values())).slices
+    plan = PulsePlan(facts, attributes, opened.defaults, recipe, slices)
+    plan.check(opened.tokenizer)
     settings = {
         "model_sha256": opened.sha256,
         "sampler": asdict(opened.defaults),
@@ -80,11 +85,10 @@ def measure(
         _say(f"{root}: everything has been measured under these settings already")
         return before
     kept = Kept(root / CACHE, settings)
-    slices = next(iter(profiles.values())).slices
     _say(f"{len(attributes)} attributes: {stated_cost(recipe, len(attributes), slices)}")
     began = time.perf_counter()
     model = opened.load(model_folder.resolve().name, _say)
-    runs = PulseRuns(model, opened.tokenizer, attributes, opened.defaults, recipe, slices)
+    runs = PulseRuns(model, opened.tokenizer, plan)
     baseline = [Written(**one) for one in kept.get("unsteered", runs.unsteered)]
     temperature = opened.defaults.temperature if recipe.temperature is None else recipe.temperature
     canvases = reached(baseline, facts, slices, recipe.canvases, recipe.positions, recipe.seed)
@@ -102,7 +106,7 @@ def measure(
         total = float(own_cost.sum())
         of_one = partial(predict, [attribute])
         checked = kept.get(f"{name}/check", partial(check, of_one, canvases, total, attribute.strength))
-        if not all(kept.has(f"{name}/{part}") for part in runs.parts) and task.group not in judges:
+        if not all(kept.has(f"{name}/{part}") for part in plan.parts) and task.group not in judges:
             judges[task.group] = _judge(data, task.group, recipe)
         effects = runs.effects(name, task.target, judges.get(task.group), baseline, kept)
         windows = recipe.windows

@@ -1,67 +1,34 @@
 """The runs behind the sensitivities: unsteered ones, and the same with one pulse each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.generation import Written, write
+from steerserve.calibrate.generation import Written, check_apart, write
 from steerserve.calibrate.kept import Kept
-from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulses import Effects, Floats, log_odds
-from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SteerserveError
-from steerserve.models import DiffusionLM, SamplerDefaults
-from steerserve.steering.attribute import Attribute
+from steerserve.models import DiffusionLM
 from steerserve.train.classifiers import Judge
-
-PROFILE_SEED = 3_000_000
-"""Added to the recipe's seed: these runs share no noise with the samples and trials of a calibration, nor, its seeds
-being small numbers, with a benchmark."""
 
 
 class PulseRuns:
     """Writes texts with one pulse, in pairs with unsteered ones."""
 
-    def __init__(
-        self,
-        model: DiffusionLM,
-        tokenizer: Tokenizer,
-        attributes: Mapping[str, Attribute],
-        defaults: SamplerDefaults,
-        recipe: ProfileRecipe,
-        slices: int,
-    ) -> None:
-        """Raises SteerserveError where a pulse falls between two steps."""
-        self.recipe, self.slices = recipe, slices
-        norms = {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
-        catalogue = Catalogue(model.facts, dict(attributes), {}, norms, defaults)
-        config = EngineConfig(max_rows=recipe.rows, max_queue=1 << 20, max_steps=1 << 20)
-        self.engine = TorchEngine(model, tokenizer, catalogue, config)
-        self.strengths = {name: recipe.pulse * one.strength for name, one in attributes.items()}
-        self.parts = [*(f"pulse-{start}-{stop}" for start, stop in recipe.windows), "uniform"]
-        """Names of an attribute's pushes."""
-        self.schedules: list[str | dict[str, Any]] = [
-            *({"type": "window", "start": start / slices, "stop": stop / slices} for start, stop in recipe.windows),
-            "uniform",
-        ]
-        name = next(iter(attributes))
-        for part, schedule in zip(self.parts, self.schedules, strict=True):
-            plan = self.engine.admit(self._params(0, (self._push(name, 1, schedule),))).plan["interventions"][0]
-            if plan["strength_per_step"] is not None and not any(plan["strength_per_step"]):
-                raise SteerserveError(
-                    f"no step of {recipe.run_steps} falls into {part}: take more run_steps, or wider edges"
-                )
+    def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, plan: PulsePlan) -> None:
+        self.plan = plan
+        self.engine = TorchEngine(model, tokenizer, plan.catalogue, plan.config)
 
     def unsteered(self) -> list[dict[str, Any]]:
-        """The runs that every pulse is compared with, as JSON."""
-        params = [self._params(row, ()) for row in range(self.recipe.runs)]
-        return [asdict(one) for one in write(self.engine, params, "unsteered runs")]
+        """The runs that every pulse is compared with, as JSON; raises ArtifactError where they are all the same."""
+        written = write(self.engine, [self.plan.params(row) for row in range(self.plan.recipe.runs)], "unsteered runs")
+        check_apart(written, "unsteered runs")
+        return [asdict(one) for one in written]
 
     def effects(self, name: str, target: str, judge: Judge | None, baseline: Sequence[Written], kept: Kept) -> Effects:
         """What each pulse of an attribute does; `judge` may be None where all has been kept."""
@@ -71,39 +38,23 @@ class PulseRuns:
                 raise SteerserveError(f"no classifier to judge {name} by")
             return log_odds(judge.probability(target, texts))
 
-        strength, found = self.strengths[name], []
-        for part, schedule in zip(self.parts, self.schedules, strict=True):
+        strength, antithetic, found = self.plan.strengths[name], self.plan.recipe.antithetic, []
+        for part, schedule in zip(self.plan.parts, self.plan.schedules, strict=True):
 
             def change(title: str = f"{name} {part}", schedule: str | dict[str, Any] = schedule) -> list[float]:
                 ahead = judged(self._texts(name, 1, schedule, title))
                 behind = judged(
                     self._texts(name, -1, schedule, f"{title} backwards")
-                    if self.recipe.antithetic
+                    if antithetic
                     else [one.text for one in baseline]
                 )
-                apart = 2 * strength if self.recipe.antithetic else strength
+                apart = 2 * strength if antithetic else strength
                 return [float(value) for value in (ahead - behind) / apart]
 
             found.append(np.array(kept.get(f"{name}/{part}", change)))
         return Effects(np.stack(found[:-1], axis=1), found[-1])
 
     def _texts(self, name: str, sign: int, schedule: str | dict[str, Any], title: str) -> list[str]:
-        push = (self._push(name, sign, schedule),)
-        return [one.text for one in write(self.engine, [self._params(i, push) for i in range(self.recipe.runs)], title)]
-
-    def _push(self, name: str, sign: int, schedule: str | dict[str, Any]) -> Intervention:
-        return Intervention(attribute=name, strength=sign * self.strengths[name], schedule=schedule)
-
-    def _params(self, row: int, pushes: tuple[Intervention, ...]) -> GenerationParams:
-        recipe = self.recipe
-        return GenerationParams(
-            max_tokens=recipe.run_tokens,
-            steps=recipe.run_steps,
-            order=recipe.order,
-            transfer=recipe.transfer,
-            temperature=recipe.temperature,
-            seed=recipe.seed + PROFILE_SEED,
-            row=row,
-            ignore_eos=True,
-            interventions=pushes,
-        )
+        push = self.plan.push(name, sign, schedule)
+        params = [self.plan.params(row, push) for row in range(self.plan.recipe.runs)]
+        return [one.text for one in write(self.engine, params, title)]

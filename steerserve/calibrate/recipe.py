@@ -76,7 +76,7 @@ class CalibrationRecipe:
     transfer: str | Mapping[str, Any] | None = None
     """How many commit at a step of samples and trials; none: the model's own."""
     temperature: float | None = None
-    """Temperature of samples and trials; none: the model's own."""
+    """Temperature of samples and trials; none: the model's own. At 0 (LLaDA's own) the order or transfer must draw."""
     rows: int = 64
     """Rows of one forward while generating."""
     batch_tokens: int = 4608

@@ -17,6 +17,7 @@ from steerserve.calibrate.finish import Findings, finish
 from steerserve.calibrate.probes import ProbeRecipe, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes
 from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.rehearsal import check_calibration
 from steerserve.calibrate.samples import unsteered_samples
 from steerserve.calibrate.search import forwards, layer_sets
 from steerserve.calibrate.selection import Selection, select
@@ -51,12 +52,14 @@ def calibrate(
     """Calibrate every task of the recipe into `out/<name>`; returns the attributes made by this call, by name.
 
     Each gets its probe too. Attributes already in `out` are kept, so a run that was stopped goes on where it was.
-    Raises ArtifactError for one made from another model, other SAEs or by another recipe, before anything is computed.
+    Raises ArtifactError for one made from another model, other SAEs or by another recipe, and for a recipe that cannot
+    be followed or whose sampler draws nothing, before the model is loaded.
     """
     tasks = BUNDLED if recipe.tasks is None else read_tasks(recipe.tasks)
     opened = open_model(model_folder, model_config or ModelConfig())
     digest, tokenizer, defaults = opened.sha256, opened.tokenizer, opened.defaults
     saes = masked_saes(sae_folder, opened.facts, digest, recipe)
+    check_calibration(opened, saes, recipe)
     common = {
         "model_sha256": digest,
         "sampler": asdict(defaults),
@@ -75,8 +78,8 @@ def calibrate(
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out_texts(data, HELD_OUT_TEXTS), recipe)
     laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
-    judges, found = _contrast(model, tokenizer, saes, data, due, recipe)
     samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
+    judges, found = _contrast(model, tokenizer, saes, data, due, recipe)
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
     tqdm.write(stated_cost(recipe, len(due), len(layer_sets(layers))), file=sys.stderr)

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.generation import Written, write
+from steerserve.calibrate.generation import Written, bounds, check_apart, write
 from steerserve.calibrate.quality import distinct_pairs, text_losses
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.search import Setting, Trial
-from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
@@ -53,14 +52,15 @@ class Laboratory:
     def engine(self, attributes: Mapping[str, Attribute]) -> TorchEngine:
         """An engine that knows these attributes."""
         catalogue = replace(self._catalogue, attributes=dict(attributes))
-        config = EngineConfig(max_rows=self.recipe.rows, max_queue=1 << 20, max_steps=1 << 20)
-        return TorchEngine(self.model, self.tokenizer, catalogue, config)
+        return TorchEngine(self.model, self.tokenizer, catalogue, bounds(self.recipe.rows))
 
     def baseline(self, fresh: bool) -> Baseline:
-        """Unsteered texts of the search, or the fresh ones of the confirmation."""
+        """Unsteered texts of the search, or the fresh ones of the confirmation; raises ArtifactError where they are
+        all the same."""
         key = self._seed_and_texts(fresh)
         if key not in self._baselines:
             written = write(self.engine({}), self._params(key, None), "unsteered trials")
+            check_apart(written, "unsteered trials")
             loss, distinct = self._figures(written)
             self._baselines[key] = Baseline(tuple(one.text for one in written), loss, distinct)
         return self._baselines[key]

@@ -123,6 +123,12 @@ class Request:
         return self.order.needs | self.transfer.needs <= {"uniform"}
 
     @property
+    def draws(self) -> bool:
+        """Whether anything of it is drawn; where nothing is, rows that differ in their noise alone are all alike."""
+        sampled = self.params.temperature != 0 and self.params.top_k != 1
+        return sampled or "uniform" in self.order.needs | self.transfer.needs
+
+    @property
     def may_skip(self) -> bool:
         """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
         read = self.params.trace is not None and self.step % self.params.trace.every == 0

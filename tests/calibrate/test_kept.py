@@ -24,10 +24,12 @@ def test_what_failed_on_the_way_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         kept.get("a", lambda: 1 / 0)
     assert not kept.has("a")
+    # Nothing was found under these settings: others may begin.
+    assert Kept(tmp_path, SETTINGS | {"runs": 4}).get("a", lambda: 2) == 2
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    Kept(tmp_path, SETTINGS)
+    Kept(tmp_path, SETTINGS).get("a", lambda: 1)
     with pytest.raises(ArtifactError, match=r"was begun with another runs: remove it to begin anew"):
         Kept(tmp_path, SETTINGS | {"runs": 4})
 

@@ -13,7 +13,7 @@ from schedulers import CommitmentProfile, build_strength, compile_gains
 from steerserve.calibrate import measure as module
 from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.measure import ProfileRecipe, measure
-from steerserve.calibrate.pulse_runs import PROFILE_SEED
+from steerserve.calibrate.pulse_plan import PROFILE_SEED
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.tasks import Group, Task
 from steerserve.calibrate.texts import labelled_texts
@@ -206,7 +206,7 @@ def test_what_cannot_be_measured_is_named(folder: Path, tiny_model: Path, tmp_pa
         measure(tiny_model, root, data, ProfileRecipe(**SMALL | {"edges": (0, 32)}))
     with pytest.raises(SteerserveError, match="no step of 12 falls into pulse-1-2"):
         measure(tiny_model, root, data, ProfileRecipe(**SMALL | {"edges": (0, 1, 2, 64)}))
-    shutil.rmtree(root / ".profile")
+    assert not (root / ".profile").exists()
     path = root / "who" / "king" / "attribute.json"
     whole = path.read_text()
     for change, message in (

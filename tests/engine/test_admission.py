@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +247,38 @@ def test_what_a_request_leaves_out_is_the_models_default(tmp_path_factory: pytes
     request = made.admit(own)
     assert request.params == own
     assert (request.plan["order"], request.plan["transfer"]) == ("random", "linear")
+
+
+@pytest.mark.parametrize(
+    ("change", "draws"),
+    [
+        ({}, False),
+        ({"order": "margin", "transfer": "cosine"}, False),
+        ({"order": {"type": "entropy", "filtered": True}, "transfer": "timesteps"}, False),
+        ({"order": "sae_stability", "transfer": {"type": "threshold", "value": 0.5}}, False),
+        ({"order": {"type": "sae_attribute", "attribute": "topic/sports"}, "transfer": "entropy_bound"}, False),
+        ({"temperature": 1.0, "top_k": 1}, False),
+        ({"temperature": 1.0}, True),
+        ({"order": "random"}, True),
+        ({"order": {"type": "confidence", "alg_temp": 2.0}}, True),
+        ({"transfer": "origin"}, True),
+        ({"transfer": "ddpm"}, True),
+        ({"transfer": {"type": "remdm", "eta": 0.3}, "temperature": 1.0, "top_k": 1}, True),
+    ],
+    ids=str,
+)
+def test_rows_of_other_noise_are_alike_where_nothing_is_drawn(
+    served: TorchEngine, change: dict[str, Any], draws: bool
+) -> None:
+    cold = GenerationParams(max_tokens=12, steps=6, temperature=0.0, order="confidence", transfer="linear")
+    rows = [replace(cold, row=row, ignore_eos=True, **change) for row in range(8)]
+    found = tiny.run(served, *rows)
+    assert {request.draws for request, _ in found} == {draws}
+    assert (len({result.tokens for _, result in found}) > 1) is draws
+
+
+@pytest.mark.parametrize("transfer", ["analytic", "euler"])
+def test_transfers_by_ratios_draw_at_temperature_0_too(tmp_path: Path, transfer: str) -> None:
+    served = tiny.engine(tiny.sedd(), tmp_path)
+    cold = GenerationParams(max_tokens=12, steps=6, temperature=0.0, order="random", transfer=transfer)
+    assert served.admit(cold).draws

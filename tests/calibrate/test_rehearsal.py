@@ -1,0 +1,113 @@
+"""What cannot be calibrated or measured is refused before the model is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerserve.calibrate.measure import ProfileRecipe, measure
+from steerserve.calibrate.run import calibrate
+from steerserve.cli import main
+from steerserve.errors import ArtifactError
+from steerserve.models import OpenedModel
+from tests.calibrate import made
+
+NOT_LOADED = "a model that was not to be loaded"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """LLaDA, which writes at temperature 0 unless told otherwise, with data, SAEs and an attribute."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    made.make_family(folder / "model", "llada", tiny_model)
+    made.make_data(folder / "data")
+    made.make_saes(folder / "saes", folder / "model")
+    (folder / "task.json").write_text(json.dumps(made.TASKS[2:]))
+    recipe = made.make_recipe(folder, tasks=folder / "task.json", temperature=1.0)
+    calibrate(folder / "model", folder / "saes", folder / "data", folder / "attributes", recipe)
+    return folder
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models may be opened, but not loaded."""
+
+    def load(*_: object) -> None:
+        raise AssertionError(NOT_LOADED)
+
+    monkeypatch.setattr(OpenedModel, "load", load)
+
+
+def calibrated(folder: Path, out: Path, **changes: Any) -> None:
+    recipe = made.make_recipe(folder, **{"tasks": folder / "task.json"} | changes)
+    calibrate(folder / "model", folder / "saes", folder / "data", out, recipe)
+
+
+def measured(folder: Path, root: Path, **changes: Any) -> None:
+    small: dict[str, Any] = {"runs": 3, "run_tokens": 12, "run_steps": 12, "edges": (0, 64), "judge_texts": 60}
+    measure(folder / "model", root, folder / "data", ProfileRecipe(**small | changes))
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("changes", [{}, {"sites_kl": 0.3}, {"temperature": 0.0, "order": "margin"}], ids=str)
+def test_a_sampler_that_draws_nothing_is_refused(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    order = changes.get("order", "confidence")
+    said = rf"nothing is drawn with temperature 0, order '{order}' and transfer 'linear'.+--temperature above 0"
+    with pytest.raises(ArtifactError, match=said):
+        calibrated(folder, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+    profile = {name: value for name, value in changes.items() if name != "sites_kl"}
+    with pytest.raises(ArtifactError, match=said):
+        measured(folder, folder / "attributes", **profile)
+    assert not (folder / "attributes" / ".profile").exists()
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("changes", [{"temperature": 1.0}, {"order": "random"}, {"transfer": "origin"}], ids=str)
+def test_one_that_draws_is_not(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match=NOT_LOADED):
+        calibrated(folder, tmp_path / "out", **changes)
+    with pytest.raises(AssertionError, match=NOT_LOADED):
+        measured(folder, folder / "attributes", **changes)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_model_of_one_candidate_draws_nothing_either(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"top_k": 1, "temperature": 0.7}')
+    recipe = made.make_recipe(folder, tasks=folder / "task.json")
+    with pytest.raises(
+        ArtifactError, match=r"drawn with top_k 1, .+give a top_k above 1 in the model.s generation_config"
+    ):
+        calibrate(tmp_path / "model", folder / "saes", folder / "data", tmp_path / "out", recipe)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_the_command_says_what_to_give(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["calibrate", "--model", str(folder / "model"), "--data", str(folder / "data")]
+    tasks = ["--tasks", str(folder / "task.json")]
+    for more in (
+        ["--sae", str(folder / "saes"), "--out", str(tmp_path / "out"), *tasks],
+        ["--profile", str(folder / "attributes")],
+    ):
+        assert main([*command, *more]) == 2
+        assert "give --temperature above 0" in capsys.readouterr().err
+        with pytest.raises(AssertionError, match=NOT_LOADED):
+            main([*command, *more, "--temperature", "0.8"])
+
+
+def test_texts_that_are_all_the_same_are_refused_though_something_was_drawn(folder: Path, tmp_path: Path) -> None:
+    # In a single step every order comes to the same.
+    cold: dict[str, Any] = {"temperature": 0.0, "order": "random"}
+    with pytest.raises(ArtifactError, match="all 5 unsteered samples are the same text: give a higher --temperature"):
+        calibrated(folder, tmp_path / "out", **cold, sample_steps=1)
+    with pytest.raises(ArtifactError, match="all 2 unsteered trials are the same text"):
+        calibrated(folder, tmp_path / "out", **cold, trial_steps=1)
+    root = tmp_path / "attributes"
+    shutil.copytree(folder / "attributes", root)
+    with pytest.raises(ArtifactError, match="all 3 unsteered runs are the same text"):
+        measured(folder, root, **cold, run_steps=1)
+    # And what was not kept is in nobody's way.
+    assert not (root / ".profile").exists()
