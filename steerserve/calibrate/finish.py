@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from schedulers import CommitmentProfile
 from steerserve.calibrate.curve import profile
 from steerserve.calibrate.search import Setting, Trial, layer_sets, search
 from steerserve.calibrate.selection import Selection
@@ -47,7 +48,10 @@ def finish(
     task, layers = findings.task, sorted(saes)
 
     def make(setting: Setting) -> Attribute:
-        return trial_attribute(findings, saes, model_sha256, laboratory.recipe.schedule, setting)
+        samples = next(iter(findings.curves.values())).shape[0]
+        curve = profile([findings.curves[layer] for layer in setting.layers], range(samples))
+        known = (findings.selections, curve, findings.norms, saes)
+        return trial_attribute(task.name, setting, *known, laboratory.recipe.schedule, model_sha256)
 
     def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
         return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
@@ -81,18 +85,18 @@ def finish(
 
 
 def trial_attribute(
-    findings: Findings,
-    saes: Mapping[int, SparseAutoencoder],
-    model_sha256: str,
-    schedule: str | Mapping[str, Any],
+    name: str,
     setting: Setting,
+    selections: Mapping[int, Selection],
+    curve: CommitmentProfile,
+    norms: Mapping[int, float],
+    saes: Mapping[int, SparseAutoencoder],
+    schedule: str | Mapping[str, Any],
+    model_sha256: str,
 ) -> Attribute:
-    """The attribute at these layers and this strength; its commitment curve is the one of these layers."""
-    selections = findings.selections
-    samples = next(iter(findings.curves.values())).shape[0]
-    curve = profile([findings.curves[layer] for layer in setting.layers], range(samples))
+    """The attribute at these layers and this strength, whose commitment curve, that of these layers, is given."""
     return Attribute(
-        name=findings.task.name,
+        name=name,
         model_sha256=model_sha256,
         layers=setting.layers,
         strength=setting.strength,
@@ -100,9 +104,7 @@ def trial_attribute(
         scope="masked",
         schedule={"type": schedule} if isinstance(schedule, str) else dict(schedule),
         sites={
-            layer: AttributeSite(
-                round(findings.norms[layer], 6), saes[layer].facts.id, saes[layer].facts.sha256, one.features
-            )
+            layer: AttributeSite(round(norms[layer], 6), saes[layer].facts.id, saes[layer].facts.sha256, one.features)
             for layer, one in selections.items()
         },
         directions={

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from steerserve.calibrate.measurable import folder_of, task_of
+from steerserve.calibrate.recipe import check_seed
 from steerserve.calibrate.tasks import Group, Task
 from steerserve.calibrate.texts import labelled_texts
 from steerserve.config import ModelConfig
@@ -50,6 +51,7 @@ class ProbeRecipe:
     def __post_init__(self) -> None:
         if self.probe_texts < 1:
             raise ValueError(f"probe_texts must be 1 or more, got {self.probe_texts}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from steerserve.calibrate.recipe import check_seed
+
 
 @dataclass(frozen=True)
 class ProfileRecipe:
@@ -43,6 +45,7 @@ class ProfileRecipe:
             low = 2 if name in ("runs", "canvases") else 1
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be {low} or more, got {getattr(self, name)}")
+        check_seed(self.seed)
         if len(self.edges) < 2 or self.edges[0] != 0 or list(self.edges) != sorted(set(self.edges)):
             raise ValueError(f"edges must be slices that rise from 0, got {self.edges}")
         if not self.pulse > 0:

@@ -88,6 +88,7 @@ class CalibrationRecipe:
         for name, default in type(self).__dataclass_fields__.items():
             if isinstance(default.default, int) and name != "seed" and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_seed(self.seed)
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
             raise ValueError(f"mask_ratios must be shares above 0 and at most 1, got {self.mask_ratios}")
         if not self.strengths or self.strengths[0] <= 0 or list(self.strengths) != sorted(set(self.strengths)):
@@ -112,3 +113,9 @@ class CalibrationRecipe:
             # Not asked for, it changes nothing of what was made before it could be.
             raw.pop("sites_kl")
         return {name: list(value) if isinstance(value, tuple) else value for name, value in raw.items()}
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that not everything can be drawn from: scikit-learn's are the narrowest."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 to {2**32 - 1}, got {seed}")

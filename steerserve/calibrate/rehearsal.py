@@ -2,12 +2,20 @@
 nothing, under the name of the option that asks for it."""
 
 from collections.abc import Mapping
+from typing import Final
 
+import torch
 from tokenizers import Tokenizer
+from torch.nn import functional as F
 
+from schedulers import CONTROLLERS, STRENGTHS, CommitmentProfile
+from steerserve.calibrate.finish import trial_attribute
 from steerserve.calibrate.generation import bounds
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.samples import sample_params
+from steerserve.calibrate.search import Setting
+from steerserve.calibrate.selection import Selection
+from steerserve.calibrate.trials import trial_params
 from steerserve.config import EngineConfig
 from steerserve.engine.admission import admit
 from steerserve.engine.catalogue import Catalogue
@@ -16,13 +24,32 @@ from steerserve.engine.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import OpenedModel
 from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute, FeatureWeight
+
+UNMEASURED: Final = tuple(sorted({*STRENGTHS, *CONTROLLERS} - {"optimal"}))
+"""Schedules of an attribute of which only the curve is known."""
 
 
 def check_calibration(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe) -> None:
-    """Raise ArtifactError for a recipe whose samples cannot be written, or would all be alike."""
-    catalogue = Catalogue(opened.facts, {}, {sae.facts.id: sae for sae in saes.values()}, {}, opened.defaults)
-    config = bounds(recipe.rows)
-    check_drawn(rehearse(sample_params(recipe, 0), catalogue, opened.tokenizer, config, "sample"))
+    """Raise ArtifactError for a recipe whose samples or trials cannot be written, or would all be alike."""
+    tried = stand_in(opened, saes, recipe)
+    known = {sae.facts.id: sae for sae in saes.values()}
+    catalogue = Catalogue(opened.facts, {tried.name: tried}, known, dict.fromkeys(saes, 1.0), opened.defaults)
+    tokenizer, config = opened.tokenizer, bounds(recipe.rows)
+    check_drawn(rehearse(sample_params(recipe, 0), catalogue, tokenizer, config, "sample"))
+    rehearse(trial_params(recipe, recipe.seed, 0, None, False), catalogue, tokenizer, config, "trial")
+    measured = recipe.sites_kl is not None
+    rehearse(trial_params(recipe, recipe.seed, 0, tried.name, measured), catalogue, tokenizer, config, "trial")
+
+
+def stand_in(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe) -> Attribute:
+    """An attribute with all that those of a trial have: pushed at every layer, with a curve that rises evenly."""
+    direction = F.one_hot(torch.tensor(0), opened.facts.hidden_size).float()
+    selection = Selection((FeatureWeight(0, 1.0, 0.0, 1.0),), direction, direction, None)
+    curve = CommitmentProfile(tuple(i / recipe.slices for i in range(recipe.slices + 1)), samples=1)
+    setting, selections = Setting(tuple(sorted(saes)), recipe.strengths[-1]), dict.fromkeys(saes, selection)
+    norms = dict.fromkeys(saes, 1.0)
+    return trial_attribute("trial", setting, selections, curve, norms, saes, recipe.schedule, opened.sha256)
 
 
 def rehearse(
@@ -35,9 +62,17 @@ def rehearse(
     try:
         return admit(params, catalogue, tokenizer, config)
     except RequestError as error:
-        named = {"max_tokens": f"{kind}_tokens", "steps": f"{kind}_steps"}
+        # Of an intervention only its schedule is anybody's choice.
+        named = {
+            "max_tokens": f"{kind}-tokens",
+            "steps": f"{kind}-steps",
+            "measure_kl": "sites-kl",
+            "interventions[0]": "schedule",
+        }
         field = (error.param or "").split(".")[0]
-        raise ArtifactError(f"--{named.get(field, field).replace('_', '-')}: {error}") from error
+        option = named.get(field, field)
+        more = f"; allowed are {', '.join(UNMEASURED)}" if option == "schedule" else ""
+        raise ArtifactError(f"--{option}: {error}{more}") from error
 
 
 def check_drawn(request: Request) -> None:

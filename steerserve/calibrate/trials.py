@@ -111,22 +111,8 @@ class Laboratory:
         return recipe.seed + SEARCH_SEED, recipe.search_texts
 
     def _params(self, key: tuple[int, int], attribute: str | None, measured: bool = False) -> list[GenerationParams]:
-        recipe, (seed, texts) = self.recipe, key
-        return [
-            GenerationParams(
-                max_tokens=recipe.trial_tokens,
-                steps=recipe.trial_steps,
-                order=recipe.order,
-                transfer=recipe.transfer,
-                temperature=recipe.temperature,
-                seed=seed,
-                row=row,
-                ignore_eos=True,
-                interventions=() if attribute is None else (Intervention(attribute=attribute),),
-                measure_kl=measured,
-            )
-            for row in range(texts)
-        ]
+        seed, texts = key
+        return [trial_params(self.recipe, seed, row, attribute, measured) for row in range(texts)]
 
     def _figures(self, written: Sequence[Written]) -> tuple[float, float]:
         """Mean loss and mean distinct-2; a text without tokens counts as drawn from all of them alike, and as one token
@@ -136,3 +122,22 @@ class Laboratory:
         losses[full] = text_losses(self.model, [written[i].tokens for i in full], self.recipe.quality_masks)
         distinct = [distinct_pairs(one.tokens) if one.tokens else 0.0 for one in written]
         return float(losses.mean()), float(np.mean(distinct))
+
+
+def trial_params(
+    recipe: CalibrationRecipe, seed: int, row: int, attribute: str | None, measured: bool
+) -> GenerationParams:
+    """One text of a trial, pushed by the attribute of that name as it is, or by nothing; `measured` as in
+    `Laboratory.trials`."""
+    return GenerationParams(
+        max_tokens=recipe.trial_tokens,
+        steps=recipe.trial_steps,
+        order=recipe.order,
+        transfer=recipe.transfer,
+        temperature=recipe.temperature,
+        seed=seed,
+        row=row,
+        ignore_eos=True,
+        interventions=() if attribute is None else (Intervention(attribute=attribute),),
+        measure_kl=measured,
+    )

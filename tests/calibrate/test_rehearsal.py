@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from steerserve.calibrate.measure import ProfileRecipe, measure
+from steerserve.calibrate.probes import ProbeRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.cli import main
-from steerserve.errors import ArtifactError
+from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import OpenedModel
 from tests.calibrate import made
 
@@ -28,6 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     recipe = made.make_recipe(folder, tasks=folder / "task.json", temperature=1.0)
     calibrate(folder / "model", folder / "saes", folder / "data", folder / "attributes", recipe)
     return folder
+
+
+@pytest.fixture(scope="module")
+def of_ratios(folder: Path, tiny_model: Path) -> Path:
+    """SEDD, whose KL is not measured, with SAEs."""
+    made.make_family(folder / "sedd" / "model", "sedd", tiny_model)
+    made.make_saes(folder / "sedd" / "saes", folder / "sedd" / "model")
+    return folder / "sedd"
 
 
 @pytest.fixture
@@ -111,3 +120,95 @@ def test_texts_that_are_all_the_same_are_refused_though_something_was_drawn(fold
         measured(folder, root, **cold, run_steps=1)
     # And what was not kept is in nobody's way.
     assert not (root / ".profile").exists()
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sample_tokens": 65}, r"--sample-tokens: max_tokens must be a whole number from 1 to 64, got 65"),
+        ({"sample_steps": 1 << 21}, "--sample-steps: steps must be a whole number from 1 to 1048576, got 2097152"),
+        ({"trial_tokens": 65}, "--trial-tokens: max_tokens must be a whole number from 1 to 64, got 65"),
+        ({"trial_steps": 1 << 21}, "--trial-steps: steps must be a whole number"),
+        ({"temperature": 11.0}, "--temperature: temperature must be 0 to 10, got 11.0"),
+        ({"temperature": float("nan")}, "--temperature: temperature must be 0 to 10, got nan"),
+        ({"order": "best"}, "--order: unknown order 'best'; known: confidence"),
+        ({"order": "sae_attribute"}, "--order: order 'sae_attribute' needs an attribute to read"),
+        ({"transfer": "most"}, "--transfer: unknown transfer 'most'; known: analytic"),
+        ({"transfer": "analytic"}, r"--transfer: this transfer needs a model that predicts ratios \(SEDD\)"),
+        ({"transfer": {"type": "threshold", "value": 2}}, "--transfer: .+value"),
+        (
+            {"schedule": "optimal"},
+            "--schedule: schedule 'optimal' needs measured sensitivity and cost.+allowed are com",
+        ),
+        (
+            {"schedule": "joint"},
+            "--schedule: unknown schedule 'joint'.+allowed are commitment, feedback, piecewise, un",
+        ),
+        ({"schedule": {"type": "commitment", "norm": "kl"}}, "--schedule: norm 'kl' needs .+ cost.+ l2, mean, peak"),
+        ({"schedule": {"type": "feedback", "rate": 2}}, "--schedule: closed-loop schedule 'feedback': rate must be"),
+        ({"schedule": {"type": "window", "start": 0.5}}, "--schedule: schedule 'window' needs stop"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_their_option(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ArtifactError, match=f"^{said}"):
+        calibrated(folder, tmp_path / "out", **{"temperature": 1.0} | changes)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    "schedule",
+    ["commitment", "uniform", "feedback", {"type": "window", "start": 0.2, "stop": 0.5, "norm": "l2"}],
+    ids=str,
+)
+def test_schedules_that_need_no_more_than_a_curve_are_allowed(folder: Path, tmp_path: Path, schedule: Any) -> None:
+    with pytest.raises(AssertionError, match=NOT_LOADED):
+        calibrated(folder, tmp_path / "out", temperature=1.0, schedule=schedule, sites_kl=0.3)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_measured_kl_is_refused_for_a_model_that_has_none(folder: Path, of_ratios: Path, tmp_path: Path) -> None:
+    def run(**changes: Any) -> None:
+        recipe = made.make_recipe(folder, tasks=folder / "task.json", **changes)
+        calibrate(of_ratios / "model", of_ratios / "saes", folder / "data", tmp_path / "out", recipe)
+
+    with pytest.raises(AssertionError, match=NOT_LOADED):
+        run()
+    with pytest.raises(ArtifactError, match="^--sites-kl: measure_kl is for models that predict tokens; sedd predicts"):
+        run(sites_kl=0.3)
+    with pytest.raises(ArtifactError, match="^--transfer: the sedd family predicts the rate .+ analytic and euler"):
+        run(transfer="linear")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run_tokens": 65}, "--run-tokens: max_tokens must be a whole number from 1 to 64, got 65"),
+        ({"run_steps": 1 << 21}, "--run-steps: steps must be a whole number"),
+        ({"temperature": -1.0}, "--temperature: temperature must be 0 to 10, got -1.0"),
+        ({"order": "sae_stability"}, "--order: order 'sae_stability' needs an SAE"),
+        ({"transfer": "euler"}, "--transfer: this transfer needs a model that predicts ratios"),
+        ({"edges": (0, 1, 2, 64)}, "no step of 12 falls into pulse-1-2"),
+    ],
+    ids=str,
+)
+def test_a_measurement_that_cannot_be_is_refused_by_its_option(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SteerserveError, match=f"^{said}"):
+        measured(folder, folder / "attributes", **{"temperature": 1.0} | changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_not_all_can_be_drawn_from_is_refused(folder: Path, seed: int) -> None:
+    said = f"seed must be 0 to 4294967295, got {seed}"
+    with pytest.raises(ValueError, match=said):
+        made.make_recipe(folder, seed=seed)
+    with pytest.raises(ValueError, match=said):
+        ProfileRecipe(seed=seed)
+    with pytest.raises(ValueError, match=said):
+        ProbeRecipe(seed=seed)
