@@ -30,7 +30,7 @@ from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulse_runs import PulseRuns
 from steerserve.calibrate.pulses import shrink, spread, summary
 from steerserve.calibrate.tasks import Group
-from steerserve.calibrate.texts import labelled_texts
+from steerserve.calibrate.texts import texts_by_group
 from steerserve.config import ModelConfig
 from steerserve.engine.joint_file import load_joint, save_joint
 from steerserve.errors import ArtifactError, SteerserveError
@@ -58,7 +58,7 @@ def measure(
     A call that was stopped goes on where it was; one under other settings is refused until what was kept is removed.
     Where everything has been measured under these settings nothing is done. Raises ArtifactError for an attribute that
     does not say what task it is of, has no commitment curve, or pushes nothing, and for a recipe that cannot be
-    followed or whose sampler draws nothing, before the model is loaded.
+    followed, whose sampler draws nothing or for which texts are missing, before the model is loaded.
     """
     opened = open_model(model_folder, model_config or ModelConfig())
     facts = opened.facts
@@ -84,6 +84,7 @@ def measure(
     if before is not None and set(before.names) == set(attributes):
         _say(f"{root}: everything has been measured under these settings already")
         return before
+    texts = texts_by_group(data, [task.group for task in tasks.values()], recipe.judge_texts, recipe.seed)
     kept = Kept(root / CACHE, settings)
     _say(f"{len(attributes)} attributes: {stated_cost(recipe, len(attributes), slices)}")
     began = time.perf_counter()
@@ -107,7 +108,7 @@ def measure(
         of_one = partial(predict, [attribute])
         checked = kept.get(f"{name}/check", partial(check, of_one, canvases, total, attribute.strength))
         if not all(kept.has(f"{name}/{part}") for part in plan.parts) and task.group not in judges:
-            judges[task.group] = _judge(data, task.group, recipe)
+            judges[task.group] = train_judge(texts[task.group], recipe.seed)
         effects = runs.effects(name, task.target, judges.get(task.group), baseline, kept)
         windows = recipe.windows
         window_cost = torch.stack([own_cost[start:stop].sum() for start, stop in windows]).numpy()
@@ -159,11 +160,6 @@ def stated_cost(recipe: ProfileRecipe, attributes: int, slices: int) -> str:
 
 def _canvas_means(predict: Callable[[Canvases], Predictions], some: Canvases) -> list[list[list[float]]]:
     return canvas_means(predict(some))
-
-
-def _judge(data: Path, group: Group, recipe: ProfileRecipe) -> Judge:
-    texts = labelled_texts(data, group, "calibrate", recipe.judge_texts, recipe.seed)
-    return train_judge(texts, recipe.seed)
 
 
 def _line(name: str, found: Mapping[str, Any]) -> str:

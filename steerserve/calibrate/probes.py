@@ -5,7 +5,7 @@ which states, and how texts are cut, are ours.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from steerserve.calibrate.measurable import folder_of, task_of
 from steerserve.calibrate.recipe import check_seed
 from steerserve.calibrate.tasks import Group, Task
-from steerserve.calibrate.texts import labelled_texts
+from steerserve.calibrate.texts import texts_by_group
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model
@@ -83,25 +83,32 @@ def train_probes(
     if not attributes:
         raise ArtifactError(f"{root} holds no attribute")
     tasks = {name: task_of(one) for name, one in attributes.items()}
+    texts = probe_texts(data, tasks.values(), recipe or ProbeRecipe())
     model = opened.load(model_folder.resolve().name, _say)
-    found = probes_of(model, opened.tokenizer, data, tasks, recipe or ProbeRecipe())
+    found = probes_of(model, opened.tokenizer, texts, tasks)
     for name, probe in found.items():
         probe.save(folder_of(root, name))
     return found
 
 
-def probes_of(
-    model: DiffusionLM, tokenizer: Tokenizer, data: Path, tasks: Mapping[str, Task], recipe: ProbeRecipe
-) -> dict[str, Probe]:
-    """The probes of tasks, under the names of these; the texts of a group pass through the model once.
+def probe_texts(data: Path, tasks: Iterable[Task], recipe: ProbeRecipe) -> dict[Group, dict[str, list[str]]]:
+    """What probes of these tasks are trained on; raises ArtifactError where a label has no text to train on or to hold
+    out."""
+    return texts_by_group(data, (task.group for task in tasks), recipe.probe_texts, recipe.seed)
 
-    Raises ArtifactError where a label has no text to train on or to hold out.
-    """
+
+def probes_of(
+    model: DiffusionLM,
+    tokenizer: Tokenizer,
+    texts: Mapping[Group, Mapping[str, Sequence[str]]],
+    tasks: Mapping[str, Task],
+) -> dict[str, Probe]:
+    """The probes of tasks, under the names of these, on `probe_texts`; those of a group pass through the model once."""
     found = {}
     # As finished texts are read when a probe judges them.
     tokenizer, layer = literal(tokenizer), model.facts.num_layers - 1
     for group in tqdm(dict.fromkeys(task.group for task in tasks.values()), desc="probes", unit="group"):
-        train, test = _sides(model, tokenizer, data, group, layer, recipe)
+        train, test = _sides(model, tokenizer, group, texts[group], layer)
         for name, task in tasks.items():
             if task.group == group:
                 weights, bias = fit(train.states, train.labels == task.target)
@@ -135,15 +142,12 @@ def balanced_accuracy(says: NDArray[np.bool_], has: NDArray[np.bool_]) -> float:
 
 
 def _sides(
-    model: DiffusionLM, tokenizer: Tokenizer, data: Path, group: Group, layer: int, recipe: ProbeRecipe
+    model: DiffusionLM, tokenizer: Tokenizer, group: Group, texts: Mapping[str, Sequence[str]], layer: int
 ) -> list[Side]:
-    """The texts of a group that are trained on and those that are held out; every label is among both."""
-    texts = labelled_texts(data, group, "calibrate", recipe.probe_texts, recipe.seed)
+    """The texts of a group that are trained on and those that are held out."""
     sides = []
     for use in USES:
         mine = [(label, text) for label in texts for text in texts[label] if is_held_out(text) == (use == "hold out")]
-        if missing := sorted(set(texts) - {label for label, _ in mine}):
-            raise ArtifactError(f"{group.files}: too few texts to {use}: none of {missing}")
         pieces = [(label, piece) for label, text in mine for piece in windows(text)]
         states = _states(model, tokenizer, [piece for _, piece in pieces], layer, f"{group.field}, to {use}")
         sides.append(Side(np.array([label for label, _ in pieces]), states, len(mine)))

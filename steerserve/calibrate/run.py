@@ -14,7 +14,7 @@ from tqdm import tqdm
 from steerserve.calibrate.contrast import class_statistics, residual_norms
 from steerserve.calibrate.curve import confident, feature_curves
 from steerserve.calibrate.finish import Findings, finish
-from steerserve.calibrate.probes import ProbeRecipe, probes_of
+from steerserve.calibrate.probes import ProbeRecipe, probe_texts, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.rehearsal import check_calibration
@@ -23,7 +23,7 @@ from steerserve.calibrate.search import forwards, layer_sets
 from steerserve.calibrate.selection import Selection, select
 from steerserve.calibrate.sites import site_forwards
 from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
-from steerserve.calibrate.texts import held_out_texts, labelled_texts
+from steerserve.calibrate.texts import held_out_texts, texts_by_group
 from steerserve.calibrate.trials import Laboratory
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
@@ -53,7 +53,7 @@ def calibrate(
 
     Each gets its probe too. Attributes already in `out` are kept, so a run that was stopped goes on where it was.
     Raises ArtifactError for one made from another model, other SAEs or by another recipe, and for a recipe that cannot
-    be followed or whose sampler draws nothing, before the model is loaded.
+    be followed, whose sampler draws nothing or for which texts are missing, before the model is loaded.
     """
     tasks = BUNDLED if recipe.tasks is None else read_tasks(recipe.tasks)
     opened = open_model(model_folder, model_config or ModelConfig())
@@ -71,21 +71,23 @@ def calibrate(
     due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]
     if not due:
         return {}
+    groups = [task.group for task in due]
+    texts = texts_by_group(data, groups, max(recipe.judge_texts, recipe.texts), recipe.seed, recipe.judge_texts)
+    texts_of_probes = probe_texts(data, due, probe_recipe or ProbeRecipe(seed=recipe.seed))
+    held_out = held_out_texts(data, HELD_OUT_TEXTS)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(_bytes, saes.values()))
     model = opened.load(model_folder.resolve().name, lambda line: tqdm.write(line, file=sys.stderr), beside)
     saes = {layer: sae.to(opened.device) for layer, sae in saes.items()}
     layers = sorted(saes)
-    norms = residual_norms(model, tokenizer, layers, held_out_texts(data, HELD_OUT_TEXTS), recipe)
+    norms = residual_norms(model, tokenizer, layers, held_out, recipe)
     laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
     samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
-    judges, found = _contrast(model, tokenizer, saes, data, due, recipe)
+    judges, found = _contrast(model, tokenizer, saes, texts, due, recipe)
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
     tqdm.write(stated_cost(recipe, len(due), len(layer_sets(layers))), file=sys.stderr)
-    probes = probes_of(
-        model, tokenizer, data, {task.name: task for task in due}, probe_recipe or ProbeRecipe(seed=recipe.seed)
-    )
+    probes = probes_of(model, tokenizer, texts_of_probes, {task.name: task for task in due})
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
         selections, counts = found[task.name]
@@ -161,7 +163,7 @@ def _contrast(
     model: DiffusionLM,
     tokenizer: Tokenizer,
     saes: Mapping[int, SparseAutoencoder],
-    data: Path,
+    texts: Mapping[Group, Mapping[str, Sequence[str]]],
     due: Sequence[Task],
     recipe: CalibrationRecipe,
 ) -> tuple[dict[Group, Judge], dict[str, tuple[dict[int, Selection], dict[str, int]]]]:
@@ -171,12 +173,11 @@ def _contrast(
     """
     judges: dict[Group, Judge] = {}
     found: dict[str, tuple[dict[int, Selection], dict[str, int]]] = {}
-    for group in tqdm(dict.fromkeys(task.group for task in due), desc="classes", unit="group"):
-        texts = labelled_texts(data, group, "calibrate", max(recipe.judge_texts, recipe.texts), recipe.seed)
+    for group, classes in tqdm(texts.items(), desc="classes", unit="group"):
         judges[group] = train_judge(
-            {label: several[: recipe.judge_texts] for label, several in texts.items()}, recipe.seed
+            {label: several[: recipe.judge_texts] for label, several in classes.items()}, recipe.seed
         )
-        few = {label: several[: recipe.texts] for label, several in texts.items()}
+        few = {label: several[: recipe.texts] for label, several in classes.items()}
         statistics = {
             label: class_statistics(model, tokenizer, saes, few[label], recipe, label) for label in group.labels
         }

@@ -1,5 +1,6 @@
 """Labelled texts of one split, drawn evenly from the files of a group."""
 
+from collections.abc import Iterable
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from steerserve.calibrate.tasks import Group
 from steerserve.errors import ArtifactError
 from steerserve.train import corpus
+from steerserve.train.classifiers import check_sides
 
 MIN_WORDS = 5
 """Shorter texts (the phrases of SST-2, say) show too little of any attribute."""
@@ -38,6 +40,24 @@ def labelled_texts(
     if empty := [label for label, texts in mixed.items() if not texts]:
         raise ArtifactError(f"{group.files}: no text of the split {split!r} has {group.field} {empty}")
     return mixed
+
+
+def texts_by_group(
+    data: Path, groups: Iterable[Group], most: int, seed: int, judged: int | None = None
+) -> dict[Group, dict[str, list[str]]]:
+    """The calibration texts of each group, as `labelled_texts` draws them.
+
+    Raises ArtifactError where a label has none to train a classifier on, or none to hold out, among the first `judged`
+    of each; None: among all.
+    """
+    found = {}
+    for group in dict.fromkeys(groups):
+        found[group] = labelled_texts(data, group, "calibrate", most, seed)
+        try:
+            check_sides({label: several[:judged] for label, several in found[group].items()})
+        except ArtifactError as error:
+            raise ArtifactError(f"{group.files}: {error}") from error
+    return found
 
 
 def held_out_texts(data: Path, most: int) -> list[str]:

@@ -56,6 +56,7 @@ def train_judge(texts: Mapping[str, Sequence[str]], seed: int) -> Judge:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
+    check_sides(texts)
     sides: dict[bool, tuple[list[str], list[str]]] = {False: ([], []), True: ([], [])}
     for label, several in texts.items():
         for text in several:
@@ -64,9 +65,6 @@ def train_judge(texts: Mapping[str, Sequence[str]], seed: int) -> Judge:
             cut += pieces
             labels += [label] * len(pieces)
     (train, train_labels), (test, test_labels) = sides[False], sides[True]
-    for side, labels in (("train on", train_labels), ("hold out", test_labels)):
-        if missing := sorted(set(texts) - set(labels)):
-            raise ArtifactError(f"too few texts to {side}: none of {missing}")
     pipeline = make_pipeline(
         # The model writes lower case without accents, and punctuation tells registers apart.
         TfidfVectorizer(
@@ -83,6 +81,14 @@ def train_judge(texts: Mapping[str, Sequence[str]], seed: int) -> Judge:
     pipeline.fit(train, train_labels)
     accuracy = float(np.mean(pipeline.predict(test) == np.array(test_labels)))
     return Judge(pipeline, accuracy, len(train), len(test))
+
+
+def check_sides(texts: Mapping[str, Sequence[str]]) -> None:
+    """Raise ArtifactError where a label has no text to train on, or none to hold out."""
+    for use, held_out in (("train on", False), ("hold out", True)):
+        lacking = [label for label in texts if all(is_held_out(text) != held_out for text in texts[label])]
+        if lacking:
+            raise ArtifactError(f"too few texts to {use}: none of {sorted(lacking)}")
 
 
 def windows(text: str, words: int = WINDOW_WORDS, most: int = WINDOWS) -> list[str]:

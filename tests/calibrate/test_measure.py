@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.measure import ProfileRecipe, measure
 from steerserve.calibrate.pulse_plan import PROFILE_SEED
 from steerserve.calibrate.run import calibrate
-from steerserve.calibrate.tasks import Group, Task
+from steerserve.calibrate.tasks import Task
 from steerserve.calibrate.texts import labelled_texts
 from steerserve.config import EngineConfig
 from steerserve.engine.catalogue import Catalogue
@@ -171,16 +172,15 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
         measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL | {"runs": 4}))
     monkeypatch.setattr(module, "write_profile", write_profile)
     # What was found before is read, not found again: the runs of the first two attributes are not made.
-    made: list[str] = []
-    judge = module._judge
+    made: list[list[str]] = []
 
-    def noted(data: Path, group: Group, recipe: ProfileRecipe) -> Judge:
-        made.append(group.field)
-        return judge(data, group, recipe)
+    def noted(texts: Mapping[str, Sequence[str]], seed: int) -> Judge:
+        made.append(sorted(texts))
+        return train_judge(texts, seed)
 
-    monkeypatch.setattr(module, "_judge", noted)
+    monkeypatch.setattr(module, "train_judge", noted)
     measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL))
-    assert made == ["who"]
+    assert made == [["crew", "king", "team"]]
     whole = loaded(folder / "out", tiny_model)
     for name, one in loaded(root, tiny_model).items():
         assert one.card() == whole[name].card()

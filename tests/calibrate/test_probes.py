@@ -20,6 +20,7 @@ from steerserve.calibrate.probes import (
     ProbeRecipe,
     balanced_accuracy,
     fit,
+    probe_texts,
     probes_of,
     train_probes,
 )
@@ -136,15 +137,14 @@ def test_texts_of_a_group_are_read_once(folder: Path, tiny_model: Path, monkeypa
     read: list[Group] = []
     sides = module._sides
 
-    def noted(model: Any, tokenizer: Any, data: Path, group: Group, *rest: Any) -> Any:
+    def noted(model: Any, tokenizer: Any, group: Group, *rest: Any) -> Any:
         read.append(group)
-        return sides(model, tokenizer, data, group, *rest)
+        return sides(model, tokenizer, group, *rest)
 
     monkeypatch.setattr(module, "_sides", noted)
     tasks = {str(raw["name"]): Task.from_json(raw, "task") for raw in TASKS}
-    found = probes_of(
-        load_model(tiny_model), load_tokenizer(tiny_model), folder / "data", tasks, ProbeRecipe(probe_texts=40)
-    )
+    texts = probe_texts(folder / "data", tasks.values(), ProbeRecipe(probe_texts=40))
+    found = probes_of(load_model(tiny_model), load_tokenizer(tiny_model), texts, tasks)
     assert list(found) == [task["name"] for task in TASKS] and len(read) == len(set(read)) == 2
     assert all(probe.texts <= 3 * 40 for probe in found.values())
 
@@ -164,7 +164,8 @@ def test_special_tokens_in_texts_are_spelled_out(tiny_model: Path, tmp_path: Pat
     tasks = {str(raw["name"]): Task.from_json(raw, "task") for raw in TASKS[:1]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "mean_states", noted)
-        probes_of(load_model(tiny_model), tokenizer, data, tasks, ProbeRecipe(probe_texts=40))
+        texts = probe_texts(data, tasks.values(), ProbeRecipe(probe_texts=40))
+        probes_of(load_model(tiny_model), tokenizer, texts, tasks)
     special = {tokenizer.token_to_id(token) for token in ("[MASK]", "[SEP]")}
     assert seen and not any(special & {*ids} for ids in seen)
     assert tokenizer.encode("[MASK]", add_special_tokens=False).ids == [tokenizer.token_to_id("[MASK]")]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from steerserve.calibrate.measure import ProfileRecipe, measure
-from steerserve.calibrate.probes import ProbeRecipe
+from steerserve.calibrate.probes import ProbeRecipe, train_probes
 from steerserve.calibrate.run import calibrate
 from steerserve.cli import main
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import OpenedModel
+from steerserve.train.corpus import split_of
 from tests.calibrate import made
 
 NOT_LOADED = "a model that was not to be loaded"
@@ -212,3 +213,31 @@ def test_a_seed_that_not_all_can_be_drawn_from_is_refused(folder: Path, seed: in
         ProfileRecipe(seed=seed)
     with pytest.raises(ValueError, match=said):
         ProbeRecipe(seed=seed)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_texts_that_are_not_there_are_missed_before_anything_is_computed(folder: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.json"
+    tasks.write_text(json.dumps([made.TASKS[2] | {"contrast": "drew"}]))
+    hot: dict[str, Any] = {"temperature": 1.0}
+    with pytest.raises(ArtifactError, match=r"no text of the split 'calibrate' has deed \['drew'\]"):
+        calibrated(folder, tmp_path / "out", **hot, tasks=tasks)
+    few = r"\('who',\): too few texts to .+: none of \['\w+'"
+    with pytest.raises(ArtifactError, match=few):
+        calibrated(folder, tmp_path / "out", **hot, judge_texts=1)
+    recipe = made.make_recipe(folder, tasks=folder / "task.json", **hot)
+    folders = folder / "model", folder / "saes", folder / "data", tmp_path / "out"
+    with pytest.raises(ArtifactError, match=few):
+        calibrate(*folders, recipe, probe_recipe=ProbeRecipe(probe_texts=1))
+    with pytest.raises(ArtifactError, match=few):
+        measured(folder, folder / "attributes", **hot, judge_texts=1)
+    assert not (folder / "attributes" / ".profile").exists()
+    with pytest.raises(ArtifactError, match=few):
+        train_probes(folder / "model", folder / "attributes", folder / "data", ProbeRecipe(probe_texts=1))
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.loads(line) for line in (folder / "data" / "who.jsonl").read_text().splitlines()]
+    kept = [json.dumps(row) for row in rows if split_of(row["text"]) != "valid"]
+    (data / "who.jsonl").write_text("\n".join(kept))
+    with pytest.raises(ArtifactError, match="no text falls into the held-out split"):
+        calibrate(folder / "model", folder / "saes", data, tmp_path / "out", recipe)
