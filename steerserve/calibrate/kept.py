@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from steerserve.calibrate.provenance import differing
 from steerserve.errors import ArtifactError
 
 T = TypeVar("T")
@@ -20,9 +21,7 @@ class Kept:
         if not self._path("settings").exists():
             return
         before, wanted = _read(self._path("settings")), self._settings
-        if not isinstance(before, dict) or before != wanted:
-            was = before if isinstance(before, dict) else {}
-            changed = sorted(name for name in {*was, *wanted} if was.get(name) != wanted.get(name))
+        if changed := sorted(differing(before if isinstance(before, dict) else {}, wanted)):
             raise ArtifactError(
                 f"{folder} was begun with another {' and '.join(changed)}: remove it to begin anew, or go on with "
                 f"the same settings"

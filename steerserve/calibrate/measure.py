@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from steerserve.calibrate.measurable import profile_of, pushed, task_of, write_p
 from steerserve.calibrate.nudges import Predictions
 from steerserve.calibrate.plot import plot
 from steerserve.calibrate.profile_recipe import ProfileRecipe
-from steerserve.calibrate.provenance import file_hashes
+from steerserve.calibrate.provenance import differing, file_hashes, origin_of_model
 from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulse_runs import PulseRuns
 from steerserve.calibrate.pulses import shrink, spread, summary
@@ -71,15 +71,15 @@ def measure(
     plan = PulsePlan(facts, attributes, opened.defaults, recipe, slices)
     plan.check(opened.tokenizer)
     settings = {
-        "model_sha256": opened.sha256,
-        "sampler": asdict(opened.defaults),
+        **origin_of_model(opened),
         "recipe": recipe.to_json(),
         "files": file_hashes(data, list(tasks.values())),
         "attributes": {name: pushed(one) for name, one in attributes.items()},
     }
     settings = json.loads(json.dumps(settings))
     own = {name: settings | {"attributes": settings["attributes"][name]} for name in attributes}
-    done = all(one.provenance.get("measured", {}).get("settings") == own[name] for name, one in attributes.items())
+    recorded = {name: one.provenance.get("measured", {}).get("settings", {}) for name, one in attributes.items()}
+    done = not any(differing(recorded[name], own[name]) for name in attributes)
     before = load_joint(root, opened.sha256, attributes) if done else None
     if before is not None and set(before.names) == set(attributes):
         _say(f"{root}: everything has been measured under these settings already")

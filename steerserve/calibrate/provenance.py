@@ -3,12 +3,34 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from steerserve.calibrate.tasks import Task
 from steerserve.errors import ArtifactError
+from steerserve.models import OpenedModel
 from steerserve.train import corpus
+
+UNRECORDED: Final = ("dtype", "tokenizer", "probes")
+"""What earlier versions did not record: it is compared where it was."""
+
+
+def origin_of_model(opened: OpenedModel) -> dict[str, Any]:
+    """What of a model, as it is placed, decides what is found by it, as JSON."""
+    vocabulary = json.dumps(sorted(opened.tokenizer.get_vocab().items()))
+    return {
+        "model_sha256": opened.sha256,
+        "dtype": str(opened.dtype).removeprefix("torch."),
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "sampler": json.loads(json.dumps(asdict(opened.defaults))),
+    }
+
+
+def differing(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Names of what is not recorded as it is wanted."""
+    known = [name for name in wanted if name in recorded or name not in UNRECORDED]
+    return [name for name in known if recorded.get(name) != wanted[name]]
 
 
 def file_hashes(data: Path, tasks: Sequence[Task]) -> dict[str, str]:
@@ -34,7 +56,7 @@ def already_made(folder: Path, origin: Mapping[str, Any]) -> bool:
     except (ValueError, KeyError):
         # Written last and in one go: a file that cannot be read is one whose writing was cut short.
         return False
-    if changed := [name for name in origin if provenance.get(name) != origin[name]]:
+    if changed := differing(provenance, origin):
         raise ArtifactError(
             f"{folder} was made with another {' and '.join(changed)}: remove it, or choose another folder"
         )

@@ -15,7 +15,7 @@ from steerserve.calibrate.contrast import class_statistics, residual_norms
 from steerserve.calibrate.curve import confident, feature_curves
 from steerserve.calibrate.finish import Findings, finish
 from steerserve.calibrate.probes import ProbeRecipe, probe_texts, probes_of
-from steerserve.calibrate.provenance import already_made, file_hashes
+from steerserve.calibrate.provenance import already_made, file_hashes, origin_of_model
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.rehearsal import check_calibration
 from steerserve.calibrate.samples import unsteered_samples
@@ -61,19 +61,19 @@ def calibrate(
     saes = masked_saes(sae_folder, opened.facts, digest, recipe)
     check_calibration(opened, saes, recipe)
     common = {
-        "model_sha256": digest,
-        "sampler": asdict(defaults),
+        **origin_of_model(opened),
         "saes": {str(layer): saes[layer].facts.sha256 for layer in sorted(saes)},
         "recipe": recipe.to_json(),
     }
     hashes = file_hashes(data, tasks)
-    origins = {task.name: origin(task, hashes, common) for task in tasks}
+    trained = probe_recipe or ProbeRecipe(seed=recipe.seed)
+    origins = {task.name: origin(task, hashes, common | {"probes": asdict(trained)}) for task in tasks}
     due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]
     if not due:
         return {}
     groups = [task.group for task in due]
     texts = texts_by_group(data, groups, max(recipe.judge_texts, recipe.texts), recipe.seed, recipe.judge_texts)
-    texts_of_probes = probe_texts(data, due, probe_recipe or ProbeRecipe(seed=recipe.seed))
+    texts_of_probes = probe_texts(data, due, trained)
     held_out = held_out_texts(data, HELD_OUT_TEXTS)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(_bytes, saes.values()))

@@ -18,7 +18,7 @@ from steerserve.calibrate.pulse_plan import PROFILE_SEED
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.tasks import Task
 from steerserve.calibrate.texts import labelled_texts
-from steerserve.config import EngineConfig
+from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.joint_file import load_joint
 from steerserve.engine.params import GenerationParams, Intervention
@@ -186,6 +186,23 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
         assert one.card() == whole[name].card()
     assert (root / "joint.json").read_bytes() == (folder / "out" / "joint.json").read_bytes()
     assert not list(root.rglob("*.png"))
+
+
+def test_other_weights_types_are_measured_anew_where_they_are_known(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(folder / "out", root)
+    monkeypatch.setattr(module, "PulseRuns", None)
+    with pytest.raises(TypeError):
+        measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL), ModelConfig(dtype="bfloat16"))
+    for path in root.rglob("attribute.json"):
+        card = json.loads(path.read_text())
+        for name in ("dtype", "tokenizer"):
+            del card["provenance"]["measured"]["settings"][name]
+        path.write_text(json.dumps(card))
+    found = measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL), ModelConfig(dtype="bfloat16"))
+    assert sorted(found.names) == NAMES
 
 
 def test_pulses_both_ways_take_half_the_difference(folder: Path, tiny_model: Path, tmp_path: Path) -> None:

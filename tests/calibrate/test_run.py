@@ -3,14 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from schedulers import CommitmentProfile
+from steerserve.calibrate import run as module
+from steerserve.calibrate.finish import finish
+from steerserve.calibrate.probes import ProbeRecipe
 from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.tasks import Task
-from steerserve.config import EngineConfig
+from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
@@ -124,7 +128,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made_again(
 
 
 def test_an_attribute_of_another_recipe_is_not_overwritten(folder: Path, tiny_model: Path) -> None:
-    with pytest.raises(ArtifactError, match="was made with another recipe: remove it"):
+    with pytest.raises(ArtifactError, match="was made with another recipe and probes: remove it"):
         calibrate(tiny_model, folder / "saes", folder / "data", folder / "out", make_recipe(folder, seed=5))
 
 
@@ -146,6 +150,76 @@ def test_only_saes_for_masked_positions_are_used(folder: Path, tiny_model: Path,
     shutil.copytree(folder / "saes" / "layer-1-visible", tmp_path / "none" / "a")
     with pytest.raises(ArtifactError, match="no SAE for masked positions"):
         masked_saes(tmp_path / "none", facts, digest, recipe)
+
+
+def stop(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_run_stopped_before_its_first_attribute_may_be_begun_again_by_another_recipe(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "one.json"
+    tasks.write_text(json.dumps(TASKS[2:]))
+    for out, stages in (("out", ("_contrast", "feature_curves", "probes_of", "finish")), ("fresh", ())):
+        for i, stage in enumerate(stages):
+            other = make_recipe(folder, tasks=tasks, temperature=2.0 + i, texts=12 + i, slices=32)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(module, stage, stop)
+                calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / out, other)
+            assert [path.name for path in (tmp_path / out).rglob("*") if path.is_file()] == ["samples.json"]
+        recipe = make_recipe(folder, tasks=tasks)
+        calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / out, recipe)
+    files = [
+        {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in (tmp_path / out).rglob("*.*")}
+        for out in ("out", "fresh")
+    ]
+    assert files[0] == files[1] and len(files[0]) == 3
+
+
+def test_a_run_stopped_between_two_attributes_goes_on_under_the_same_options_only(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "out", make_recipe(folder)
+    done: list[str] = []
+
+    def first_only(laboratory: Any, findings: Any, *rest: Any) -> Attribute:
+        if done:
+            raise KeyboardInterrupt
+        done.append(findings.task.name)
+        return finish(laboratory, findings, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "finish", first_only)
+        calibrate(tiny_model, folder / "saes", folder / "data", out, recipe)
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    raw = json.loads((tiny_model / "tokenizer.json").read_text())
+    pieces = raw["model"]["vocab"]
+    pieces["won"], pieces["lost"] = pieces["lost"], pieces["won"]
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    for said, placed, trained in (
+        ("probes", None, ProbeRecipe(probe_texts=100)),
+        ("dtype", ModelConfig(dtype="bfloat16"), None),
+        ("tokenizer", ModelConfig(tokenizer=other), None),
+    ):
+        with pytest.raises(ArtifactError, match=f"{done[0]} was made with another {said}: remove it"):
+            calibrate(tiny_model, folder / "saes", folder / "data", out, recipe, placed, trained)
+    made = calibrate(tiny_model, folder / "saes", folder / "data", out, recipe)
+    assert sorted([*made, *done]) == sorted(task["name"] for task in TASKS)
+    assert {one.provenance["probes"]["probe_texts"] for one in made.values()} == {ProbeRecipe().probe_texts}
+
+
+def test_what_earlier_versions_did_not_record_is_not_held_against_an_attribute(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    for path in (tmp_path / "out").rglob("attribute.json"):
+        card = json.loads(path.read_text())
+        for name in ("dtype", "probes", "tokenizer"):
+            del card["provenance"][name]
+        path.write_text(json.dumps(card))
+    assert calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / "out", make_recipe(folder)) == {}
 
 
 @pytest.mark.parametrize(
