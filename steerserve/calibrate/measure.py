@@ -32,6 +32,7 @@ from steerserve.calibrate.pulses import shrink, spread, summary
 from steerserve.calibrate.tasks import Group
 from steerserve.calibrate.texts import texts_by_group
 from steerserve.config import ModelConfig
+from steerserve.engine.joint_file import FILE as JOINT
 from steerserve.engine.joint_file import load_joint, save_joint
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import open_model
@@ -134,6 +135,8 @@ def measure(
                 "strength_of_nats": {f"{nats:g}": round((2 * nats / total) ** 0.5, 6) for nats in NATS},
             },
         }
+        # That of other profiles would be taken for the one of these, should this be stopped before its end.
+        (root / JOINT).unlink(missing_ok=True)
         folder = write_profile(root, name, profile, found)
         plot(profile, name, folder / "profile.png", _say)
         sensitivities.append(profile.sensitivity or ())

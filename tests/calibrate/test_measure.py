@@ -188,6 +188,29 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     assert not list(root.rglob("*.png"))
 
 
+def test_a_joint_profile_of_other_settings_does_not_outlive_its_parts(
+    folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    root, other = tmp_path / "out", ProfileRecipe(**SMALL | {"canvases": 3})
+    shutil.copytree(folder / "out", root)
+    shutil.rmtree(root / "who")
+    (root / "joint.json").unlink()
+    measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL))
+    before = (root / "joint.json").read_bytes()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "save_joint", stop)
+        measure(tiny_model, root, folder / "data", other)
+    assert not (root / "joint.json").exists()
+    found = measure(tiny_model, root, folder / "data", other)
+    profile = CommitmentProfile.from_json(loaded(root, tiny_model)["deed/won"].profile or {})
+    assert [matrix[0][0] for matrix in found.cost] == pytest.approx(profile.cost, rel=1e-5)
+    assert (root / "joint.json").read_bytes() != before
+
+
 def test_other_weights_types_are_measured_anew_where_they_are_known(
     folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
