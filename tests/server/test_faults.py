@@ -18,7 +18,7 @@ from steerserve.server.worker import EngineWorker
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE
-from tests.server.text_engine import TextEngine, serving
+from tests.server.text_engine import TextEngine, TextRequest, serving
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
 
@@ -94,10 +94,24 @@ def test_a_failing_row_is_a_500_and_its_sisters_are_freed() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_full_queue_is_a_503_with_retry_after_and_adds_nothing(stream: bool) -> None:
-    engine = TextEngine(max_queue=3)
+def test_no_room_in_the_queue_is_a_503_with_retry_after_and_adds_nothing(stream: bool) -> None:
+    class Crowded(TextEngine):
+        """Others take its room just before the first rows come."""
+
+        crowd: list[TextRequest]
+
+        def add(self, requests: list[TextRequest]) -> None:
+            theirs, self.crowd = self.crowd, []
+            self.waiting += theirs
+            try:
+                super().add(requests)
+            finally:
+                self.waiting = [one for one in self.waiting if one not in theirs]
+
+    engine = Crowded(max_queue=4)
+    engine.crowd = [engine.admit(GenerationParams(max_tokens=4)) for _ in range(3)]
     with serving(engine) as client:
-        response = client.post("/v1/completions", json=BODY | {"n": 4, "stream": stream})
+        response = client.post("/v1/completions", json=BODY | {"n": 2, "stream": stream})
         assert response.status_code == 503
         assert response.headers["retry-after"] == "3"
         assert response.headers["retry-after-ms"] == "2500"
