@@ -308,6 +308,8 @@ def test_a_generation_that_ends_early_leaves_nothing_behind(end: str) -> None:
                 assert (await delete.run(app)).status == 200
             if end == "gone":
                 call.gone.set()
+                # Before the engine goes on: else the answer might be there first.
+                await task
             gate.open()
             await task
             again = await Call("/v1/completions", JUDGED | {"best_of": 2} if end == "row" else JUDGED).run(app)
