@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "steerserve.engine.conditions",
         "steerserve.engine.events",
         "steerserve.engine.params",
+        "steerserve.engine.refinement",
         "steerserve.engine.text",
         "steerserve.engine.twin",
         "steerserve.config",

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ GENERATION = FlagGroup(
         "limits",
         "abort_when",
         "remask_when",
+        "refine",
     ),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
@@ -107,6 +108,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=STRENGTH",
         help="push along a vector loaded with --vectors",
     )
+    group.add_argument(
+        "--refine",
+        type=int,
+        metavar="ROUNDS",
+        help="write stretches of the finished text anew, and keep what the probes of --verdicts, or of what is pushed, "
+        "like better",
+    )
     how = STEERING.add_to(parser, "how to steer (for every push)")
     how.add_argument("--scope", choices=SCOPES, help="positions to push at; the attribute's own where left out")
     add_artifacts(parser)
@@ -162,12 +170,22 @@ def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
     return (*attributes, *features, *vectors)
 
 
+def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
+    """The row with a refinement, judged by the attributes that are pushed where no verdicts are asked for."""
+    from steerserve.engine.params import Refine
+
+    pushed = dict.fromkeys(one.attribute for one in params.interventions if one.attribute is not None)
+    return replace(params, refine=Refine(rounds), verdicts=params.verdicts or tuple(pushed))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Generate, showing every step where standard output is a terminal."""
     check_folders(arguments, "model", "sae", "attributes")
     params: GenerationParams = GENERATION.build(
         arguments, prompt=arguments.prompt, interventions=interventions(arguments)
     )
+    if arguments.refine is not None:
+        params = refining(params, arguments.refine)
     engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)
 
     from rich.console import Console

@@ -13,12 +13,13 @@ from steerserve.engine.approximations import approximations
 from steerserve.engine.cache import row_cache
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.early_exit import check_early_exit
-from steerserve.engine.governor import most_steps, react
+from steerserve.engine.governor import most_steps, react, round_steps
 from steerserve.engine.interventions import readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.readings import check_readings
+from steerserve.engine.refinement import check_refine, refinement, stretch_of
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
 from steerserve.engine.twin import with_target
@@ -92,9 +93,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
     progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
-    allocation = allocate(
-        catalogue, params, response, progress, rewrites=transfer.remasks or params.remask_when is not None
-    )
+    rewrites = params.remask_when is not None or params.refine is not None
+    allocation = allocate(catalogue, params, response, progress, rewrites=transfer.remasks or rewrites)
     interventions = allocation.interventions
     readouts: tuple[Readout, ...] = ()
     if params.trace is not None:
@@ -104,27 +104,38 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         )
     reactions = react(params, catalogue, steps, config.max_steps)
     remask = None if reactions is None else reactions.remask
-    check_readings(params.trace, params.max_tokens, most_steps(steps, remask))
+    check_refine(params)
+    each = 0 if params.refine is None else round_steps(transfer, blocks, block, steps // blocks, stretch_of(params))
+    refined = refinement(params, each)
+    most = most_steps(steps, remask) + (0 if refined is None else refined.rounds * each)
+    if most > config.max_steps and refined is not None:
+        raise RequestError(
+            f"refine: {refined.rounds} rounds of up to {each} steps and what is made besides are {most} steps; at most "
+            f"{config.max_steps} are made",
+            "refine.rounds",
+        )
+    check_readings(params.trace, params.max_tokens, most)
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
-    check_early_exit(params, facts, transfer.remasks or remask is not None, len(suffix))
+    check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
         "steps": steps,
-        "max_steps": most_steps(steps, remask),
+        "max_steps": most,
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
-        "revises": transfer.remasks or remask is not None,
-        "revised_within": block if remask is None or remask.span == "block" else params.max_tokens,
+        "revises": transfer.remasks or rewrites,
+        "revised_within": params.max_tokens if refined or remask and remask.span != "block" else block,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
         "approximate": approximations(transfer_choice, cache, params.early_exit),
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
         "verdicts": {name: {"probe_sha256": probe.sha256} for name, probe in judging.items()},
+        "refine": None if refined is None else {"rounds": refined.rounds, "span": refined.span, "round_steps": each},
         **allocation.told,
     }
     request = Request(
@@ -143,6 +154,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         uptake=_read_by(order, catalogue) if "uptake" in order.needs else None,
         plan=plan,
         reactions=reactions,
+        refinement=refined,
         budget=allocation.budget,
         cache=cache,
     )

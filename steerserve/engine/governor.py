@@ -149,6 +149,13 @@ def most_steps(steps: int, remask: Remask | None) -> int:
     return steps * (1 + (0 if remask is None else remask.times))
 
 
+def round_steps(transfer: Transfer, blocks: int, block_length: int, block_steps: int, span: int) -> int:
+    """The most steps that a stretch of `span` positions is written in, wherever in the blocks it lies."""
+    touched = min(blocks, (span + block_length - 2) // block_length + 1)
+    left = block_steps - usual_step(transfer, block_length, block_steps, min(span, block_length))
+    return touched * (left + (transfer.ending != "none"))
+
+
 def usual_step(transfer: Transfer, length: int, steps: int, masked: int) -> int:
     """The latest of a block's steps before which as many of its positions are masked as are now; by the masked share
     where the transfer does not say beforehand."""

@@ -8,7 +8,7 @@ its unsteered baseline. The mixers are the published finalisers of SplitMix64 (S
 import torch
 from torch import Tensor
 
-TOKEN, ORDER, REMASK, CONTROL = 1, 2, 3, 4
+TOKEN, ORDER, REMASK, CONTROL, STRETCH = 1, 2, 3, 4, 5
 """Streams: what a draw is used for."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64

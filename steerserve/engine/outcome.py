@@ -1,6 +1,7 @@
 """When a row has ended, and what it came to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Result
@@ -26,24 +27,41 @@ def settled(request: Request, end_ids: Sequence[int], text: Text) -> bool:
     )
 
 
-def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text: Text) -> Result:
-    """Of a row that is settled, what its pushes did being up to date."""
+@dataclass(frozen=True)
+class Writing:
+    """What a row has written."""
+
+    places: list[int]
+    """Response positions of its tokens up to the first end token, those that are still masked left out."""
+    text: str
+    """Them decoded, cut before the first stop string."""
+    ended: bool
+    """Whether an end token or a stop string ended it."""
+
+
+def writing(request: Request, end_ids: Sequence[int], text: Text) -> Writing:
+    """Of a row that is settled, or whose draft is done."""
     # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
     tokens = request.response if request.over else request.response[: request.prefix]
     ends = [i for i, token in enumerate(tokens) if token in end_ids]
     tokens = tokens[: ends[0]] if ends else tokens
-    written = [i for i, token in enumerate(tokens) if token != request.mask_id]
-    tokens = [tokens[i] for i in written]
-    words, stopped = cut_at_stop(text(request, tokens), request.params.stop)
+    places = [i for i, token in enumerate(tokens) if token != request.mask_id]
+    words, stopped = cut_at_stop(text(request, [tokens[i] for i in places]), request.params.stop)
+    return Writing(places, words, bool(ends) or stopped)
+
+
+def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text: Text) -> Result:
+    """Of a row that is settled, what its pushes did being up to date."""
+    written = writing(request, end_ids, text)
     return Result(
-        tokens=tuple(tokens),
-        text=words,
-        finish_reason="content_filter" if request.aborted else "stop" if ends or stopped else "length",
+        tokens=tuple(request.response[i] for i in written.places),
+        text=written.text,
+        finish_reason="content_filter" if request.aborted else "stop" if written.ended else "length",
         steps=request.step,
         forward_passes=request.forwards,
         prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
         receipt=receipt(request, catalogue),
         trace=tuple(request.trace),
-        logprobs=tuple(request.logprobs[i] for i in written) if request.params.logprobs else None,
-        top_logprobs=tuple(request.top_logprobs[i] for i in written) if request.top_logprobs else None,
+        logprobs=tuple(request.logprobs[i] for i in written.places) if request.params.logprobs else None,
+        top_logprobs=tuple(request.top_logprobs[i] for i in written.places) if request.top_logprobs else None,
     )

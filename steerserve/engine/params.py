@@ -74,6 +74,18 @@ class TraceParams:
 
 
 @dataclass(frozen=True)
+class Refine:
+    """Write stretches of the finished text anew, and keep what the probes of `verdicts` like better."""
+
+    rounds: int = 16
+    """Stretches that are tried, one after the other."""
+    span: int | None = None
+    """Positions of a stretch; None: a third of the response."""
+    absent: tuple[str, ...] = ()
+    """Those of `verdicts` that the text is wanted not to have."""
+
+
+@dataclass(frozen=True)
 class GenerationParams:
     """One row: one prompt, one sample. Sampler settings left at None are the model's own defaults."""
 
@@ -120,6 +132,8 @@ class GenerationParams:
     """Condition that ends the row after the step at which it holds, with the text there is."""
     remask_when: Mapping[str, Any] | None = None
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
+    refine: Refine | None = None
+    """How often the finished text is tried to be bettered; None: not at all."""
     combine: Literal["independent", "joint"] = "independent"
     """`joint`: one allocation over the attributes pushed decides their gains, instead of a schedule each."""
     limits: Limits | None = None

@@ -24,7 +24,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
 
     What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
     approximate = approximated(request)
-    asked = request.interventions or request.earlier or request.reactions is not None
+    asked = request.interventions or request.earlier or request.reactions is not None or request.refinement is not None
     if not asked and not approximate:
         return None
     lowered = _lowered(request)
@@ -44,6 +44,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "steps": request.step,
         "forward_passes": request.forwards,
         **({} if request.reactions is None else request.reactions.receipt()),
+        **({} if request.refinement is None else request.refinement.receipt()),
         "combine": params.combine,
         "control": params.control,
         "predicted_kl": total,

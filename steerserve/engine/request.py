@@ -14,6 +14,7 @@ from steerserve.engine.forward import Forward
 from steerserve.engine.gauges import Gauge
 from steerserve.engine.governor import Governor, Reactions, usual_step
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.refinement import Refinement
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
@@ -41,6 +42,8 @@ class Request:
     plan: dict[str, Any]
     reactions: Reactions | None = None
     """What ends the row or rewrites it; None where nothing does."""
+    refinement: Refinement | None = None
+    """What betters the finished text; None where nothing does."""
     budget: KlBudget | None = None
     """What is left to spend; None without a limit on it."""
     cache: RowCache | None = None
@@ -188,11 +191,18 @@ class Request:
         return self.reactions is not None and self.reactions.aborted is not None
 
     @property
+    def drafted(self) -> bool:
+        """Whether a draft is written that has yet to be judged."""
+        return self.refinement is not None and self.refinement.going and self.over and not self.aborted
+
+    @property
     def stands(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
         before = self.block * self.block_length if self.transfer.remasks else self.length
         if self.aborted:
             return self.length
+        if self.refinement is not None and self.refinement.going:
+            return 0
         if self.over or self.reactions is None or not self.reactions.rewrites:
             return before
         return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
@@ -209,7 +219,8 @@ class Request:
     @property
     def steps_left(self) -> int:
         """At most so many steps more."""
-        return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step)
+        rounds = 0 if self.refinement is None else self.refinement.rounds_left * self.refinement.round_steps
+        return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step) + rounds
 
     @property
     def pushes(self) -> list[Push]:
@@ -254,6 +265,17 @@ class Request:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""
         self.rewound = (position - self.start) // self.block_length
 
+    def write_again(self, position: int) -> None:
+        """Begin a round of its refinement: go back at once to the block of a canvas position that has been masked."""
+        self.block = (position - self.start) // self.block_length
+        self.block_step = self._usual_step()
+
+    @property
+    def _rewritten(self) -> bool:
+        """Whether blocks behind the one being written may be full."""
+        again = self.reactions is not None and bool(self.reactions.remasked)
+        return again or self.refinement is not None and self.refinement.best is not None
+
     def _go_on(self) -> None:
         """Past blocks that were written before an earlier one was written again, to where one lacks tokens."""
         while not self.over and self.mask_id not in self.canvas[slice(*self.block_span)]:
@@ -282,7 +304,7 @@ class Request:
                 self.block += 1
                 self.block_step = 0
                 self.block_total = self.block_length
-                if self.reactions is not None and self.reactions.remasked:
+                if self._rewritten:
                     self._go_on()
         while self.prefix < self.stands and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1

@@ -21,14 +21,15 @@ from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
 from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
-from steerserve.engine.outcome import result, settled
+from steerserve.engine.outcome import result, settled, writing
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
+from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation
-from steerserve.engine.verdicts import judge, reader
+from steerserve.engine.verdicts import judge, judgements, reader
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
@@ -259,6 +260,7 @@ class TorchEngine:
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         ends = self.model.facts.end_ids
+        refine(batch, self._judged, ends, events)
         done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
         if done:
             batch.flush()
@@ -272,6 +274,11 @@ class TorchEngine:
         if not self.running:
             self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows
+
+    def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
+        """See `judgements`; of what rows have written so far."""
+        texts = [writing(request, self.model.facts.end_ids, self._text).text for request in requests]
+        return judgements(texts, requests, self.catalogue, self.model, self.reader)
 
     def _text(self, request: Request, response: Sequence[int]) -> str:
         return continuation(self.decode, request.prompt_ids, response)

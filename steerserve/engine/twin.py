@@ -16,6 +16,7 @@ def unsteered(params: GenerationParams) -> GenerationParams:
         trace=None,
         abort_when=None,
         remask_when=None,
+        refine=None,
         combine="independent",
         limits=None,
         control=None,

@@ -52,18 +52,35 @@ def judge(
     model: DiffusionLM,
     tokenizer: Tokenizer,
 ) -> None:
-    """Put into the results of finished rows the verdicts that they asked for, and the forward pass that these took;
+    """Put into the results of finished rows the verdicts that they asked for, and the forward passes that these took;
     tokenizer: a `reader`."""
-    asked = [probes(request.params.verdicts, catalogue) for request in requests]
-    places = [i for i, one in enumerate(asked) if one]
-    if not places:
-        return
-    texts = tokenizer.encode_batch_fast([results[i].text for i in places], add_special_tokens=False)
-    ids = [one.ids for one in texts]
-    found = verdicts(model, ids, [asked[i] for i in places])
-    for i, tokens, one in zip(places, ids, found, strict=True):
-        # A text without tokens costs no pass.
-        results[i] = replace(results[i], verdicts=one, forward_passes=results[i].forward_passes + bool(tokens))
+    known = [None if one.refinement is None else one.refinement.outcome for one in requests]
+    asking = [i for i, one in enumerate(requests) if one.params.verdicts and known[i] is None]
+    texts = [results[i].text for i in asking]
+    for i, (found, passed) in zip(
+        asking, judgements(texts, [requests[i] for i in asking], catalogue, model, tokenizer), strict=True
+    ):
+        results[i] = replace(results[i], verdicts=found, forward_passes=results[i].forward_passes + passed)
+    for i, request in enumerate(requests):
+        if request.refinement is not None:
+            passes = results[i].forward_passes + request.refinement.passes
+            results[i] = replace(results[i], verdicts=known[i] or results[i].verdicts, forward_passes=passes)
+
+
+def judgements(
+    texts: Sequence[str],
+    requests: Sequence[Request],
+    catalogue: Catalogue,
+    model: DiffusionLM,
+    tokenizer: Tokenizer,
+) -> list[tuple[dict[str, float], bool]]:
+    """The verdicts that rows, which ask for some, ask for on their texts, and whether each took a forward pass: a text
+    without tokens does not."""
+    if not texts:
+        return []
+    ids = [one.ids for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    found = verdicts(model, ids, [probes(request.params.verdicts, catalogue) for request in requests])
+    return [(one, bool(tokens)) for one, tokens in zip(found, ids, strict=True)]
 
 
 def verdicts(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerserve.engine.events import WORDLESS, Result
+from steerserve.engine.refinement import log_probability
 from steerserve.server.wording import finite
 
 
@@ -43,11 +44,6 @@ class Ranking:
     def rank(self) -> list[str] | None:
         """The wishes as `steering.rank` names them."""
         return None if self.wishes is None else [str(wish) for wish in self.wishes]
-
-
-def log_probability(log_odds: float) -> float:
-    """Log of the probability in nats, of log-odds in nats."""
-    return min(log_odds, 0.0) - math.log1p(math.exp(-abs(log_odds)))
 
 
 def probability(log_odds: float) -> float:

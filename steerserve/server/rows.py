@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.params import GenerationParams, Limits, TraceParams
+from steerserve.engine.params import GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.twin import unsteered
 from steerserve.errors import RequestError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
@@ -79,6 +79,7 @@ _SECTIONS = {
     "trace": "steering.",
     "abort_when": "steering.",
     "remask_when": "steering.",
+    "refine": "steering.",
     "combine": "steering.",
     "limits": "steering.",
     "control": "steering.",
@@ -161,5 +162,19 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
         abort_when=body.steering.abort_when,
         remask_when=body.steering.remask_when,
+        refine=_refine(body, ranking),
         verdicts=tuple(wish.attribute for wish in ranking.wishes or ()),
     )
+
+
+def _refine(body: GenerationRequest, ranking: Ranking) -> Refine | None:
+    asked = body.steering.refine
+    if asked is None:
+        return None
+    if not ranking.wishes:
+        raise RequestError(
+            "steering.refine keeps what probes like better: push an attribute by name, or name some in steering.rank",
+            "steering.refine",
+        )
+    absent = tuple(wish.attribute for wish in ranking.wishes if wish.absent)
+    return Refine(asked.rounds, asked.span, absent)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from steerserve.engine.refinement import MAX_ROUNDS
 from steerserve.server import fields
 from steerserve.server.conditions import Condition, Remask
 from steerserve.server.easysteer import EasySteer
@@ -127,6 +128,15 @@ class Limits(Strict):
         return self
 
 
+class Refine(Strict):
+    """How the finished text is bettered: stretch by stretch, each kept where its probes like the text better."""
+
+    rounds: int = Field(default=16, ge=1, le=MAX_ROUNDS)
+    """Stretches that are written anew, one after the other."""
+    span: int | None = Field(default=None, ge=1, le=fields.MAX_TOKEN_ID)
+    """Positions of a stretch; left out: a third of the response."""
+
+
 class Steering(Change):
     """What to push, and what to report about it."""
 
@@ -138,13 +148,17 @@ class Steering(Change):
     """A choice ends after the step at which this holds, with finish_reason `content_filter`."""
     remask_when: Remask | None = None
     """After a step at which its condition holds, tokens of its span are masked again and written anew."""
+    refine: Refine | None = None
+    """After the first draft: rounds in which a stretch is written anew, and kept where the text then is likelier, by
+    the probes, to have what `rank` names."""
     control: Literal["random", "sign_flip", "matched_norm"] | None = None
     measure_kl: bool = False
     """Whether to measure the KL from the unsteered model; each steered row then costs two."""
     rank: list[Name] | None = Field(default=None, max_length=64)
-    """Attributes whose probes judge the finished texts, by which the candidates of `best_of` are ranked: texts that
-    have them first or, behind a minus sign, texts that do not. Left out: with `best_of` above n, those that the
-    interventions push. None of them ([], or nothing pushed by name): by the mean log-probability of the tokens."""
+    """Attributes whose probes judge the finished texts, by which the candidates of `best_of` are ranked and `refine`
+    goes: texts that have them first or, behind a minus sign, texts that do not. Left out: with `best_of` above n and
+    with `refine`, those that the interventions push. None of them ([], or nothing pushed by name): by the mean
+    log-probability of the tokens."""
 
 
 class SteeringPatch(Strict):

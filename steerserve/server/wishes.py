@@ -15,18 +15,21 @@ HINT: Final = (
     "log-probability"
 )
 
+REFINE_HINT: Final = "; steering.refine goes by the attributes that are pushed, unless steering.rank names others"
+
 _ELEMENT: Final = re.compile(r"verdicts\[(\d+)\]")
 
 
 def ranking_of(body: GenerationRequest) -> Ranking:
-    """How the candidates of a request are ranked: by `steering.rank`, else, where there are more candidates than are
-    answered, by the attributes that are pushed.
+    """How the candidates of a request are ranked, and by what its texts are refined: by `steering.rank`, else, where
+    there are more candidates than are answered or texts are refined, by the attributes that are pushed.
 
     Raises RequestError for an attribute that is named twice, or pushed both ways and not named. Interventions that are
     replaced while it runs leave the ranking as it was.
     """
     best_of = body.n if body.best_of is None else body.best_of
-    wishes = tuple(wish for wish, _ in _wishes(body)) if body.steering.rank is not None or best_of > body.n else None
+    judged = body.steering.rank is not None or body.steering.refine is not None or best_of > body.n
+    wishes = tuple(wish for wish, _ in _wishes(body)) if judged else None
     return Ranking(body.n, best_of, wishes)
 
 
@@ -38,9 +41,11 @@ def explained(error: RequestError, body: GenerationRequest | Change) -> RequestE
     if found is not None:
         path = _wishes(body)[int(found[1])][1]
     else:
-        path = "best_of" if body.steering.rank is None else "steering.rank"
+        asking = "best_of" if body.steering.refine is None else "steering.refine"
+        path = asking if body.steering.rank is None else "steering.rank"
         said = f"{path}: no text can be judged here: {said}"
-    return type(error)(said + (HINT if body.steering.rank is None else ""), path)
+    hint = HINT if body.steering.refine is None else REFINE_HINT
+    return type(error)(said + (hint if body.steering.rank is None else ""), path)
 
 
 def unwanted(one: Intervention) -> bool:

@@ -1,0 +1,142 @@
+"""Refinement of a finished text: stretches of it are written anew, and kept where its probes like the text better."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from steerserve.engine.events import WORDLESS
+from steerserve.engine.params import GenerationParams
+from steerserve.errors import RequestError
+
+MAX_ROUNDS: Final = 256
+"""Rounds that one row may ask for."""
+
+
+def log_probability(log_odds: float) -> float:
+    """Log of the probability in nats, of log-odds in nats."""
+    return min(log_odds, 0.0) - math.log1p(math.exp(-abs(log_odds)))
+
+
+def likelihood(verdicts: Mapping[str, float], absent: frozenset[str] = frozenset()) -> float:
+    """Log-probability in nats, at most 0, that a text has the attributes of its verdicts and lacks those named absent,
+    all taken as independent; -inf for a text whose probes saw nothing."""
+    if WORDLESS in verdicts.values():
+        return -math.inf
+    return sum(log_probability(-odds if name in absent else odds) for name, odds in verdicts.items())
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A whole response, and how good its probes find it."""
+
+    tokens: tuple[int, ...]
+    logprobs: Mapping[int, float]
+    top_logprobs: Mapping[int, tuple[tuple[int, float], ...]]
+    verdicts: Mapping[str, float]
+    score: float
+
+
+@dataclass(eq=False)
+class Refinement:
+    """Of one row: after its first draft, `rounds` times, one stretch of `span` positions is masked and written anew;
+    the draft with it is kept where it scores higher, else the tokens that were there come back.
+
+    Source: the noise-and-denoise rounds of reward-guided iterative refinement (Uehara et al., arXiv 2502.14944), with
+    the probes' likelihood as the reward, a stretch instead of random positions as what is noised, and one proposal a
+    round, taken or left, instead of resampling among many.
+    """
+
+    rounds: int
+    span: int
+    round_steps: int
+    """The most steps that one round takes."""
+    absent: frozenset[str]
+    best: Draft | None = None
+    first: float | None = None
+    """Score of the first draft."""
+    made: list[dict[str, Any]] = field(default_factory=list)
+    """Each round that has been judged."""
+    stretch: tuple[int, int] = (0, 0)
+    """Response positions [first, last + 1) that are being written anew."""
+    passes: int = 0
+    """Forward passes that judging took."""
+
+    @property
+    def going(self) -> bool:
+        """Whether the text may still change."""
+        return self.best is None or len(self.made) < self.rounds
+
+    @property
+    def outcome(self) -> Mapping[str, float] | None:
+        """The verdicts on the text that it ended with; None while it goes on."""
+        return None if self.going or self.best is None else self.best.verdicts
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds that have yet to be judged."""
+        return self.rounds - len(self.made)
+
+    def weigh(self, draft: Draft) -> bool:
+        """Keep the draft if it is the first, or better than the best one; whether it is kept."""
+        kept = self.best is None or draft.score > self.best.score
+        if self.best is None:
+            self.first = draft.score
+        else:
+            self.made.append({"span": list(self.stretch), "score": _told(draft.score), "kept": kept})
+        if kept:
+            self.best = draft
+        return kept
+
+    def receipt(self) -> dict[str, Any]:
+        """What it adds to the row's receipt: scores are log-probabilities in nats, null for a text without words."""
+        return {
+            "refined": {
+                "first_score": _told(self.first),
+                "score": _told(None if self.best is None else self.best.score),
+                "kept": sum(one["kept"] for one in self.made),
+                "judging_passes": self.passes,
+                "rounds": self.made,
+            }
+        }
+
+
+def refinement(params: GenerationParams, round_steps: int) -> Refinement | None:
+    """The refinement that a row of checked params asks for."""
+    asked = params.refine
+    if asked is None:
+        return None
+    return Refinement(asked.rounds, stretch_of(params), round_steps, frozenset(asked.absent))
+
+
+def stretch_of(params: GenerationParams) -> int:
+    """Positions of one stretch: a third of the response unless another number is asked for."""
+    assert params.refine is not None
+    return -(-params.max_tokens // 3) if params.refine.span is None else params.refine.span
+
+
+def check_refine(params: GenerationParams) -> None:
+    """Raise RequestError for a refinement that is out of bounds or has nothing to be judged by."""
+    asked = params.refine
+    if asked is None:
+        return
+    if type(asked.rounds) is not int or not 1 <= asked.rounds <= MAX_ROUNDS:
+        raise RequestError(
+            f"refine: rounds must be a whole number from 1 to {MAX_ROUNDS}, got {asked.rounds!r}", "refine.rounds"
+        )
+    if asked.span is not None and (type(asked.span) is not int or not 1 <= asked.span <= params.max_tokens):
+        raise RequestError(
+            f"refine: span must be a whole number from 1 to max_tokens ({params.max_tokens}), got {asked.span!r}",
+            "refine.span",
+        )
+    if not params.verdicts:
+        raise RequestError("refine keeps what probes like better: name attributes to judge by", "refine")
+    unknown = [name for name in asked.absent if name not in params.verdicts]
+    if unknown:
+        raise RequestError(f"refine: {unknown[0]!r} is not among the attributes judged by", "refine.absent")
+    if params.cache is not None:
+        raise RequestError("refine cannot go with a cache, which is of one writing of each block", "refine")
+
+
+def _told(score: float | None) -> float | None:
+    return None if score is None or math.isinf(score) else round(score, 6)
