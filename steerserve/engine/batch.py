@@ -41,6 +41,8 @@ class Batch:
         inside = position < length[:, None]
         response = (position >= start[:, None]) & (position < stop[:, None])
         self.inside, self.response = inside.to(device), response.to(device)
+        self.reach = self._within([r.reach for r in requests])
+        """The positions [R, W] bool that are being written: the response, or the stretch of a round."""
         self.prompt = (position < start[:, None]).to(device)
         self.position = position.to(device)
         self.seed, self.sample = self._column([(r.params.seed, r.params.row) for r in requests]).to(device).unbind(1)
@@ -97,6 +99,11 @@ class Batch:
                 if r.features is not None:
                     self.features[i, : len(r.canvas)] = r.features
 
+    def begin_round(self, row: int) -> None:
+        """Take note of the stretch that a row has begun to write anew."""
+        self.reach[row] = self._within([self.requests[row].reach])[0]
+        self.watch.rearm(row)
+
     def look(self) -> None:
         """Take note of how far the rows have come: before a step, and whenever some of them went on."""
         self.now = now(self.requests, self.canvas.device)
@@ -107,6 +114,12 @@ class Batch:
 
     def _members(self, chosen: Sequence[Choice]) -> list[tuple[Choice, Tensor]]:
         return [(one, self.members([other == one for other in chosen])) for one in dict.fromkeys(chosen)]
+
+    def _within(self, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Canvas positions [S, W] bool within each of S spans."""
+        first, last = self._column(spans).to(self.canvas.device)[:, :, None].unbind(1)
+        position = torch.arange(self.canvas.shape[1], device=self.canvas.device)
+        return (position >= first) & (position < last)
 
     @staticmethod
     def _column(rows: Sequence[tuple[int, ...]]) -> Tensor:

@@ -27,7 +27,7 @@ class Now:
     share: Tensor
     """Share of the response that is masked, float64."""
     progress: Tensor
-    """Share of the response that is committed, float64, on the host."""
+    """Share of what is being written that is committed, float64, on the host: see `Request.progress`."""
 
 
 def now(requests: Sequence[Request], device: torch.device) -> Now:
@@ -36,10 +36,11 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
     for one in requests:
         first, last = (0, 0) if one.over else one.block_span
         counts = (one.step, one.block_step, one.block_steps, one.block_total, first, last, one.takes_likeliest)
-        rows.append((*counts, one.masked, one.length))
+        rows.append((*counts, one.masked, one.length, *one.left))
     table = torch.tensor(rows, dtype=torch.int64)
-    masked, length = table[:, 7].double(), table[:, 8].double()
-    step, block_step, block_steps, block_total, first_, last_, likeliest, masked_, length_ = table.to(device).unbind(1)
+    left, reach = table[:, 9].double(), table[:, 10].double()
+    columns = table[:, :9].to(device).unbind(1)
+    step, block_step, block_steps, block_total, first_, last_, likeliest, masked, length = columns
     return Now(
         step=step,
         block_step=block_step,
@@ -48,7 +49,7 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
         first=first_,
         last=last_,
         likeliest=likeliest.bool(),
-        share=masked_.double() / length_.double(),
-        # Not 1 - masked / length, which rounds twice and may fall short of the border of a slice.
-        progress=(length - masked) / length,
+        share=masked.double() / length.double(),
+        # Not 1 - left / reach, which rounds twice and may fall short of the border of a slice.
+        progress=(reach - left) / reach,
     )

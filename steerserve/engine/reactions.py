@@ -14,7 +14,7 @@ Read = Mapping[int, Mapping[Reading, float]]
 def read(batch: Batch) -> Read:
     """What the forward just made told; nothing is changed by it."""
     watch = batch.watch
-    return watch.read(batch.plan.captured, batch.response, batch.state(batch.position)) if watch.rows else {}
+    return watch.read(batch.plan.captured, batch.reach, batch.state(batch.position)) if watch.rows else {}
 
 
 def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:

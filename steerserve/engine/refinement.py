@@ -40,7 +40,8 @@ class Draft:
 @dataclass(eq=False)
 class Refinement:
     """Of one row: after its first draft, `rounds` times, one stretch of `span` positions is masked and written anew;
-    the draft with it is kept where it scores higher, else the tokens that were there come back.
+    the draft with it is kept where it scores higher, else the tokens that were there come back. A round is written as a
+    response between what stands before and behind it is: progress, schedules and readings begin anew, of the stretch.
 
     Source: the noise-and-denoise rounds of reward-guided iterative refinement (Uehara et al., arXiv 2502.14944), with
     the probes' likelihood as the reward, a stretch instead of random positions as what is noised, and one proposal a
@@ -57,8 +58,8 @@ class Refinement:
     """Score of the first draft."""
     made: list[dict[str, Any]] = field(default_factory=list)
     """Each round that has been judged."""
-    stretch: tuple[int, int] = (0, 0)
-    """Response positions [first, last + 1) that are being written anew."""
+    stretch: tuple[int, int] | None = None
+    """Response positions [first, last + 1) that are being written anew; None before the first round."""
     passes: int = 0
     """Forward passes that judging took."""
 
@@ -83,6 +84,7 @@ class Refinement:
         if self.best is None:
             self.first = draft.score
         else:
+            assert self.stretch is not None
             self.made.append({"span": list(self.stretch), "score": _told(draft.score), "kept": kept})
         if kept:
             self.best = draft

@@ -38,7 +38,7 @@ def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], events: list[Eve
             events += take_back(batch.requests, [(row, position) for position in held])
             masked += [(row, position) for position in held]
             request.write_again(held[0])
-            batch.watch.rearm(row)
+            batch.begin_round(row)
     if written:
         places = torch.tensor(written, device=batch.canvas.device)
         batch.write(places[:, 0], places[:, 1], places[:, 2])

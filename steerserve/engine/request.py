@@ -104,10 +104,25 @@ class Request:
         return self.response.count(self.mask_id)
 
     @property
+    def reach(self) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) that are being written: the response, or the stretch of a round."""
+        if self.refinement is None or self.refinement.stretch is None:
+            return self.start, self.stop
+        first, last = self.refinement.stretch
+        return self.start + first, self.start + last
+
+    @property
     def progress(self) -> float:
-        """Share of the response that is committed."""
+        """Share of what is being written that is committed."""
+        masked, length = self.left
         # Not 1 - masked / length, which rounds twice and may fall short of the border of a slice.
-        return (self.length - self.masked) / self.length
+        return (length - masked) / length
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Positions of what is being written that are still masked, and all of them."""
+        tokens = self.canvas[slice(*self.reach)]
+        return tokens.count(self.mask_id), len(tokens)
 
     @property
     def block_span(self) -> tuple[int, int]:

@@ -61,16 +61,13 @@ class Watch:
             one.count(values[row], plan.gain(push))
 
     def rearm(self, row: int) -> None:
-        """Set the next push of a row that begins to write tokens anew: its loops hold what they have let go of."""
-        progress = self.requests[row].progress
-        mine = [one for at, one in self.governed if at == row]
-        loops = [one.loop for one in mine if one.loop is not None]
-        for loop in loops:
-            loop.gain, loop.streak = math.inf, 0
-        Loops(loops).turn([loop.readings[-1] for loop in loops], [progress] * len(loops))
-        for one in mine:
-            if one.loop is not None:
-                one.dial.gain = one.loop.gain
+        """Let a row that begins to write tokens anew push as one does that has read nothing yet."""
+        for at, one in self.governed:
+            if at == row:
+                one.begun = False
+                if one.loop is not None:
+                    one.loop.gain, one.loop.streak = math.inf, 0
+        self._begin()
 
     def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
         """Set the pushes of the next forward."""
