@@ -99,9 +99,9 @@ class Batch:
                 if r.features is not None:
                     self.features[i, : len(r.canvas)] = r.features
 
-    def begin_round(self, row: int) -> None:
-        """Take note of the stretch that a row has begun to write anew."""
-        self.reach[row] = self._within([self.requests[row].reach])[0]
+    def begin_round(self, row: int, first: int, last: int) -> None:
+        """Take note of the canvas positions [first, last) that a row begins to write anew."""
+        self.reach[row] = self._within([(first, last)])[0]
         self.watch.rearm(row)
 
     def look(self) -> None:

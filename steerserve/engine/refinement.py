@@ -78,9 +78,13 @@ class Refinement:
         """Rounds that have yet to be judged."""
         return self.rounds - len(self.made)
 
-    def weigh(self, draft: Draft) -> bool:
-        """Keep the draft if it is the first, or better than the best one; whether it is kept."""
-        kept = self.best is None or draft.score > self.best.score
+    def betters(self, draft: Draft) -> bool:
+        """Whether a draft is the first, or better than the best one."""
+        return self.best is None or draft.score > self.best.score
+
+    def weigh(self, draft: Draft) -> None:
+        """Keep the draft where it betters the best one."""
+        kept = self.betters(draft)
         if self.best is None:
             self.first = draft.score
         else:
@@ -88,7 +92,6 @@ class Refinement:
             self.made.append({"span": list(self.stretch), "score": _told(draft.score), "kept": kept})
         if kept:
             self.best = draft
-        return kept
 
     def receipt(self) -> dict[str, Any]:
         """What it adds to the row's receipt: scores are log-probabilities in nats, null for a text without words."""
@@ -141,4 +144,5 @@ def check_refine(params: GenerationParams) -> None:
 
 
 def _told(score: float | None) -> float | None:
-    return None if score is None or math.isinf(score) else round(score, 6)
+    # Not so many decimals: scores of texts that are nearly sure are close to 0, and one above another is to look so.
+    return None if score is None or math.isinf(score) else float(f"{score:.6g}")

@@ -1,84 +1,134 @@
 """What a batch does when rows that refine themselves have written a draft: judge it, keep or drop it, mask anew."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.changes import Place, take_back
 from steerserve.engine.events import Committed, Event, Revised
-from steerserve.engine.refinement import Draft, likelihood
+from steerserve.engine.refinement import Draft, Refinement, likelihood
 from steerserve.engine.request import Request
 
 Judge = Callable[[Sequence[Request]], list[tuple[dict[str, float], bool]]]
 """Of finished rows: the verdicts on the text of each, and whether they took a forward pass."""
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What becomes of a row whose draft has been judged; positions are those of its response."""
+
+    row: int
+    request: Request
+    refinement: Refinement
+    draft: Draft
+    passed: bool
+    """Whether judging took a forward pass."""
+    best: Draft
+    """The draft, or the one that it is not better than."""
+    stretch: list[int]
+    """What is masked next, none after the last round."""
+    place: tuple[int, int]
+    """See `Request.beginning`."""
+
+    @property
+    def changed(self) -> list[int]:
+        """Where the best draft has other tokens than the last one, or tokens of another log-probability."""
+        one, other = (
+            [(token, draft.logprobs.get(i)) for i, token in enumerate(draft.tokens)]
+            for draft in (self.best, self.draft)
+        )
+        return [i for i, (mine, its) in enumerate(zip(one, other, strict=True)) if mine != its]
+
+    @property
+    def canvas(self) -> list[int]:
+        """The response as it is to be."""
+        anew = set(self.stretch)
+        return [self.request.mask_id if i in anew else token for i, token in enumerate(self.best.tokens)]
+
+
 def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], events: list[Event]) -> None:
     """Judge the drafts that are done; put back what was there where they are worse than the best before them, and mask
     the next stretch of rows with rounds left. What changes is added to `events`; the batch's canvas follows."""
-    done = [(i, one) for i, one in enumerate(batch.requests) if one.drafted]
+    done = [(row, request) for row, request in enumerate(batch.requests) if request.drafted]
     if not done:
         return
     found = judged([request for _, request in done])
-    # Up to here memory may run out, and nothing has changed.
+    turns = [_turn(row, request, *told, end_ids) for (row, request), told in zip(done, found, strict=True)]
+    _set(batch, turns)
+    # Up to here memory may run out, and all is done again from the same rows as if it had not been begun.
+    for turn in turns:
+        _tell(turn, events)
+
+
+def _turn(row: int, request: Request, verdicts: dict[str, float], passed: bool, end_ids: Sequence[int]) -> Turn:
+    refinement = request.refinement
+    assert refinement is not None
+    score = likelihood(verdicts, refinement.absent)
+    draft = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), verdicts, score)
+    best, left = draft, refinement.rounds
+    if refinement.best is not None:
+        best = draft if refinement.betters(draft) else refinement.best
+        left = refinement.rounds_left - 1
+    stretch = _next(request, refinement, best, end_ids) if left else []
+    place = request.beginning(stretch) if stretch else (request.block, request.block_step)
+    return Turn(row, request, refinement, draft, passed, best, stretch, place)
+
+
+def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequence[int]) -> list[int]:
+    """The positions to write anew: a stretch drawn from the tokens up to the first end token."""
+    ends = [i for i, token in enumerate(best.tokens) if token in end_ids]
+    before = best.tokens[: ends[0] + 1] if ends else best.tokens
+    # A model that may draw its own mask token leaves gaps: there is nothing to write anew in them.
+    tokens = [i for i, token in enumerate(before) if token != request.mask_id]
+    if not tokens:
+        return []
+    span = min(refinement.span, len(tokens))
+    seed, row, step = (torch.tensor([one]) for one in (request.params.seed, request.params.row, request.step))
+    drawn = noise.uniform(noise.keys(seed, row, step, torch.tensor([0]), noise.STRETCH))
+    first = int(drawn.item() * (len(tokens) - span + 1))
+    return [i for i in tokens[first : first + span] if i < tokens[first] + span]
+
+
+def _set(batch: Batch, turns: Sequence[Turn]) -> None:
+    """Bring the batch's tensors, and the pushes of its next forward, to what the rows are about to become."""
     written: list[tuple[int, int, int]] = []
-    masked: list[Place] = []
-    for (row, request), (verdicts, passed) in zip(done, found, strict=True):
-        refinement = request.refinement
-        assert refinement is not None
-        refinement.passes += passed
-        score = likelihood(verdicts, refinement.absent)
-        draft = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), verdicts, score)
-        if not refinement.weigh(draft):
-            written += [(row, position, token) for position, token in _put_back(request, events)]
-        held = _next(request, end_ids) if refinement.going else []
-        if held:
-            events += take_back(batch.requests, [(row, position) for position in held])
-            masked += [(row, position) for position in held]
-            request.write_again(held[0])
-            batch.begin_round(row)
+    masked: list[tuple[int, int]] = []
+    for turn in turns:
+        row, start, mask = turn.row, turn.request.start, turn.request.mask_id
+        canvas = turn.canvas
+        for i, (token, other) in enumerate(zip(canvas, turn.draft.tokens, strict=True)):
+            if token != other and token != mask:
+                written.append((row, start + i, token))
+        masked += [(row, start + i) for i, token in enumerate(canvas) if token == mask]
+        if turn.stretch:
+            batch.begin_round(row, start + turn.stretch[0], start + turn.stretch[-1] + 1)
     if written:
         places = torch.tensor(written, device=batch.canvas.device)
         batch.write(places[:, 0], places[:, 1], places[:, 2])
     batch.mask(masked)
 
 
-def _put_back(request: Request, events: list[Event]) -> list[tuple[int, int]]:
-    """Give a row the tokens of its best draft again; the canvas positions that change, with their tokens."""
-    refinement = request.refinement
-    assert refinement is not None and refinement.best is not None
-    best, now, mask = refinement.best, request.response, request.mask_id
-    changed = [i for i, (token, other) in enumerate(zip(best.tokens, now, strict=True)) if token != other]
-    for i in changed:
-        request.canvas[request.start + i] = best.tokens[i]
+def _tell(turn: Turn, events: list[Event]) -> None:
+    """Change the row, and tell it as of the step that was made last."""
+    request, best, mask = turn.request, turn.best, turn.request.mask_id
+    step = request.step - 1
+    turn.refinement.passes += turn.passed
+    turn.refinement.weigh(turn.draft)
+    request.canvas[request.start : request.stop] = turn.canvas
     request.logprobs, request.top_logprobs = dict(best.logprobs), dict(best.top_logprobs)
-    dropped = tuple(i for i in changed if now[i] != mask)
-    kept = tuple(i for i in changed if best.tokens[i] != mask)
+    dropped = tuple(i for i in turn.changed if turn.draft.tokens[i] != mask)
+    back = tuple(i for i in turn.changed if best.tokens[i] != mask)
     if dropped:
-        events.append(Revised(request.id, request.step, dropped))
-    if kept:
-        logprobs = tuple(best.logprobs[i] for i in kept) if request.params.logprobs else None
-        events.append(Committed(request.id, request.step, kept, tuple(best.tokens[i] for i in kept), logprobs))
-    return [(request.start + i, best.tokens[i]) for i in changed]
-
-
-def _next(request: Request, end_ids: Sequence[int]) -> list[int]:
-    """The canvas positions to write anew: a stretch drawn from the tokens up to the first end token."""
-    refinement, response = request.refinement, request.response
-    assert refinement is not None
-    ends = [i for i, token in enumerate(response) if token in end_ids]
-    before = response[: ends[0] + 1] if ends else response
-    # A model that may draw its own mask token leaves gaps: there is nothing to write anew in them.
-    tokens = [i for i, token in enumerate(before) if token != request.mask_id]
-    if not tokens:
-        refinement.rounds = len(refinement.made)
-        return []
-    span = min(refinement.span, len(tokens))
-    seed, row, step = (torch.tensor([one]) for one in (request.params.seed, request.params.row, request.step))
-    drawn = noise.uniform(noise.keys(seed, row, step, torch.tensor([0]), noise.STRETCH))
-    first = int(drawn.item() * (len(tokens) - span + 1))
-    stretch = tokens[first : first + span]
-    refinement.stretch = (stretch[0], stretch[-1] + 1)
-    return [request.start + i for i in stretch]
+        events.append(Revised(request.id, step, dropped))
+    if back:
+        logprobs = tuple(best.logprobs[i] for i in back) if request.params.logprobs else None
+        events.append(Committed(request.id, step, back, tuple(best.tokens[i] for i in back), logprobs))
+    if turn.stretch:
+        events.append(Revised(request.id, step, tuple(turn.stretch)))
+        turn.refinement.stretch = (turn.stretch[0], turn.stretch[-1] + 1)
+        request.write_again(turn.place)
+    else:
+        # No token is there to be written anew, or no round is left.
+        turn.refinement.rounds = len(turn.refinement.made)

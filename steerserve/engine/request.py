@@ -1,5 +1,6 @@
 """One admitted row: what it asked for, resolved, and all the state of its denoising."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -208,7 +209,8 @@ class Request:
     @property
     def drafted(self) -> bool:
         """Whether a draft is written that has yet to be judged."""
-        return self.refinement is not None and self.refinement.going and self.over and not self.aborted
+        ended = self.finished or self.aborted
+        return self.refinement is not None and self.refinement.going and self.over and not ended
 
     @property
     def stands(self) -> int:
@@ -280,10 +282,15 @@ class Request:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""
         self.rewound = (position - self.start) // self.block_length
 
-    def write_again(self, position: int) -> None:
-        """Begin a round of its refinement: go back at once to the block of a canvas position that has been masked."""
-        self.block = (position - self.start) // self.block_length
-        self.block_step = self._usual_step()
+    def write_again(self, place: tuple[int, int]) -> None:
+        """Begin a round of its refinement, positions of its response having been masked: see `beginning`."""
+        self.block, self.block_step = place
+
+    def beginning(self, positions: Sequence[int]) -> tuple[int, int]:
+        """The block and its step at which to write positions of the response anew, ascending."""
+        block = positions[0] // self.block_length
+        masked = sum(position < (block + 1) * self.block_length for position in positions)
+        return block, usual_step(self.transfer, self.block_length, self.block_steps, masked)
 
     @property
     def _rewritten(self) -> bool:
@@ -292,16 +299,19 @@ class Request:
         return again or self.refinement is not None and self.refinement.best is not None
 
     def _go_on(self) -> None:
-        """Past blocks that were written before an earlier one was written again, to where one lacks tokens."""
-        while not self.over and self.mask_id not in self.canvas[slice(*self.block_span)]:
+        """To where a block lacks tokens, past those that were written before an earlier one was written again."""
+        while not self.over and not self._lacking():
             self.block += 1
         if not self.over:
-            self.block_step = self._usual_step()
+            self.block_step = usual_step(self.transfer, self.block_length, self.block_steps, self._lacking())
 
-    def _usual_step(self) -> int:
-        """The latest step of a block before which as many of its positions are masked as are now."""
-        masked = self.canvas[slice(*self.block_span)].count(self.mask_id)
-        return usual_step(self.transfer, self.block_length, self.block_steps, masked)
+    def _lacking(self) -> int:
+        """Masked positions of the current block, less those that its refinement began with: a model that drew its own
+        mask token there has left them."""
+        first, last = self.block_span
+        masked = [i - self.start for i in range(first, last) if self.canvas[i] == self.mask_id]
+        best = None if self.refinement is None else self.refinement.best
+        return sum(best is None or best.tokens[i] != self.mask_id for i in masked)
 
     def advance(self) -> None:
         """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
@@ -309,8 +319,9 @@ class Request:
         self.step += 1
         self.block_step += 1
         if self.rewound is not None:
-            self.block, self.rewound = self.rewound, None
-            self.block_step = self._usual_step()
+            # What is masked again may lie behind a stretch that is being written anew.
+            self.block, self.rewound = min(self.block, self.rewound), None
+            self._go_on()
         else:
             first, last = self.block_span
             full = self.mask_id not in self.canvas[first:last]

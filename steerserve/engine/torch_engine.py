@@ -173,20 +173,21 @@ class TorchEngine:
     def _make_room(self, events: list[Event]) -> None:
         """After a step that did not fit into memory: half of its rows wait for the others; a row that does not fit
         alone ends here."""
-        ran = len(self.running)
+        ran, drafted = len(self.running), any(request.drafted for request in self.running)
         for batch in self.batches:
             batch.forget()
-            batch.close()
-            # Of a row that has ended only the telling did not fit.
+            # Of a row that has ended only the telling did not fit, of one with a draft only the judging.
             self._collect(batch, events)
+            # Only now: what a row that goes on is to remember may have changed.
+            batch.close()
         rows = self.running
         for request in rows:
             request.forget_attempt()
-        if ran == 1 and rows:
+        if ran == 1 and rows and not drafted:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
             events.append(Failed(rows[0].id, "out of memory"))
         elif rows:
-            self.room = ran // 2
+            self.room = max(1, ran // 2)
             logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
             self.waiting.put_back(rows)
         # Last: rows that could not be put back are still there to end with the step.

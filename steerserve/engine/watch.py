@@ -62,12 +62,13 @@ class Watch:
 
     def rearm(self, row: int) -> None:
         """Let a row that begins to write tokens anew push as one does that has read nothing yet."""
-        for at, one in self.governed:
-            if at == row:
-                one.begun = False
-                if one.loop is not None:
-                    one.loop.gain, one.loop.streak = math.inf, 0
-        self._begin()
+        mine = [one for at, one in self.governed if at == row]
+        loops = [one.loop for one in mine if one.loop is not None]
+        for loop in loops:
+            loop.gain, loop.streak = math.inf, 0
+        Loops(loops).turn([math.nan] * len(loops), [0.0] * len(loops))
+        for one in mine:
+            one.settle({}, 0.0)
 
     def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
         """Set the pushes of the next forward."""
