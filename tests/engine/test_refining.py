@@ -430,8 +430,8 @@ def test_tokens_masked_again_in_a_round_are_written_and_those_of_its_stretch_too
 
 
 def test_a_row_may_end_itself_in_a_round(served: TorchEngine) -> None:
-    """After a step its draft is at 4/12, 8/12 and 12/12, a stretch of seven at 9/12 and 12/12."""
-    ending = replace(PLAIN, steps=3, abort_when={"progress": {"above": 0.7, "below": 0.8}})
+    """After a step its draft is at 4/12, 8/12 and 12/12, a stretch of seven at 4/7 and 7/7."""
+    ending = replace(PLAIN, steps=3, abort_when={"progress": {"above": 0.5, "below": 0.6}})
     request, events, result, receipt = solo(served, replace(ending, refine=Refine(rounds=4, span=7)))
     assert (result.finish_reason, result.steps) == ("content_filter", 4)
     tokens = [*rebuilt(events, request), tiny.MASK]
