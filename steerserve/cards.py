@@ -5,6 +5,7 @@ from typing import Any
 
 import schedulers
 from steerserve.engine.controls import CONTROLS
+from steerserve.engine.refinement import MAX_ROUNDS
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
@@ -84,4 +85,5 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "max_queue": config.max_queue,
         "max_steps": config.max_steps,
         "max_interventions": config.max_interventions,
+        "max_refine_rounds": MAX_ROUNDS,
     }

@@ -98,7 +98,8 @@ class Metrics:
         self.denoising_steps.inc(result.steps)
         self.forward_passes.inc(result.forward_passes)
         receipt = result.receipt or {}
-        if receipt.get("predicted_kl") is not None:
+        # A row that is rewritten alone has a receipt too.
+        if receipt.get("interventions") != [] and receipt.get("predicted_kl") is not None:
             self.steering_predicted_kl.observe(receipt["predicted_kl"])
         if receipt.get("measured_kl") is not None:
             self.steering_measured_kl.observe(receipt["measured_kl"])

@@ -171,6 +171,10 @@ def _refine(body: GenerationRequest, ranking: Ranking) -> Refine | None:
     asked = body.steering.refine
     if asked is None:
         return None
+    if body.steering.rank == []:
+        raise RequestError(
+            "steering.rank: must name at least one attribute for steering.refine to go by, got []", "steering.rank"
+        )
     if not ranking.wishes:
         raise RequestError(
             "steering.refine keeps what probes like better: push an attribute by name, or name some in steering.rank",

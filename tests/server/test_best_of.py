@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
@@ -16,60 +15,22 @@ from steerserve.engine.events import Failed
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
-from steerserve.steering.attribute import Attribute
-from steerserve.steering.probe import Probe
-from tests import tiny
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
-from tests.server.text_engine import TextEngine, template
+from tests.server.probed import MUTE, OLD, PUSH, SPORTS, answer, body, probed_service, refusal
+from tests.server.text_engine import TextEngine
 from tests.server.torch_service import service_of
-
-SPORTS, OLD, MUTE = "topic/sports", "register/archaic", "topic/mute"
-PUSH = {"attribute": SPORTS, "strength": 0.4}
-
-
-def probed(attribute: Attribute, seed: int) -> Attribute:
-    weights = torch.randn(tiny.HIDDEN, generator=torch.Generator().manual_seed(seed))
-    return replace(attribute, probe=Probe(1 + seed % 2, weights, 0.1, accuracy=0.9, texts=8))
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    folder = tmp_path_factory.mktemp("served")
-    engine = tiny.engine(tiny.bert(), folder)
-    found = {name: probed(one, i) for i, (name, one) in enumerate(engine.catalogue.attributes.items())}
-    mute = tiny.attribute(folder / "mute", MUTE, (1,), seed=3)
-    catalogue = replace(engine.catalogue, attributes=found | {MUTE: mute})
-    made = TorchEngine(engine.model, engine.tokenizer, catalogue, engine.config)
-    return replace(service_of(made, "tiny"), chat=template)
+    return probed_service(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[TestClient]:
     with TestClient(create_app(service, ServerConfig())) as opened:
         yield opened
-
-
-def body(**fields: Any) -> dict[str, Any]:
-    shape = {"model": "tiny", "prompt": "the king", "max_tokens": 12, "seed": 5, "temperature": 1.0}
-    return shape | {"diffusion": {"steps": 6, "order": "random"}} | fields
-
-
-def answer(client: TestClient, path: str = "completions", **fields: Any) -> dict[str, Any]:
-    asked = body(**fields)
-    if path != "completions":
-        del asked["prompt"]
-    response = client.post(f"/v1/{path}", json=asked)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-def refusal(client: TestClient, **fields: Any) -> tuple[int, str, str]:
-    responses = [client.post(f"/v1/{path}", json=body(**fields)) for path in ("completions", "steering/preview")]
-    assert responses[0].json() == responses[1].json()
-    error = responses[0].json()["error"]
-    return responses[0].status_code, error["param"], error["message"]
 
 
 def best(choices: list[dict[str, Any]], *signs: tuple[str, int]) -> list[int]:
