@@ -1,6 +1,7 @@
 """The command line: help, flags, exit codes, and every command once for real on a tiny model."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("serve",): ("--model", "--sae", "--attributes", "--dtype", "--device", "--tokenizer", "--revision", "--sha256")
     + ("--sae-layers", "--sae-k", "--host", "--port", "--max-rows", "--max-queue"),
     ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
-    + ("--temperature", "--seed", "--baseline", "--json", "--scope"),
+    + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine"),
     ("inspect",): ("--json",),
     ("train",): (),
     ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
@@ -204,6 +206,63 @@ def test_generate_shows_a_baseline_with_the_order_of_what_is_pushed(
     alone = json.loads(capsys.readouterr().out)
     assert beside["baseline"]["tokens"] == alone["tokens"]
     assert beside["baseline"]["receipt"] is None
+
+
+def told_as_json(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*flags, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_generate_refines_by_what_is_pushed_or_judged_by(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = attributes(tiny_model, tmp_path)
+    Probe(1, torch.linspace(-1, 1, tiny.HIDDEN), 0.1, 0.9, 8).save(tmp_path / "made")
+    command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "12", "--attributes", str(folder)]
+    command += ["--temperature", "1", "--seed", "5"]
+    judged = ["--verdicts", "topic/sports"]
+    push, against = ["--attribute", "topic/sports=0.5"], ["--attribute", "topic/sports=-0.5"]
+    for flags, sign in (
+        (push, 1),
+        (against, -1),
+        ([*push, "--op", "project_out"], -1),
+        (judged, 1),
+        ([*judged, *against], -1),
+    ):
+        draft = told_as_json([*command, *flags, *judged], capsys)
+        found = told_as_json([*command, *flags, "--refine", "6", "--baseline"], capsys)
+        told = found["receipt"]["refined"]
+        for score, said in ((told["first_score"], draft), (told["score"], found)):
+            odds = sign * said["verdicts"]["topic/sports"]
+            assert score == pytest.approx(-math.log1p(math.exp(-odds)), abs=1e-5), flags
+        assert len(told["rounds"]) == 6
+        assert found["baseline"]["receipt"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            [],
+            "--refine keeps what probes like better: push an attribute with --attribute, or name some with --verdicts",
+        ),
+        (["--feature", "layer-1-mask:3=1"], "--refine keeps what probes like better"),
+        (
+            ["--attribute", "topic/sports=1", "--attribute", "topic/sports=-1"],
+            "--refine: 'topic/sports' is pushed both ways, so whether texts should have it is not known",
+        ),
+        (["--attribute", "topic/sports=1"], "attribute 'topic/sports' has no probe"),
+        (["--attribute", "topic/sports=1", "--refine", "0"], "rounds must be a whole number from 1 to 256, got 0"),
+    ],
+)
+def test_what_generate_cannot_refine_is_refused_in_its_own_words(
+    flags: list[str], said: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = attributes(tiny_model, tmp_path)
+    command = ["generate", "the", "--model", str(tiny_model), "--max-tokens", "8", "--attributes", str(folder)]
+    assert main([*command, "--refine", "2", *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_generate_reports_what_a_request_got_wrong(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

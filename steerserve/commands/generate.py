@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
 from steerserve.commands.flags import FlagGroup
+from steerserve.errors import RequestError
 
 if TYPE_CHECKING:
     from steerserve.engine.events import Result
@@ -171,11 +172,31 @@ def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
 
 
 def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
-    """The row with a refinement, judged by the attributes that are pushed where no verdicts are asked for."""
-    from steerserve.engine.params import Refine
+    """The row with a refinement, judged by the attributes that are pushed where no verdicts are asked for: those that
+    are pushed against are wanted absent.
 
-    pushed = dict.fromkeys(one.attribute for one in params.interventions if one.attribute is not None)
-    return replace(params, refine=Refine(rounds), verdicts=params.verdicts or tuple(pushed))
+    Raises RequestError where there is none to judge by, or one is pushed both ways.
+    """
+    from steerserve.engine.params import Refine
+    from steerserve.server.wishes import unwanted
+
+    pushed: dict[str, set[bool]] = {}
+    for one in params.interventions:
+        if one.attribute is not None:
+            pushed.setdefault(one.attribute, set()).add(unwanted(one))
+    judging = params.verdicts or tuple(pushed)
+    if not judging:
+        raise RequestError(
+            "--refine keeps what probes like better: push an attribute with --attribute, or name some with --verdicts"
+        )
+    torn = [name for name in judging if len(pushed.get(name, ())) > 1]
+    if torn:
+        raise RequestError(
+            f"--refine: {torn[0]!r} is pushed both ways, so whether texts should have it is not known: judge by "
+            "others, with --verdicts"
+        )
+    absent = tuple(name for name in judging if pushed.get(name) == {True})
+    return replace(params, refine=Refine(rounds, absent=absent), verdicts=judging)
 
 
 def run(arguments: argparse.Namespace) -> int:
