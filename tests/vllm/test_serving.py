@@ -70,10 +70,13 @@ def test_the_torch_engine_answers_the_same(client: TestClient, folders: tuple[Pa
 def test_capabilities_say_what_is_refused_and_it_is(client: TestClient) -> None:
     told = client.get("/capabilities").json()
     assert told["engine"] == "vllm"
-    assert set(told["refused"]) == {"cache", "cfg_scale", "measure_kl", "verdicts"}
+    assert set(told["refused"]) == {"cache", "cfg_scale", "measure_kl", "refine", "verdicts"}
     guided = ask(client, {}, cfg_scale=1.0)
     assert guided.status_code == 400
     assert guided.json()["error"]["param"] == "diffusion.cfg_scale"
+    refined = ask(client, {"interventions": [PUSH], "rank": ["topic/sports"], "refine": {}})
+    assert refined.status_code == 400
+    assert refined.json()["error"]["param"] == "steering.refine"
 
 
 def test_a_server_whose_model_has_no_sites_does_not_start(folders: tuple[Path, Path]) -> None:

@@ -24,6 +24,7 @@ PROBED: Final = 64
 REFUSED: Final = {
     "cache": "reuse of keys and values: every step makes its canvases anew",
     "measure_kl": "measurement of the KL: vLLM may run a row and its twin without pushes in different steps",
+    "refine": "refinement of finished texts: to judge them it would have to read them",
     "verdicts": "reading of finished texts: the model's layers are vLLM's",
     "cfg_scale": "guidance by the prompt: vLLM may run a row and its twin without the prompt in different steps",
 }
