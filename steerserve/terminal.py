@@ -41,7 +41,7 @@ class Canvas:
         self.fresh: set[int] = set()
         self.revised: set[int] = set()
         self.step = 0
-        self.steps = params.steps or params.max_tokens
+        self.steps = plan.get("max_steps", params.steps or params.max_tokens)
         self.result: Result | None = None
         self._plan, self._pieces = plan, pieces
         self._prompt, self._suffix = (

@@ -33,6 +33,13 @@ def runtime(tiny_model: Path) -> Iterator[Runtime]:
     loaded.engine.close()
 
 
+def test_steps_that_write_a_text_again_are_counted_among_the_most(runtime: Runtime) -> None:
+    again = {"condition": {"progress": {"at_least": 1.0}}, "span": "response"}
+    params = replace(PARAMS, remask_when=again)
+    canvas = Canvas(params, runtime.engine.admit(params).plan, Pieces(runtime.decode))
+    assert "step 0/6" in canvas.status().plain
+
+
 def test_pieces_put_together_are_the_text(runtime: Runtime) -> None:
     pieces = Pieces(runtime.decode)
     for text in SENTENCES[:40]:
