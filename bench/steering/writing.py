@@ -8,8 +8,8 @@ from bench.steering.cells import Cell
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Done, Failed
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.refinement import log_probability
 from steerserve.errors import RequestError, SteerserveError
-from steerserve.server.ranking import log_probability
 
 BENCH_ONLY: Final = ("interventions", "context", "best_of", "probes")
 """Fields of a cell's request that are not the engine's under these names."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from starlette.testclient import TestClient
 
@@ -376,12 +375,15 @@ def test_an_attribute_that_a_key_denies_is_not_refined_by(tmp_path: Path, servic
 
 
 def test_the_document_has_it(client: TestClient) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     document = {"$ref": "#/components/schemas/CompletionRequest", "components": {"schemas": schemas}}
     validator = jsonschema.Draft202012Validator(document)
-    for refine in (None, {}, {"rounds": 256, "span": 3}, {"rounds": None, "span": None}):
+    right: list[Any] = [None, {}, {"rounds": 256, "span": 3}, {"rounds": None, "span": None}]
+    for refine in right:
         validator.validate(body(steering={"rank": [SPORTS], "refine": refine}))
-    for refine in (3, {"rounds": 0}, {"rounds": 257}, {"span": 0}, {"round": 1}):
+    wrong: list[Any] = [3, {"rounds": 0}, {"rounds": 257}, {"span": 0}, {"round": 1}]
+    for refine in wrong:
         assert list(validator.iter_errors(body(steering={"rank": [SPORTS], "refine": refine}))), refine
 
 
