@@ -44,8 +44,10 @@ class Cell:
         """Token positions it takes through the model, in proportion to its time."""
         canvas = self.request["max_tokens"] + 1
         canvas += (self.request.get("context") or 0) * 2
+        refine = self.request.get("refine")
+        again = 0 if refine is None else refine["rounds"] * refine["span"] / self.request["max_tokens"]
         measured = min(self.kl_texts, self.texts) if self.request["interventions"] else 0
-        return float((self.texts * self.candidates + measured) * canvas * self.request["steps"])
+        return float((self.texts * self.candidates * (1 + again) + measured) * canvas * self.request["steps"])
 
     @property
     def candidates(self) -> int:
@@ -65,10 +67,10 @@ def plan(
     several = [*pairs(attributes, settings.sets), *triples(attributes, settings.sets)]
     for name, method in METHODS.items():
         experiment = "controls" if _is_control(name, method) else "single"
-        if method.role == "ranked":
+        if method.role == "triples":
             if "sets" in only and name in methods:
                 threes = triples(attributes, settings.sets)
-                cells += [cell for one in threes for cell in _ranked(settings, one, name, method, attributes)]
+                cells += [cell for one in threes for cell in _of_three(settings, one, name, method, attributes)]
             continue
         if method.push is None or name not in methods:
             continue
@@ -113,16 +115,17 @@ def _grid(
     ]
 
 
-def _ranked(
+def _of_three(
     settings: Settings, target: Target, name: str, method: Method, attributes: Mapping[str, Attribute]
 ) -> list[Cell]:
-    """Each text the best of several: the probes that choose it decide the cell as the request does."""
+    """Where probes have a say in the text they decide the cell as the request does."""
     chosen = [attributes[one] for one in target.attributes]
-    ranked = {
-        "best_of": method.candidates,
-        "verdicts": list(target.attributes),
-        "probes": [one.probe.sha256 if one.probe is not None else None for one in chosen],
-    }
+    asked: Fields = dict(method.request)
+    if method.candidates > 1:
+        asked["best_of"] = method.candidates
+    if method.judged:
+        asked["verdicts"] = list(target.attributes)
+        asked["probes"] = [one.probe.sha256 if one.probe is not None else None for one in chosen]
     return [
         Cell(
             "sets",
@@ -132,7 +135,7 @@ def _ranked(
             factor,
             settings.ranked_texts,
             0,
-            _request(settings, interventions(method, chosen, factor)) | ranked,
+            _request(settings, interventions(method, chosen, factor)) | asked,
         )
         for factor in (settings.ranked_factors if method.push is not None else (1.0,))
     ]

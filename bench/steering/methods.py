@@ -18,6 +18,10 @@ FEEDBACK_SCALE: Final = 2.0
 """Strength of the closed loop, which is its peak, against the mean of an open one."""
 CANDIDATES: Final = 8
 """Texts that a ranking method writes for each one that it shows."""
+COLDER: Final = 0.6
+"""Temperature of the methods that are named for it; the others have the model's own."""
+ROUNDS: Final = {"rounds": 20, "span": 16}
+"""Refinement: with the first draft about as many forward passes as the best of 8 takes."""
 BOOST: Final = 2.0
 """DLM-Scope's default amplification (arXiv 2602.05859, released code)."""
 
@@ -28,17 +32,18 @@ class Method:
 
     push: Push | None
     """None: no steering."""
-    role: Literal["core", "side", "control", "ranked"]
-    """core: the whole grid of strengths; side: fewer strengths and texts; control: one strength; ranked: several
-    candidates a text, of sets of attributes."""
+    role: Literal["core", "side", "control", "triples"]
+    """core: the whole grid of strengths; side: fewer strengths and texts; control: one strength; triples: tried on
+    three attributes at once alone, where few texts have them all."""
     request: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the whole request."""
     sets: bool = False
     """Whether it is also tried on several attributes at once."""
     singles: bool = True
     candidates: int = 1
-    """Texts written for each that is shown: the one that the attributes' probes find likeliest to have them all. Such
-    methods are tried on three attributes at once, where few texts have them all."""
+    """Texts written for each that is shown: the one that the attributes' probes find likeliest to have them all."""
+    judged: bool = False
+    """Whether the attributes' probes have a say in the text."""
 
 
 def equal_cost(attribute: Attribute) -> str:
@@ -97,8 +102,16 @@ def boost(attribute: Attribute, factor: float) -> Fields:
     }
 
 
-def _ranked(push: Push | None) -> Method:
-    return Method(push, "ranked", sets=True, singles=False, candidates=CANDIDATES)
+def _best(push: Push | None, request: Mapping[str, Any] | None = None) -> Method:
+    return Method(push, "triples", request or {}, sets=True, singles=False, candidates=CANDIDATES, judged=True)
+
+
+def _cold(push: Push) -> Method:
+    return Method(push, "triples", {"temperature": COLDER}, sets=True, singles=False)
+
+
+def _refined(push: Push | None, **request: Any) -> Method:
+    return Method(push, "triples", {"refine": ROUNDS, **request}, sets=True, singles=False, judged=True)
 
 
 METHODS: Final[Mapping[str, Method]] = {
@@ -109,11 +122,20 @@ METHODS: Final[Mapping[str, Method]] = {
     "feedback": Method(fixed("feedback", FEEDBACK_SCALE), "core", sets=True),
     "joint": Method(unscheduled, "core", {"combine": "joint"}, sets=True, singles=False),
     "difference of means, uniform": Method(difference_of_means("uniform"), "side", sets=True),
-    "no push, best of 8": _ranked(None),
-    "uniform, best of 8": _ranked(scheduled("uniform")),
-    "optimal, best of 8": _ranked(fixed("optimal")),
-    "feedback, best of 8": _ranked(fixed("feedback", FEEDBACK_SCALE)),
-    "difference of means, best of 8": _ranked(difference_of_means("uniform")),
+    "uniform, best of 8": _best(scheduled("uniform")),
+    "feedback, best of 8": _best(fixed("feedback", FEEDBACK_SCALE)),
+    "uniform at 0.6": _cold(scheduled("uniform")),
+    "feedback at 0.6": _cold(fixed("feedback", FEEDBACK_SCALE)),
+    "feedback at 0.6, refined": _refined(fixed("feedback", FEEDBACK_SCALE), temperature=COLDER),
+    "uniform at 0.6, refined": _refined(scheduled("uniform"), temperature=COLDER),
+    "uniform at 0.6, best of 8": _best(scheduled("uniform"), {"temperature": COLDER}),
+    "feedback at 0.6, best of 8": _best(fixed("feedback", FEEDBACK_SCALE), {"temperature": COLDER}),
+    "feedback, refined": _refined(fixed("feedback", FEEDBACK_SCALE)),
+    "uniform, refined": _refined(scheduled("uniform")),
+    "no push, refined": _refined(None),
+    "no push, best of 8": _best(None),
+    "optimal, best of 8": _best(fixed("optimal")),
+    "difference of means, best of 8": _best(difference_of_means("uniform")),
     "difference of means, commitment": Method(difference_of_means("commitment"), "side"),
     "early": Method(scheduled("window", start=0.0, stop=0.25), "side"),
     "late": Method(scheduled("window", start=0.75, stop=1.0), "side"),

@@ -22,7 +22,7 @@ class Settings:
     set_factors: tuple[float, ...] = (0.3, 0.5, 0.75, 1.1, 1.6)
     """Of sets of attributes, whose pushes add up."""
     ranked_texts: int = 32
-    """Of a cell whose texts are chosen among candidates, each of which is written."""
+    """Of a cell of the methods that are tried on three attributes at once alone."""
     ranked_factors: tuple[float, ...] = (0.5, 0.75, 1.1)
     sets: int = 4
     """Pairs, and as many triples."""

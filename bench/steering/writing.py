@@ -7,7 +7,7 @@ from typing import Any, Final
 from bench.steering.cells import Cell
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Done, Failed
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Refine
 from steerserve.engine.refinement import log_probability
 from steerserve.errors import RequestError, SteerserveError
 
@@ -78,6 +78,8 @@ def params(cell: Cell, seed: int, row: int, passages: Sequence[Passage] = ()) ->
         asked["measure_kl"] = True
     if "verdicts" in asked:
         asked["verdicts"] = tuple(asked["verdicts"])
+    if "refine" in asked:
+        asked["refine"] = Refine(**asked["refine"])
     _check(GenerationParams, asked, "the request")
     return GenerationParams(**asked, interventions=tuple(_intervention(push) for push in pushes))
 
