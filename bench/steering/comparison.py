@@ -50,6 +50,25 @@ def equal_quality(found: Found, tasks: Sequence[str], methods: Sequence[str], bo
     return told
 
 
+def leads(
+    found: Found, tasks: Sequence[str], methods: Sequence[str], rivals: Sequence[str], bound: float
+) -> dict[str, dict[str, Any]]:
+    """How far each method is ahead of each rival at equal quality, on the first rows that both have of each task; those
+    that were not run on every task are left out."""
+    told: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        for rival in rivals:
+            if any((task, one) not in found for task in tasks for one in (method, rival)):
+                continue
+            counts = [min(found[task, one].rows for one in (method, rival)) for task in tasks]
+            mine, theirs = (
+                [cross_fit(found[task, one].first(rows), bound) for task, rows in zip(tasks, counts, strict=True)]
+                for one in (method, rival)
+            )
+            told.setdefault(rival, {})[method] = _lead(mine, theirs) | {"rows": min(counts)}
+    return told
+
+
 def by_task(found: Found, tasks: Sequence[str], methods: Sequence[str], bound: float) -> dict[str, dict[str, Any]]:
     """The same for each task alone."""
     return {task: equal_quality(found, [task], methods, bound) for task in tasks}

@@ -24,6 +24,25 @@ def equal_quality_table(methods: Mapping[str, Any]) -> str:
     return markdown(["method", "share", "loss ratio", LEAD, "p", "rows"], lines)
 
 
+def leads_table(rivals: Mapping[str, Mapping[str, Any]]) -> str:
+    """What refinement is ahead of, a line a rival."""
+    methods = list(dict.fromkeys(method for one in rivals.values() for method in one))
+    lines = [
+        [
+            rival,
+            *(
+                f"{100 * one[method]['lead']:+.0f} {span(one[method]['lead_interval'], points)}, "
+                f"p {one[method]['p']:.3f}"
+                if method in one
+                else "-"
+                for method in methods
+            ),
+        ]
+        for rival, one in rivals.items()
+    ]
+    return markdown(["over", *methods], lines)
+
+
 def equal_cost_table(methods: Mapping[str, Any]) -> str:
     """Each method at the cost of the uniform push."""
     head = ["method", "tasks", "strength", "share", LEAD, "p", "log-odds shift", "loss ratio"]

@@ -148,6 +148,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "sign flipped": Method(scheduled("commitment"), "control", {"control": "sign_flip"}),
     "matched norm": Method(scheduled("commitment"), "control", {"control": "matched_norm"}),
 }
+REFINED: Final = tuple(name for name, one in METHODS.items() if "refine" in one.request)
+"""Methods that write stretches of a text anew."""
 SCHEDULES: Final = (
     "uniform",
     "commitment",

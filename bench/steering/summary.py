@@ -5,13 +5,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.steering.comparison import BOUNDS, Found, by_task, equal_cost, equal_quality
+from bench.steering.comparison import BOUNDS, Found, by_task, equal_cost, equal_quality, leads
 from bench.steering.counts import count_texts
 from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency
 from bench.steering.frontier import Frontier, Record, frontiers
 from bench.steering.interference import interference
-from bench.steering.methods import METHODS, SCHEDULES
+from bench.steering.methods import METHODS, REFINED, SCHEDULES
 from bench.steering.orders import orders
 from bench.steering.statistics import interval, resamples
 from schedulers import CommitmentProfile
@@ -48,6 +48,7 @@ def summarise(
             group: {f"{bound:.2f}": by_task(found, several, names, bound) for bound in BOUNDS}
             for group, several in groups.items()
         },
+        **_refined(found, tasks["triples"], names),
         "equal_kl": {group: equal_cost(found, several, names, "kl") for group, several in groups.items()},
         "equal_peak": {group: equal_cost(found, several, names, "peak") for group, several in groups.items()},
         "at_own_strength": {group: _at_own_strength(found, several, names) for group, several in groups.items()},
@@ -58,6 +59,14 @@ def summarise(
         "frontiers": [_points(one) for one in found.values()],
         "orders": orders(records),
     }
+
+
+def _refined(found: Found, tasks: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """What refinement is ahead of; nothing where nothing was refined."""
+    refined, others = [one for one in names if one in REFINED], [one for one in names if one not in REFINED]
+    if not refined:
+        return {}
+    return {"refined": {f"{bound:.2f}": leads(found, tasks, refined, others, bound) for bound in BOUNDS}}
 
 
 def _unsteered(records: Sequence[Record], tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bench.steering.comparison_tables import equal_cost_table, equal_quality_table, own_strength_table, task_table
+from bench.steering.comparison_tables import (
+    equal_cost_table,
+    equal_quality_table,
+    leads_table,
+    own_strength_table,
+    task_table,
+)
 from bench.steering.counts import told
 from bench.steering.interference_tables import crosstalk_table, real_table, set_table
 from bench.steering.markdown import percent
@@ -19,6 +25,9 @@ def tables(summary: Mapping[str, Any]) -> str:
             parts.append(
                 f"### Best at equal quality, {group}: loss ratio at most {bound}\n\n{equal_quality_table(methods)}"
             )
+    for bound, rivals in summary.get("refined", {}).items():
+        title = f"Lead of refined texts at loss ratio at most {bound}, points on the rows of both"
+        parts.append(f"### {title}\n\n{leads_table(rivals)}")
     for name, words in (("equal_kl", "KL"), ("equal_peak", "peak strength")):
         for group, methods in summary[name].items():
             if methods:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.steering.comparison import equal_cost, equal_quality
+from bench.steering.comparison import equal_cost, equal_quality, leads
 from bench.steering.directions import directions
 from bench.steering.efficiency import efficiency, measured_gain, predicted_gain
 from bench.steering.frontier import Frontier, frontiers
@@ -61,6 +61,14 @@ def test_a_frontier_starts_at_the_unsteered_rows(found: dict[tuple[str, str], Fr
     assert one.ratios(index)[0] == pytest.approx([1, 1.025, 1.05, 1.1, 1.2])
     assert one.shifts(index)[0] == pytest.approx([0, 0.5, 1, 2, 4], abs=0.01)
     assert one.off_target.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_lead_is_over_each_rival_on_the_rows_of_both(found: dict[tuple[str, str], Frontier]) -> None:
+    told = leads(found, ["a/x"], ["best", "absent"], ["uniform", "best", "absent"], 1.10)
+    assert set(told) == {"uniform", "best"} and set(told["uniform"]) == {"best"}
+    whole = equal_quality(found, ["a/x"], ["uniform", "best"], 1.10)["best"]
+    assert told["uniform"]["best"] == {name: whole[name] for name in ("lead", "lead_interval", "p", "rows")}
+    assert told["best"]["best"]["lead"] == 0
 
 
 def test_the_best_share_is_taken_where_the_loss_ratio_still_holds(found: dict[tuple[str, str], Frontier]) -> None:

@@ -133,6 +133,35 @@ def test_a_ranked_text_is_the_likeliest_of_its_candidates_to_have_all_attributes
     assert [gain == 0 for gain in better] == kept
 
 
+def test_a_refined_text_is_likelier_than_the_same_text_as_it_was_first_written(engine: TorchEngine) -> None:
+    pair = next(cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["sets"]) if cell.method == "uniform")
+    asked = {"verdicts": list(pair.attributes), "probes": ["of no account"]}
+    first = Cell(**(vars(pair) | {"request": pair.request | asked, "kl_texts": 0}))
+    rounds = {"refine": {"rounds": 6, "span": 3}}
+    refined = Cell(**(vars(first) | {"request": first.request | rounds}))
+    assert refined.work == pytest.approx(first.work * (1 + 6 * 3 / pair.request["max_tokens"]))
+    before, after = compose(engine, first, 7)[0], compose(engine, refined, 7)[0]
+
+    def likely(row: Row) -> float:
+        return sum(float(np.log(1 / (1 + np.exp(-odds)))) for odds in row.verdicts.values())
+
+    gains = [likely(late) - likely(early) for early, late in zip(before, after, strict=True)]
+    assert min(gains) >= 0 and max(gains) > 0
+    # A round that changes nothing scores no higher.
+    assert [late.text != early.text for early, late in zip(before, after, strict=True)] == [one > 0 for one in gains]
+
+
+def test_refinement_and_colder_sampling_are_tried_on_triples(engine: TorchEngine) -> None:
+    one = next(iter(engine.catalogue.attributes.values()))
+    attributes = {name: replace(one, name=name) for name in ("topic/a", "sentiment/b", "style/c")}
+    found = {cell.method: cell for cell in plan(SETTINGS, attributes, ["sets"])}
+    refined, cold = found["feedback at 0.6, refined"], found["feedback at 0.6"]
+    assert refined.request["verdicts"] == list(refined.attributes) and refined.request["refine"]["rounds"] > 0
+    assert cold.request["temperature"] == refined.request["temperature"] == 0.6
+    assert "verdicts" not in cold.request and "temperature" not in found["feedback, refined"].request
+    assert found["no push, refined"].request["interventions"] == []
+
+
 def test_methods_that_rank_are_tried_on_triples_with_their_probes(engine: TorchEngine) -> None:
     known = engine.catalogue.attributes
     one = next(iter(known.values()))
