@@ -30,7 +30,7 @@ class Turn:
     stretch: list[int]
     """What is masked next, none after the last round."""
     place: tuple[int, int]
-    """See `Request.beginning`."""
+    """See `Course.beginning`."""
 
     @property
     def changed(self) -> list[int]:
