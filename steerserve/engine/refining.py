@@ -1,5 +1,6 @@
 """What a batch does when rows that refine themselves have written a draft: judge it, keep or drop it, mask anew."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,10 @@ import torch
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
 from steerserve.engine.events import Committed, Event, Revised
+from steerserve.engine.outcome import Text
 from steerserve.engine.refinement import Draft, Refinement, likelihood
 from steerserve.engine.request import Request
+from steerserve.engine.text import cut_at_stop
 
 Judge = Callable[[Sequence[Request]], list[tuple[dict[str, float], bool]]]
 """Of finished rows: the verdicts on the text of each, and whether they took a forward pass."""
@@ -48,21 +51,23 @@ class Turn:
         return [self.request.mask_id if i in anew else token for i, token in enumerate(self.best.tokens)]
 
 
-def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], events: list[Event]) -> None:
+def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], text: Text, events: list[Event]) -> None:
     """Judge the drafts that are done; put back what was there where they are worse than the best before them, and mask
     the next stretch of rows with rounds left. What changes is added to `events`; the batch's canvas follows."""
     done = [(row, request) for row, request in enumerate(batch.requests) if request.drafted]
     if not done:
         return
     found = judged([request for _, request in done])
-    turns = [_turn(row, request, *told, end_ids) for (row, request), told in zip(done, found, strict=True)]
+    turns = [_turn(row, request, *told, end_ids, text) for (row, request), told in zip(done, found, strict=True)]
     _set(batch, turns)
     # Up to here memory may run out, and all is done again from the same rows as if it had not been begun.
     for turn in turns:
         _tell(turn, events)
 
 
-def _turn(row: int, request: Request, verdicts: dict[str, float], passed: bool, end_ids: Sequence[int]) -> Turn:
+def _turn(
+    row: int, request: Request, verdicts: dict[str, float], passed: bool, end_ids: Sequence[int], text: Text
+) -> Turn:
     refinement = request.refinement
     assert refinement is not None
     score = likelihood(verdicts, refinement.absent)
@@ -71,17 +76,25 @@ def _turn(row: int, request: Request, verdicts: dict[str, float], passed: bool, 
     if refinement.best is not None:
         best = draft if refinement.betters(draft) else refinement.best
         left = refinement.rounds_left - 1
-    stretch = _next(request, refinement, best, end_ids) if left else []
+    stretch = _next(request, refinement, best, end_ids, text) if left else []
     place = request.beginning(stretch) if stretch else (request.block, request.block_step)
     return Turn(row, request, refinement, draft, passed, best, stretch, place)
 
 
-def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequence[int]) -> list[int]:
-    """The positions to write anew: a stretch drawn from the tokens up to the first end token."""
+def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequence[int], text: Text) -> list[int]:
+    """The positions to write anew: a stretch drawn from the tokens up to the first end token or the end of the first
+    stop string, whichever comes first."""
     ends = [i for i, token in enumerate(best.tokens) if token in end_ids]
     before = best.tokens[: ends[0] + 1] if ends else best.tokens
     # A model that may draw its own mask token leaves gaps: there is nothing to write anew in them.
     tokens = [i for i, token in enumerate(before) if token != request.mask_id]
+
+    def stopped(count: int) -> bool:
+        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]]), request.params.stop)[1]
+
+    if request.params.stop:
+        # A text with a stop string keeps it however it goes on, so that few of its beginnings need be decoded.
+        tokens = tokens[: bisect_left(range(len(tokens)), True, key=stopped)]
     if not tokens:
         return []
     span = min(refinement.span, len(tokens))

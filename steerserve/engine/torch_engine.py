@@ -261,7 +261,7 @@ class TorchEngine:
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         ends = self.model.facts.end_ids
-        refine(batch, self._judged, ends, events)
+        refine(batch, self._judged, ends, self._text, events)
         done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
         if done:
             batch.flush()

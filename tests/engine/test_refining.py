@@ -301,6 +301,31 @@ def test_a_draft_is_judged_by_its_text_up_to_its_end(served: TorchEngine) -> Non
     assert found == {"stop", "length"}
 
 
+def test_nothing_behind_the_end_of_the_text_is_written_anew(served: TorchEngine) -> None:
+    """Where a stop string, of several tokens, stands in the first draft; what it is spelled with may be."""
+    cut, rewritten = 0, 0
+    for seed in range(3):
+        params = replace(PLAIN, seed=seed, ignore_eos=False, temperature=2.0)
+        [(_, first)] = tiny.run(served, replace(params, refine=None))
+        middle = len(first.text) // 2
+        request, events, _, receipt = solo(served, replace(params, stop=(first.text[middle : middle + 4],)))
+
+        def closed(tokens: list[int], request: Request = request) -> bool:
+            text = continuation(served.decode, request.prompt_ids, tokens)
+            return tiny.EOS in tokens or request.params.stop[0] in text
+
+        (best, _), *others = drafts(events, request)
+        for one, (_, left) in zip(receipt["rounds"], others, strict=True):
+            length = next((n for n in range(12) if closed(best[:n])), 12)
+            start, end = one["span"]
+            assert end - start == min(4, length)
+            assert end <= length
+            cut += length < 12
+            rewritten += end == length < 12
+            best = left
+    assert 0 < rewritten < cut
+
+
 def test_a_text_without_words_is_worse_than_any(served: TorchEngine) -> None:
     [(_, first)] = tiny.run(served, replace(PLAIN, refine=None, temperature=1.0))
     stop = first.text.strip()[:1]
