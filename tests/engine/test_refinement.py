@@ -32,7 +32,7 @@ def test_attributes_are_independent_and_those_named_absent_are_wanted_not_to_be_
 
 
 def test_a_draft_that_is_only_as_good_is_not_kept() -> None:
-    state = Refinement(3, 2, 2, frozenset())
+    state = Refinement(3, 2, 2, frozenset(), stretch=(0, 2))
     assert (state.going, state.outcome, state.rounds_left) == (True, None, 3)
     for score in (-2.0, -2.0, -1.0, -1.5):
         state.weigh(Draft((1, 2), {}, {}, {"a": score}, score))
@@ -43,7 +43,7 @@ def test_a_draft_that_is_only_as_good_is_not_kept() -> None:
 
 
 def test_scores_close_to_none_at_all_can_still_be_told_apart() -> None:
-    state = Refinement(1, 2, 2, frozenset())
+    state = Refinement(1, 2, 2, frozenset(), stretch=(0, 2))
     for score in (-2.2e-9, -2.1e-9):
         state.weigh(Draft((1, 2), {}, {}, {"a": 20.0}, score))
     told = state.receipt()["refined"]
