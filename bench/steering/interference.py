@@ -9,7 +9,7 @@ from bench.steering.frontier import Record
 from bench.steering.statistics import interval, resamples
 from bench.steering.tasks import kind
 
-READ: Final = ("uniform", "optimal", "joint", "feedback")
+READ: Final = ("uniform", "optimal", "joint", "feedback", "feedback, refined", "feedback at 0.6, refined")
 """Methods whose sets are taken apart."""
 
 
