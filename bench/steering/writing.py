@@ -8,7 +8,7 @@ from bench.steering.cells import Cell
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Done, Failed
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Refine
-from steerserve.engine.refinement import log_probability
+from steerserve.engine.refinement import likelihood
 from steerserve.errors import RequestError, SteerserveError
 
 BENCH_ONLY: Final = ("interventions", "context", "best_of", "probes")
@@ -109,4 +109,4 @@ def _knows(kind: Any, name: str) -> bool:
 
 def _score(row: Row) -> float:
     """Log-probability that the text has all the attributes that it is ranked by."""
-    return sum(map(log_probability, row.verdicts.values()))
+    return likelihood(row.verdicts)

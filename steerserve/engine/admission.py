@@ -106,14 +106,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     remask = None if reactions is None else reactions.remask
     check_refine(params)
     each = 0 if params.refine is None else round_steps(transfer, blocks, block, steps // blocks, stretch_of(params))
-    refined = refinement(params, each)
-    most = most_steps(steps, remask) + (0 if refined is None else refined.rounds * each)
-    if most > config.max_steps and refined is not None:
-        raise RequestError(
-            f"refine: {refined.rounds} rounds of up to {each} steps and what is made besides are {most} steps; at most "
-            f"{config.max_steps} are made",
-            "refine.rounds",
-        )
+    written = most_steps(steps, remask)
+    refined = refinement(params, each, written, config.max_steps)
+    most = written + (0 if refined is None else refined.steps_left)
     check_readings(params.trace, params.max_tokens, most)
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl

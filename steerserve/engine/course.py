@@ -60,7 +60,7 @@ class Course(Standing):
     @property
     def steps_left(self) -> int:
         """At most so many steps more."""
-        rounds = 0 if self.refinement is None else self.refinement.rounds_left * self.refinement.round_steps
+        rounds = 0 if self.refinement is None else self.refinement.steps_left
         return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step) + rounds
 
     @property

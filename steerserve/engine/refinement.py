@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from steerserve.engine.events import WORDLESS
 from steerserve.engine.params import GenerationParams
 from steerserve.errors import RequestError
 
@@ -20,9 +19,7 @@ def log_probability(log_odds: float) -> float:
 
 def likelihood(verdicts: Mapping[str, float], absent: frozenset[str] = frozenset()) -> float:
     """Log-probability in nats, at most 0, that a text has the attributes of its verdicts and lacks those named absent,
-    all taken as independent; -inf for a text whose probes saw nothing."""
-    if WORDLESS in verdicts.values():
-        return -math.inf
+    all taken as independent."""
     return sum(log_probability(-odds if name in absent else odds) for name, odds in verdicts.items())
 
 
@@ -74,6 +71,11 @@ class Refinement:
         return None if self.going or self.best is None else self.best.verdicts
 
     @property
+    def steps_left(self) -> int:
+        """At most so many steps more, those of the draft being written left out."""
+        return self.rounds_left * self.round_steps
+
+    @property
     def rounds_left(self) -> int:
         """Rounds that have yet to be judged."""
         return self.rounds - len(self.made)
@@ -106,11 +108,19 @@ class Refinement:
         }
 
 
-def refinement(params: GenerationParams, round_steps: int) -> Refinement | None:
-    """The refinement that a row of checked params asks for."""
+def refinement(params: GenerationParams, round_steps: int, before: int, max_steps: int) -> Refinement | None:
+    """The refinement that a row of checked params asks for, whose rounds take up to `round_steps` steps each and come
+    after `before` others; raises RequestError where these are more than `max_steps` together."""
     asked = params.refine
     if asked is None:
         return None
+    most = before + asked.rounds * round_steps
+    if most > max_steps:
+        raise RequestError(
+            f"refine: {asked.rounds} rounds of up to {round_steps} steps and what is made besides are {most} steps; at "
+            f"most {max_steps} are made",
+            "refine.rounds",
+        )
     return Refinement(asked.rounds, stretch_of(params), round_steps, frozenset(asked.absent))
 
 

@@ -1,5 +1,6 @@
 """What a batch does when rows that refine themselves have written a draft: judge it, keep or drop it, mask anew."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import torch
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Event, Revised
+from steerserve.engine.events import WORDLESS, Committed, Event, Revised
 from steerserve.engine.outcome import Text
 from steerserve.engine.refinement import Draft, Refinement, likelihood
 from steerserve.engine.request import Request
@@ -70,7 +71,8 @@ def _turn(
 ) -> Turn:
     refinement = request.refinement
     assert refinement is not None
-    score = likelihood(verdicts, refinement.absent)
+    # A text that shows nothing would else be the surest to lack what is not wanted.
+    score = -math.inf if WORDLESS in verdicts.values() else likelihood(verdicts, refinement.absent)
     draft = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), verdicts, score)
     best, left = draft, refinement.rounds
     if refinement.best is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerserve.engine.events import WORDLESS, Result
-from steerserve.engine.refinement import log_probability
+from steerserve.engine.refinement import likelihood, log_probability
 from steerserve.server.wording import finite
 
 
@@ -60,8 +60,8 @@ def score(result: Result, wishes: Sequence[Wish]) -> float | None:
     """
     if wishes:
         assert result.verdicts is not None
-        odds = [result.verdicts[wish.attribute] * (-1 if wish.absent else 1) for wish in wishes]
-        return sum(map(log_probability, odds))
+        absent = frozenset(wish.attribute for wish in wishes if wish.absent)
+        return likelihood({wish.attribute: result.verdicts[wish.attribute] for wish in wishes}, absent)
     return finite(math.fsum(result.logprobs) / len(result.logprobs)) if result.logprobs else None
 
 

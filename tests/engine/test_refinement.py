@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import WORDLESS
 from steerserve.engine.params import Refine
 from steerserve.engine.refinement import Draft, Refinement, likelihood, log_probability
 from steerserve.errors import RequestError
@@ -28,7 +27,6 @@ def test_attributes_are_independent_and_those_named_absent_are_wanted_not_to_be_
     assert likelihood(odds) == pytest.approx(both)
     without = math.log(1 / (1 + math.exp(-1))) + math.log(1 / (1 + math.exp(-2)))
     assert likelihood(odds, frozenset({"b"})) == pytest.approx(without)
-    assert likelihood({"a": WORDLESS, "b": 3.0}, frozenset({"a"})) == -math.inf
 
 
 def test_a_draft_that_is_only_as_good_is_not_kept() -> None:

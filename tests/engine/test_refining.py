@@ -17,7 +17,7 @@ from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.twin import unsteered
 from tests import tiny
 from tests.engine.loops import rounded
-from tests.engine.test_lost_memory import Failing, rebuilt, told
+from tests.engine.test_lost_memory import check_told, rebuilt, run, told
 from tests.engine.test_verdicts import ARCHAIC, by_hand, with_probe
 
 PLAIN = GenerationParams(
@@ -541,26 +541,11 @@ CROWD: list[GenerationParams] = [
 
 
 def test_what_was_told_is_what_was_done_wherever_memory_runs_out(served: TorchEngine) -> None:
-    def run(*at: int) -> tuple[list[Request], list[Event], int]:
-        requests = [served.admit(params) for params in CROWD]
-        served.room = len(CROWD)
-        served.add(requests)
-        with Failing(*at) as calls:
-            events = tiny.drain(served)
-        return requests, events, calls.calls
-
-    requests, events, calls = run()
+    requests, events, calls = run(served, CROWD)
     expected = [(request.response, told(tiny.results(events)[request.id])) for request in requests]
     for at in sorted(random.Random(1).sample(range(calls), 8)):
-        requests, events, _ = run(at)
-        assert sorted(tiny.terminal(events)) == sorted(one.id for one in requests), at
-        results = tiny.results(events)
-        assert len(results) >= len(requests) - 1, at
-        for request, (response, result) in zip(requests, expected, strict=True):
-            assert rebuilt(events, request) == request.response, at
-            if request.id in results:
-                assert request.response == response, at
-                assert told(results[request.id]) == result, at
+        requests, events, _ = run(served, CROWD, at)
+        check_told(requests, events, expected, at)
 
 
 @pytest.mark.parametrize(("which", "beside"), [(0, False), (0, True), (1, True), (2, False)])
