@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,12 @@ from steerserve.server.app import create_app
 from steerserve.server.service import Service
 from tests.server.asgi import Call
 from tests.server.planned_engine import SECRET, entry, keys_file
-from tests.server.probed import MUTE, OLD, PUSH, SPORTS, answer, body, probed_service, refusal
+from tests.server.probed import MUTE, OLD, PUSH, SPORTS, answer, body, refusal
 from tests.server.sockets import PATIENCE
 
 ROUNDS = {"rounds": 8, "span": 4}
 AGAINST = PUSH | {"strength": -0.4}
 MESSAGES = [{"role": "user", "content": "the king"}]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    return probed_service(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(create_app(service, ServerConfig())) as opened:
-        yield opened
 
 
 def likelihood(choice: dict[str, Any], signs: dict[str, int]) -> float:

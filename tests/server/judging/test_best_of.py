@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,20 +16,9 @@ from steerserve.server.app import create_app
 from steerserve.server.service import Service
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
-from tests.server.probed import MUTE, OLD, PUSH, SPORTS, answer, body, probed_service, refusal
+from tests.server.probed import MUTE, OLD, PUSH, SPORTS, answer, body, refusal
 from tests.server.text_engine import TextEngine
 from tests.server.torch_service import service_of
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    return probed_service(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(create_app(service, ServerConfig())) as opened:
-        yield opened
 
 
 def best(choices: list[dict[str, Any]], *signs: tuple[str, int]) -> list[int]:
