@@ -260,6 +260,10 @@ class Batch:
         counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
         return noise.keys(*counters, stream)
 
+    def lost(self) -> dict[int, int]:
+        """The rows of the forward whose pushes it did not come by: see `SteeringPlan.lost`."""
+        return self.plan.lost()
+
     def settle(self) -> None:
         """See `SteeringPlan.settle`."""
         self.plan.settle()

@@ -117,6 +117,11 @@ class CachedBatch(Batch):
         for target, found in [(hidden, states), *((captured[layer], one) for layer, one in plan.captured.items())]:
             target[index[row], position[row, place]] = found[row, place]
 
+    def lost(self) -> dict[int, int]:
+        """See `Batch.lost`."""
+        plans = self._plans.items()
+        return {rows[index]: layer for rows, plan in plans for index, layer in plan.lost().items()}
+
     def settle(self) -> None:
         """See `Batch.settle`."""
         for plan in self._plans.values():

@@ -97,6 +97,8 @@ class Failed:
     aborted: bool = False
     limit: str | None = None
     """The field of the request whose limit it went over."""
+    unsteered: bool = False
+    """Whether it ended because a push that was due did not change the states it is for: steering does not take."""
 
 
 Event = Committed | Revised | Trace | Steered | Done | Failed

@@ -32,6 +32,7 @@ class FarPlan(Packed):
         self.gains: dict[int, float] = {}
         """Gain of each push at the step that is made, by its `id()`."""
         self.over: dict[int, tuple[int, float, float]] = {}
+        self.gone: dict[int, int] = {}
 
     def readings(self) -> dict[int, float]:
         """See `Packed.readings`."""
@@ -48,6 +49,10 @@ class FarPlan(Packed):
     def refused(self) -> dict[int, tuple[int, float, float]]:
         """See `Packed.refused`."""
         return self.over
+
+    def lost(self) -> dict[int, int]:
+        """See `Packed.lost`."""
+        return self.gone
 
     def projections(self, push: Push) -> Tensor:
         """See `Packed.projections`."""
@@ -213,12 +218,15 @@ class VllmBatch(Batch):
         """Add what each push did to what it has done so far, for the receipt."""
         self.far.values = {}
         told_over = [(i, reply.refused.tolist()) for i, reply in enumerate(self.replies)]
+        told_lost = [(i, int(reply.lost)) for i, reply in enumerate(self.replies)]
+        self.far.gone = {i: layer for i, layer in told_lost if layer >= 0}
         self.far.over = {i: (int(layer), size, most) for i, (layer, size, most) in told_over if layer >= 0}
         for request, task, reply in zip(self.requests, tasks, self.replies, strict=True):
             for push, told, sums, value in zip(
                 request.pushes, task.pushes, reply.applied.tolist(), reply.readings.tolist(), strict=True
             ):
-                positions, steps, ratio_sum, ratio_max, clipped = sums
+                positions, steps, ratio_sum, ratio_max, clipped, missed = sums
+                push.applied.missed += int(missed)
                 push.applied.clipped += int(clipped)
                 push.applied.positions += int(positions)
                 push.applied.steps += int(steps)
