@@ -157,8 +157,7 @@ class CachedBatch(Batch):
     def _places(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Canvas positions [rows, length] that are computed, a multiple of TILE of them; and which of these count."""
         spans = [
-            self.caches[row].computed(self.rows[row].block_span, self._lengths[row], self.facts.shift)
-            for row in rows
+            self.caches[row].computed(self.rows[row].block_span, self._lengths[row], self.facts.shift) for row in rows
         ]
         length = -(-max(last - first for first, last in spans) // TILE) * TILE
         first, last = torch.tensor(spans)[:, :, None].unbind(1)

@@ -30,8 +30,10 @@ class Revised:
 
 @dataclass(frozen=True)
 class Trace:
-    """Readouts of the steered row: for each attribute the mean of <h, v> over the response, in residual units, of the
-    state as it arrives at the attribute's first layer: before this step's push there, behind those of earlier layers."""
+    """Readouts of the steered row: for each attribute the mean of <h, v> over the response, in residual units.
+
+    Of the state as it arrives at the attribute's first layer: before this step's push there, behind those of earlier
+    layers."""
 
     request_id: str
     step: int

@@ -197,10 +197,9 @@ def test_limits_controls_and_empty_scopes_are_no_failure(tmp_path: Path, changes
 
 def test_half_precision_loses_small_pushes_and_no_row(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert().bfloat16(), tmp_path)
+    applied = []
     for strength in (1e-30, 1e-6, 1e-4, 1e-2, 1.0, 30.0):
-        for scope in ("all", "masked"):
-            [(_, result)] = tiny.run(
-                served, replace(PLAIN, interventions=(replace(PUSH, strength=strength, scope=scope),))
-            )
-            assert result.receipt is not None
-    assert result.receipt["interventions"][0]["applied"]
+        [(_, result)] = tiny.run(served, replace(PLAIN, interventions=(replace(PUSH, strength=strength),)))
+        assert result.receipt is not None
+        applied.append(result.receipt["interventions"][0]["applied"])
+    assert (applied[0], applied[-1]) == (False, True)
