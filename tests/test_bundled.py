@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from openai import NotFoundError, OpenAI
 
+from bench.readings import measured
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.engine.verdicts import probes, verdicts
@@ -153,6 +154,21 @@ def test_a_push_is_read_back_along_its_own_direction(runtime: Runtime) -> None:
         assert steered.text != baseline.text
         [(_, zero)] = tiny.run(runtime.engine, replace(plain, interventions=(replace(push, strength=0.0),)))
         assert zero.tokens == baseline.tokens
+
+
+def test_feedback_lets_go_of_a_text_that_has_its_attribute(runtime: Runtime) -> None:
+    """Pushed at three layers, of which the later ones would show the push to a loop that read its own row."""
+    run = measured(runtime.engine, "topic/sports", seed=1, strength=1.2)
+    assert (run.reads, run.layers) == ("unsteered twin", [2, 3, 4])
+    assert all(step.told == pytest.approx(step.unsteered, abs=6e-7) for step in run.steps)
+    assert max(step.own_row - step.unsteered for step in run.steps) > 0.4
+    assert run.let_go_at is not None
+    released = int(run.let_go_at * 24)
+    assert all(step.strength == 0 and step.unsteered >= run.target for step in run.steps[released:])
+    assert run.end >= run.target
+    # Until the text has it, it is pushed.
+    short = next(i for i, step in enumerate(run.steps) if step.unsteered >= run.target)
+    assert all(step.strength > 0 for step in run.steps[:short])
 
 
 def test_a_feature_of_a_bundled_sae_can_be_clamped(runtime: Runtime) -> None:

@@ -10,7 +10,7 @@ from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.allocation import allocate
 from steerserve.engine.approximations import approximations
-from steerserve.engine.cache import row_cache
+from steerserve.engine.cache import RowCache, row_cache
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.early_exit import check_early_exit
 from steerserve.engine.governor import most_steps, react, round_steps
@@ -152,7 +152,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         refinement=refined,
         budget=allocation.budget,
         cache=cache,
+        bare_cache=None if cache is None else RowCache(cache.settings),
     )
+    plan["reads"] = request.read_of
     plan["rows_per_step"] = request.rows
     return request
 

@@ -74,8 +74,18 @@ class Batch:
         """Row of the forward [R] of a measured row's twin; 0 for the others."""
         self.shadow[self.measured] = len(requests) + len(guided) + torch.arange(len(measured), device=device)
         twins += [[replace(push, applied=Applied()) for push in requests[i].imposed] for i in measured]
-        self.rows = [*requests, *(requests[i] for i in guided + measured)]
-        """Of each row of the forward [R + G + M], the request it stands for."""
+        bare = [i for i, r in enumerate(requests) if r.bare]
+        self.unsteered = torch.tensor(measured + bare, dtype=torch.int64, device=device)
+        """Rows [U] of the twins behind the guided ones: first those to measure by, then those without any push, which
+        are there to be read."""
+        first = len(requests) + len(guided) + len(measured)
+        apart = {i: first + n for n, i in enumerate(bare)}
+        shared = {i: first - len(measured) + n for n, i in enumerate(measured) if requests[i].read_apart}
+        self.reader = torch.tensor([(shared | apart).get(i, i) for i in range(len(requests))], device=device)
+        """Row of the forward [R] that each row is read by: itself, or the twin without pushes."""
+        twins += [[] for _ in bare]
+        self.rows = [*requests, *(requests[i] for i in guided + measured + bare)]
+        """Of each row of the forward [R + G + U], the request it stands for."""
         lengths = [len(r.canvas) for r in self.rows]
         self.plan = Packed([*(r.pushes for r in requests), *twins], lengths, width, device, dtype, captures)
         self.orders = self._members([r.order for r in requests])
@@ -138,7 +148,7 @@ class Batch:
         return row, position
 
     def forward(self, model: DiffusionLM, candidates: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Final states [R + G + M, W, hidden_size] of this step, steered; where candidates, (row [N], canvas position
+        """Final states [R + G + U, W, hidden_size] of this step, steered; where candidates, (row [N], canvas position
         [N]), are given, those of the states that decide them, and of others or 0."""
         scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.now.progress
         asked = None if candidates is None else self._asked(*candidates)
@@ -148,11 +158,11 @@ class Batch:
             scopes = torch.cat([scopes, scopes[self.guided]])
             progress = torch.cat([progress, progress[self.guided.cpu()]])
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.guided]])
-        if len(self.measured):
-            canvas = torch.cat([canvas, self.canvas[self.measured]])
-            scopes = torch.cat([scopes, scopes[self.measured]])
-            progress = torch.cat([progress, progress[self.measured.cpu()]])
-            sigma = None if sigma is None else torch.cat([sigma, sigma[self.measured]])
+        if len(self.unsteered):
+            canvas = torch.cat([canvas, self.canvas[self.unsteered]])
+            scopes = torch.cat([scopes, scopes[self.unsteered]])
+            progress = torch.cat([progress, progress[self.unsteered.cpu()]])
+            sigma = None if sigma is None else torch.cat([sigma, sigma[self.unsteered]])
         self.plan.set_step(progress, scopes)
         for request in self.requests:
             # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
@@ -192,13 +202,13 @@ class Batch:
         return state_scopes(self.inside, self.prompt, self.response, masked, self.facts.shift)
 
     def _asked(self, row: Tensor, position: Tensor) -> Tensor | None:
-        """The states [R + G + M, W] bool that decide these candidates; None where counting them costs more than is
+        """The states [R + G + U, W] bool that decide these candidates; None where counting them costs more than is
         saved: on a device that would have to be waited for."""
         if self.canvas.device.type != "cpu":
             return None
         asked = torch.zeros_like(self.inside)
         asked[row, self.state(position)] = True
-        return torch.cat([asked, asked[self.guided], asked[self.measured]])
+        return torch.cat([asked, asked[self.guided], asked[self.unsteered]])
 
     def state(self, position: Tensor) -> Tensor:
         """Where the states [N] stand that decide canvas positions [N]."""
@@ -210,12 +220,15 @@ class Batch:
         return frozenset[str]().union(*(r.order.needs | r.transfer.needs for r in self.requests))
 
     def top_features(self, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
-        """Top features [N, K] of the states that decide the candidates at (row [N], canvas position [N])."""
-        return top_features(sae, self.plan.captured[sae.facts.layer][row, self.state(position)].float())
+        """Top features [N, K] of the states that decide the candidates at (row [N], canvas position [N]), without the
+        rows' pushes."""
+        states = self.plan.captured[sae.facts.layer][self.reader[row], self.state(position)]
+        return top_features(sae, states.float())
 
     def projections(self, layer: int, directions: Tensor, row: Tensor, position: Tensor) -> Tensor:
-        """<h, v> [N] of these states at a layer, v being directions [R, hidden_size] of each row."""
-        return projections(self.plan.captured[layer][row, self.state(position)], directions[row])
+        """<h, v> [N] of these states at a layer, without the rows' pushes, v being directions [R, hidden_size] of each
+        row."""
+        return projections(self.plan.captured[layer][self.reader[row], self.state(position)], directions[row])
 
     def settings(self, row: Tensor, position: Tensor) -> Settings:
         """How the candidates at (row [N], canvas position [N]) are drawn."""
@@ -246,6 +259,10 @@ class Batch:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
         counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
         return noise.keys(*counters, stream)
+
+    def lost(self) -> dict[int, int]:
+        """The rows of the forward whose pushes it did not come by: see `SteeringPlan.lost`."""
+        return self.plan.lost()
 
     def settle(self) -> None:
         """See `SteeringPlan.settle`."""

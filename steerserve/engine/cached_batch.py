@@ -27,14 +27,20 @@ class CachedBatch(Batch):
         super().__init__(requests, facts, device, dtype)
         if facts.keys is None:
             raise ValueError(f"the {facts.family} family keeps no keys and values")
-        self.caches: list[RowCache] = [request.cache for request in requests if request.cache is not None]
+        twins = [self.requests[row] for row in self.unsteered.tolist()]
+        kept = [*(request.cache for request in requests), *(request.bare_cache for request in twins)]
+        self.caches: list[RowCache] = [cache for cache in kept if cache is not None]
+        """Of each row of the forward [F]: a twin without pushes keeps its own."""
+        self.pushes = [*(request.pushes for request in requests), *([] for _ in twins)]
+        self.of = [*range(len(requests)), *self.unsteered.tolist()]
+        """The row of the batch [F] that each row of the forward stands for."""
         width = self.canvas.shape[1]
-        self.store = new_store(facts.num_layers, len(requests), facts.keys, width, device, dtype)
-        for row, (request, cache) in enumerate(zip(requests, self.caches, strict=True)):
+        self.store = new_store(facts.num_layers, len(self.rows), facts.keys, width, device, dtype)
+        for row, (request, cache) in enumerate(zip(self.rows, self.caches, strict=True)):
             if cache.kept is not None:
                 length = min(len(request.canvas), cache.kept.shape[3])
                 self.store[:, :, row, :, :length] = cache.kept[:, :, :, :length]
-        self._lengths = [len(request.canvas) for request in requests]
+        self._lengths = [len(request.canvas) for request in self.rows]
         self._dtype, self._captures = dtype, self.plan.parts[0].plan.captures
         self._plans: dict[tuple[int, ...], SteeringPlan] = {}
         """Of the rows that are computed together, by their numbers."""
@@ -50,51 +56,55 @@ class CachedBatch(Batch):
         candidates: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002 (they are among what is computed anyway)
     ) -> Tensor:
         """See `Batch.forward`."""
-        stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]
+        rows = zip(self.rows, self.caches, self.pushes, strict=True)
+        stale = [cache.stale(one.block, tuple(pushes), one.progress) for one, cache, pushes in rows]
         self._reasons = stale
         whole = self._shared([row for row, reason in enumerate(stale) if reason is not None])
         part = self._shared([row for row, reason in enumerate(stale) if reason is None])
         self._group([*whole, *part])
-        scopes = self.scopes()
+        canvas, scopes = self.canvas[self.of], self.scopes()[self.of]
         for request in self.requests:
             request.begin()
-        hidden = torch.zeros(*self.canvas.shape, self.facts.hidden_size, device=self.canvas.device, dtype=self._dtype)
+        hidden = torch.zeros(*canvas.shape, self.facts.hidden_size, device=canvas.device, dtype=self._dtype)
         captured = {layer: torch.zeros_like(hidden) for layer in self._captures}
-        for rows in whole:
-            self._compute(model, rows, None, scopes, hidden, captured)
-        for rows in part:
-            self._compute(model, rows, self._places(rows), scopes, hidden, captured)
+        for group in whole:
+            self._compute(model, group, None, canvas, scopes, hidden, captured)
+        for group in part:
+            self._compute(model, group, self._places(group), canvas, scopes, hidden, captured)
         self.plan.captured = captured
         return hidden
 
     def count(self) -> None:
         """See `Batch.count`."""
         super().count()
-        for request, cache, reason in zip(self.requests, self.caches, self._reasons, strict=True):
+        for one, cache, pushes, reason in zip(self.rows, self.caches, self.pushes, self._reasons, strict=True):
             if reason is None:
                 cache.reused()
             else:
-                cache.refreshed(reason, request.block, tuple(request.pushes), request.progress)
+                cache.refreshed(reason, one.block, tuple(pushes), one.progress)
 
     def _compute(
         self,
         model: DiffusionLM,
         rows: tuple[int, ...],
         places: tuple[Tensor, Tensor] | None,
+        canvas: Tensor,
         scopes: Tensor,
         hidden: Tensor,
         captured: dict[int, Tensor],
     ) -> None:
-        """One forward of some rows, whole or at `places`, into hidden and captured [R, W, hidden_size]."""
+        """One forward of some rows of canvas [F, W], whole or at `places`, into hidden and captured [F, W,
+        hidden_size]."""
         index = torch.tensor(rows, device=self.canvas.device)
         width = max(self._width(row) for row in rows)
         own = [self._lengths[row] for row in rows]
         lengths = None if min(own) == width else torch.tensor(own, device=self.canvas.device)
-        store, plan, progress = self.store[:, :, :, :, :width], self._plans[rows], self.now.progress[list(rows)]
+        store, plan = self.store[:, :, :, :, :width], self._plans[rows]
+        progress = self.now.progress[[self.of[row] for row in rows]]
         if places is None:
             memory = Memory(store, index, self.position[:width].expand(len(rows), -1), None)
             plan.set_step(progress, scopes[index, :, :width])
-            hidden[index, :width] = model.resume(self.canvas[index, :width], memory, lengths, plan)
+            hidden[index, :width] = model.resume(canvas[index, :width], memory, lengths, plan)
             for layer, states in plan.captured.items():
                 captured[layer][index, :width] = states
             return
@@ -103,9 +113,14 @@ class CachedBatch(Batch):
         memory = Memory(store, index, position, (row, place))
         mine = scopes[index].gather(2, position[:, None].expand(-1, scopes.shape[1], -1)) & there[:, None]
         plan.set_step(progress, mine, position)
-        states = model.resume(self.canvas[index].gather(1, position), memory, lengths, plan)
+        states = model.resume(canvas[index].gather(1, position), memory, lengths, plan)
         for target, found in [(hidden, states), *((captured[layer], one) for layer, one in plan.captured.items())]:
             target[index[row], position[row, place]] = found[row, place]
+
+    def lost(self) -> dict[int, int]:
+        """See `Batch.lost`."""
+        plans = self._plans.items()
+        return {rows[index]: layer for rows, plan in plans for index, layer in plan.lost().items()}
 
     def settle(self) -> None:
         """See `Batch.settle`."""
@@ -125,11 +140,8 @@ class CachedBatch(Batch):
     def close(self) -> None:
         """See `Batch.close`; the rows that go on take their keys and values along."""
         super().close()
-        for row, (request, cache) in enumerate(zip(self.requests, self.caches, strict=True)):
+        for row, (request, cache) in enumerate(zip(self.rows, self.caches, strict=True)):
             cache.kept = None if request.finished else self.store[:, :, row, :, : len(request.canvas)]
-
-    def _stale(self, request: Request, cache: RowCache) -> Reason | None:
-        return cache.stale(request.block, tuple(request.pushes), request.progress)
 
     def _width(self, row: int) -> int:
         """A row's canvas, padded."""
@@ -145,8 +157,7 @@ class CachedBatch(Batch):
     def _places(self, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Canvas positions [rows, length] that are computed, a multiple of TILE of them; and which of these count."""
         spans = [
-            self.caches[row].computed(self.requests[row].block_span, self._lengths[row], self.facts.shift)
-            for row in rows
+            self.caches[row].computed(self.rows[row].block_span, self._lengths[row], self.facts.shift) for row in rows
         ]
         length = -(-max(last - first for first, last in spans) // TILE) * TILE
         first, last = torch.tensor(spans)[:, :, None].unbind(1)
@@ -165,5 +176,4 @@ class CachedBatch(Batch):
         self._plans = {rows: self._plans.get(rows) or self._new_plan(rows) for rows in groups}
 
     def _new_plan(self, rows: tuple[int, ...]) -> SteeringPlan:
-        pushes = [self.requests[row].pushes for row in rows]
-        return SteeringPlan(pushes, self.canvas.device, self._dtype, self._captures)
+        return SteeringPlan([self.pushes[row] for row in rows], self.canvas.device, self._dtype, self._captures)

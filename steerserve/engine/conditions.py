@@ -25,7 +25,7 @@ Over = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class Reading:
-    """A number that a forward tells of a row's response, before the row's own push at the layer that is read."""
+    """A number that a forward tells of a row's response, as it is without any push."""
 
     attribute: str | None = None
     sae: str | None = None

@@ -11,7 +11,7 @@ from steerserve.models import DiffusionLM
 
 def measure_divergence(batch: Batch, model: DiffusionLM, hidden: Tensor, row: Tensor, position: Tensor) -> None:
     """Note with each measured row's forward the KL(steered || unsteered) in nats of the predictions at the positions
-    that commit, (row [N], canvas position [N]); hidden [R + G + M, W, hidden_size].
+    that commit, (row [N], canvas position [N]); hidden [R + G + U, W, hidden_size].
 
     Of the whole distribution at the row's temperature (1 where it is 0, whose KL is not finite), before top-p and
     top-k, in float32: what calibration's cost is of. By the chain rule the sum over a run is the KL of the

@@ -30,7 +30,10 @@ class Revised:
 
 @dataclass(frozen=True)
 class Trace:
-    """Readouts before this step's push: for each attribute the mean of <h, v> over the response, in residual units."""
+    """Readouts of the steered row: for each attribute the mean of <h, v> over the response, in residual units.
+
+    Of the state as it arrives at the attribute's first layer: before this step's push there, behind those of earlier
+    layers."""
 
     request_id: str
     step: int
@@ -97,6 +100,8 @@ class Failed:
     aborted: bool = False
     limit: str | None = None
     """The field of the request whose limit it went over."""
+    unsteered: bool = False
+    """Whether it ended because a push that was due did not change the states it is for: steering does not take."""
 
 
 Event = Committed | Revised | Trace | Steered | Done | Failed

@@ -48,7 +48,7 @@ class Footprint:
 def footprint(request: Request, facts: ModelFacts) -> Footprint:
     """Of one row by itself."""
     width = min(-(-len(request.canvas) // TILE) * TILE, facts.max_length)
-    kept = 0 if request.cache is None else width
+    kept = 0 if request.cache is None else width * request.rows
     return Footprint(request.rows, width, request.rows * request.block_length, kept)
 
 

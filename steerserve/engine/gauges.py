@@ -1,7 +1,8 @@
 """Gauges: what a forward tells of a row's response, as one number a row.
 
-A gauge reads the hidden state as it arrives at a layer, before the row's own push there. Pushes of earlier layers do
-show in it. What is read at a position is read from the state that decides its token.
+A gauge reads the hidden state as it arrives at a layer, without any push: of the row itself where nothing was pushed
+before, else of a row beside it that is never pushed (`Request.read_apart`). What is read at a position is read from the
+state that decides its token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -134,29 +135,33 @@ class Meter:
         self.largest = torch.tensor([one.over == "max" for one in self.gauges], device=device)
         probed = sorted({probe.layer for one in self.gauges for probe in one.probes})
         self.linear = [self._stacked(layer, device) for layer in probed]
-        self.wholes = [(g, row, *one.whole) for g, (row, one) in enumerate(gauges) if one.whole is not None]
+        self.wholes = [(g, *one.whole) for g, one in enumerate(self.gauges) if one.whole is not None]
 
     @property
     def layers(self) -> frozenset[int]:
         """The layers that must be captured."""
         return frozenset[int]().union(*(one.layers for one in self.gauges))
 
-    def read(self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor) -> Tensor:
+    def read(
+        self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor, reader: Tensor | None = None
+    ) -> Tensor:
         """The numbers [G] float64, on the device.
 
         captured: the output of each layer as it arrived [at least R, W, hidden_size]; response [R, W] bool; states [W]:
-        where the state stands that decides a position.
+        where the state stands that decides a position; reader [R]: the row of `captured` that each row is read by;
+        None: itself.
         """
+        rows = self.rows if reader is None else reader[self.rows]
         values = torch.zeros(len(self.rows), len(states), dtype=torch.float64, device=self.rows.device)
         for layer, index, weight, origin, bias, threshold in self.linear:
-            state = captured[layer][self.rows[index]].float() - origin[:, None]
+            state = captured[layer][rows[index]].float() - origin[:, None]
             for f in range(weight.shape[1]):
                 # Multiplied and summed, not contracted: a row must read the same beside any others.
                 pre = (state * weight[:, f, None]).sum(2) + bias[:, f, None]
                 part = torch.where(pre > threshold[:, f, None], pre, 0.0)
                 values = values.index_add(0, index, part.double())
-        for g, row, sae, feature in self.wholes:
-            values[g] = _encoded(sae, captured[sae.facts.layer][row], feature).double()
+        for g, sae, feature in self.wholes:
+            values[g] = _encoded(sae, captured[sae.facts.layer][rows[g : g + 1]][0], feature).double()
         values = values.index_select(1, states).clamp(-LARGEST, LARGEST).nan_to_num()
         inside = response[self.rows]
         whole = (values.masked_fill(~inside, 0.0) * UNITS_IN_ONE).round().long().sum(1)

@@ -68,12 +68,15 @@ class GraphedLM(DiffusionLM):
             return self._plain(tokens, lengths, sites, sigma, at)
         work, replay = self._recording(shape)
         work.fill(tokens, lengths, sigma)
+        # A replay that steers writes it again.
+        work.changed.zero_()
         weights = self._steer(work, sites, shape.layers, width)
         replay()
         self.replays += 1
         for layer, weight in weights.items():
             site = sites.sites[layer]
-            site.record(weight, work.norms[layer, site.rows, :width])
+            site.pushed = weight, work.norms[layer, site.rows, :width]
+            site.record(work.changed[layer, site.rows, :width])
         # A copy: the next forward of the same step may be of the same shape.
         return taken(work.hidden[:rows, :width], at).clone()
 

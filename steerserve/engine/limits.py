@@ -78,8 +78,7 @@ Refused = Mapping[int, tuple[int, float, float]]
 
 def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refused, events: list[Event]) -> None:
     """Charge the forward just made to the rows' budgets, and end those rows in the step's events that went over a limit
-    which refuses: of these nothing is told but that, and that their steering was changed before the step. rows: of the
-    forward, each with the request it stands for."""
+    which refuses: see `end`. rows: of the forward, each with the request it stands for."""
     over: dict[str, Failed] = {}
     for row, (layer, size, bound) in refused.items():
         said = f"max_delta: pushes of |delta| / |h| {size:.4g} at layer {layer} are over the limit of {bound:g}"
@@ -91,9 +90,15 @@ def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refus
             if budget.refuses and budget.exceeded:
                 said = f"max_kl: {budget.spent:.4g} nats a token are over the limit of {budget.limit:g}"
                 over.setdefault(request.id, Failed(request.id, said, limit="limits.max_kl"))
-    if not over:
+    end(requests, over, events)
+
+
+def end(requests: Sequence[Request], ends: Mapping[str, Failed], events: list[Event]) -> None:
+    """End rows in a step's events, by id: of these nothing is told but that, and that their steering was changed before
+    the step."""
+    if not ends:
         return
     for request in requests:
-        request.finished = request.finished or request.id in over
-    told = [event for event in events if event.request_id not in over or isinstance(event, Steered)]
-    events[:] = [*told, *over.values()]
+        request.finished = request.finished or request.id in ends
+    told = [event for event in events if event.request_id not in ends or isinstance(event, Steered)]
+    events[:] = [*told, *ends.values()]

@@ -150,7 +150,7 @@ def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
 
 
 def _uptake(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
-    """How far each candidate has taken up the attribute its row's order reads [N], before this step's push: from the
+    """How far each candidate has taken up the attribute its row's order reads [N], without the row's pushes: from the
     least of its row's candidates, 0, to the most, 1; 0 for other rows."""
     taken = torch.zeros(len(row), dtype=torch.float32, device=row.device)
     for layer in {r.uptake.push.layer for r in batch.requests if r.uptake}:

@@ -165,6 +165,15 @@ class Packed:
                 found |= {row if rows is None else rows[row]: told for row, told in refused.items()}
         return found
 
+    def lost(self) -> dict[int, int]:
+        """See `SteeringPlan.lost`."""
+        found: dict[int, int] = {}
+        for part in self.parts:
+            lost = part.plan.lost()
+            rows = None if part.rows is None or not lost else part.rows.tolist()
+            found |= {row if rows is None else rows[row]: layer for row, layer in lost.items()}
+        return found
+
     def settle(self) -> None:
         """See `SteeringPlan.settle`."""
         for part in self.parts:

@@ -47,8 +47,9 @@ class Queue:
         in must have been handed back to them."""
         again = list(requests)
         for request in again:
-            if request.cache is not None:
-                request.cache.set_aside()
+            for cache in (request.cache, request.bare_cache):
+                if cache is not None:
+                    cache.set_aside()
         # Only now: no row is queued of which memory runs out for what it keeps.
         for request in again:
             insort(self._rows, request, key=attrgetter("due"))

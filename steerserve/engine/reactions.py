@@ -14,7 +14,9 @@ Read = Mapping[int, Mapping[Reading, float]]
 def read(batch: Batch) -> Read:
     """What the forward just made told; nothing is changed by it."""
     watch = batch.watch
-    return watch.read(batch.plan.captured, batch.reach, batch.state(batch.position)) if watch.rows else {}
+    if not watch.rows:
+        return {}
+    return watch.read(batch.plan.captured, batch.reach, batch.state(batch.position), batch.reader)
 
 
 def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:

@@ -43,6 +43,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "approximate": approximate,
         "steps": request.step,
         "forward_passes": request.forwards,
+        "reads": request.read_of,
         **({} if request.reactions is None else request.reactions.receipt()),
         **({} if request.refinement is None else request.refinement.receipt()),
         "combine": params.combine,

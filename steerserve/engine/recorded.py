@@ -52,6 +52,7 @@ class Buffers:
         self.weights = torch.zeros(layers, MOST_PUSHES * MOST_TOKENS, device=device)
         self.directions = torch.zeros(layers, MOST_ROWS, MOST_PUSHES, size, device=device, dtype=dtype)
         self.norms = torch.zeros(layers, MOST_TOKENS, device=device)
+        self.changed = torch.zeros(layers, MOST_TOKENS, dtype=torch.bool, device=device)
         self.hidden = torch.zeros(MOST_TOKENS * size, device=device, dtype=dtype)
 
 
@@ -71,6 +72,8 @@ class Work:
         """[layers, R, MOST_PUSHES, hidden_size]"""
         self.norms = buffers.norms[:, : rows * width].view(-1, rows, width)
         """Of the states that were pushed, as they arrived: [layers, R, W]."""
+        self.changed = buffers.changed[:, : rows * width].view(-1, rows, width)
+        """Which of them came out other than they arrived."""
         self.hidden = buffers.hidden[: rows * width * size].view(rows, width, size)
         """The final states [R, W, hidden_size]."""
 
@@ -83,7 +86,9 @@ class Work:
         if layer not in self.layers:
             return hidden
         self.norms[layer].copy_(hidden.float().norm(dim=2))
-        return combined(self.weights[layer].to(hidden.dtype), self.directions[layer]).add_(hidden)
+        steered = combined(self.weights[layer].to(hidden.dtype), self.directions[layer]).add_(hidden)
+        self.changed[layer].copy_((steered != hidden).any(2))
+        return steered
 
     def fill(self, tokens: Tensor, lengths: Tensor | None, sigma: Tensor | None) -> None:
         """Take in a batch of as many rows and positions or fewer; see `DiffusionLM.forward`."""

@@ -35,6 +35,8 @@ class Request(Course):
     budget: KlBudget | None = None
     """What is left to spend; None without a limit on it."""
     cache: RowCache | None = None
+    bare_cache: RowCache | None = None
+    """Of the row without pushes that is read in its place, where one is: see `bare`."""
     forwards: int = 0
     """Forward passes made: as many as steps, less those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
@@ -79,12 +81,39 @@ class Request(Course):
     @property
     def rows(self) -> int:
         """Rows of the forward it takes."""
-        return 1 + self.guided + self.measured
+        return 1 + self.guided + self.measured + self.bare
 
     @property
     def measured(self) -> bool:
         """Whether the KL of its own pushes is measured, by a row without them."""
         return self.params.measure_kl and any(one.pushes and not one.mandatory for one in self.interventions)
+
+    @property
+    def reads(self) -> frozenset[int]:
+        """The layers at which it is read to decide anything; a trace decides nothing."""
+        found = frozenset[int]().union(*(one.layers for one in self.gauges.values()))
+        found |= frozenset() if self.stability is None else {self.stability.facts.layer}
+        return found if self.uptake is None else found | {self.uptake.push.layer}
+
+    @property
+    def read_apart(self) -> bool:
+        """Whether a push of its own would show in what is read: then a row without any push is read in its place. What
+        arrives at the first layer pushed, or before it, holds none."""
+        first = min((push.layer for one in self.interventions for push in one.pushes), default=None)
+        return first is not None and any(layer > first for layer in self.reads)
+
+    @property
+    def bare(self) -> bool:
+        """Whether a row without any push has to be made for it to be read: that by which its KL is measured is one,
+        unless something is imposed."""
+        return self.read_apart and (not self.measured or bool(self.imposed))
+
+    @property
+    def read_of(self) -> str | None:
+        """Of which row it is read, as plans and receipts say it; None where nothing is."""
+        if not self.reads:
+            return None
+        return "unsteered twin" if self.read_apart else "the row, before its pushes"
 
     @property
     def measured_kl(self) -> float:
@@ -143,6 +172,8 @@ class Request(Course):
         # What the order reads is never another, whatever is pushed.
         other.plan["order"] = self.plan["order"]
         self.interventions, self.plan = other.interventions, other.plan
+        # What it kept may be of another state of the canvas.
+        self.bare_cache = other.bare_cache
         spent = self.budget
         self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)
 

@@ -19,7 +19,7 @@ from steerserve.engine.changes import commit, commits, note, readings, revisions
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
-from steerserve.engine.limits import account
+from steerserve.engine.limits import account, end
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.outcome import result, settled, writing
 from steerserve.engine.params import GenerationParams
@@ -29,6 +29,7 @@ from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation
+from steerserve.engine.unapplied import missed, unapplied
 from steerserve.engine.verdicts import judge, judgements, reader
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -210,6 +211,7 @@ class TorchEngine:
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
         seen.measure_divergence(row, position)
         note_alternatives(batch, seen, row, position)
+        lost = batch.lost()
         traces, values, refused = readings(batch), read(batch), batch.plan.refused()
         taken = revisions(batch, batch.requests)
         found = commits(batch, row, position, token, drawn.probability[chosen])
@@ -226,6 +228,7 @@ class TorchEngine:
             self.shortened |= cut_behind_end(request, batch.facts.end_ids)
             request.advance()
         account(batch.requests, batch.rows, refused, events)
+        end(batch.requests, unapplied(batch.rows, lost), events)
         batch.mask(again)
         self._collect(batch, events)
         cost = (time.perf_counter() - began) / len(batch.requests)
@@ -265,6 +268,8 @@ class TorchEngine:
         done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
         if done:
             batch.flush()
+            end(done, missed(done), events)
+            done = [request for request in done if not request.finished]
         results = [result(request, ends, self.catalogue, self._text) for request in done]
         judge(results, done, self.catalogue, self.model, self.reader)
         told = [Done(request.id, result) for request, result in zip(done, results, strict=True)]

@@ -46,11 +46,13 @@ class Watch:
         for row, one in new:
             one.settle({}, self.requests[row].progress)
 
-    def read(self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor) -> dict[int, dict[Reading, float]]:
+    def read(
+        self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor, reader: Tensor
+    ) -> dict[int, dict[Reading, float]]:
         """What the forward just made told of each watching row, by row: one transfer from the device. See
         `Meter.read`."""
         values: dict[int, dict[Reading, float]] = {row: {} for row in self.rows}
-        told = [] if self.meter is None else self.meter.read(captured, response, states).tolist()
+        told = [] if self.meter is None else self.meter.read(captured, response, states, reader).tolist()
         for (row, reading), value in zip(self.keys, told, strict=True):
             values[row][reading] = value
         return values

@@ -21,6 +21,10 @@ class RowFailedError(SteerserveError):
     """A row of the request failed while it ran."""
 
 
+class UnsteeredError(RowFailedError):
+    """A row of the request was to be steered and was not: steering does not take any more."""
+
+
 class DeletedError(SteerserveError):
     """The generation was deleted while its answer was waited for."""
 
@@ -142,6 +146,9 @@ def answer_to(error: SteerserveError) -> ErrorAnswer:
         return ErrorAnswer(410, message, "invalid_request_error", code="deleted")
     if isinstance(error, OverLimitError):
         return ErrorAnswer(422, message, "invalid_request_error", error.param, "limit_exceeded")
+    if isinstance(error, UnsteeredError):
+        # The next attempt would be no more steered than this one: see the timeout's.
+        return ErrorAnswer(500, message, code="steering_not_applied", headers={"x-should-retry": "false"})
     if isinstance(error, RowFailedError):
         return ErrorAnswer(500, message, code="generation_failed")
     return ErrorAnswer(500, "internal error", code="internal_error")

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from steerserve.engine.events import Committed, Done, Event, Failed
 from steerserve.server.encoder import encoded
-from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
+from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError, UnsteeredError
 from steerserve.server.metrics import Metrics
 from steerserve.server.render import Answer
 from steerserve.server.rows import Row
@@ -67,9 +67,10 @@ class Generation:
     async def events(self, silence: float | None = None) -> AsyncIterator[Event | None]:
         """The log up to the last row's Done; None after each `silence` seconds without an event.
 
-        `answer` has taken a result before its Done is seen here. Raises RowFailedError where a row failed,
-        OverLimitError where it went over a limit that the request itself sets to refuse, and
-        ShuttingDownError where the server shut it down, DeletedError where its caller did.
+        `answer` has taken a result before its Done is seen here. Raises RowFailedError where a row failed, and
+        UnsteeredError where that was because steering does not take; OverLimitError where it went over a limit that the
+        request itself sets to refuse, ShuttingDownError where the server shut it down, and DeletedError where its
+        caller did.
         """
         waiting_for_token = True
         while self._subscription.unfinished:
@@ -81,6 +82,9 @@ class Generation:
                     raise ShuttingDownError(event.message, self._worker.intake.restart_seconds)
                 if event.limit is not None:
                     raise OverLimitError(event.message, f"steering.{event.limit}")
+                if event.unsteered:
+                    self._metrics.steering_failures.inc()
+                    raise UnsteeredError(event.message)
                 raise RowFailedError(event.message)
             if isinstance(event, Committed) and waiting_for_token:
                 waiting_for_token = False

@@ -62,6 +62,9 @@ class Metrics:
         self.steering_unapplied = self._counter(
             "steering_unapplied", "Interventions of finished rows that changed nothing"
         )
+        self.steering_failures = self._counter(
+            "steering_failures", "Rows that failed since a push did not change the states it is for"
+        )
         self.attribute_requests = self._counter(
             "attribute_requests", "Requests that push an attribute, its key's own included", "attribute"
         )

@@ -68,6 +68,16 @@ class SteeringPlan:
                     found.setdefault(int(site.host_rows[index]), (layer, size, most))
         return found
 
+    def lost(self) -> dict[int, int]:
+        """The rows that have a push at the step that was set of which its forward did not come by, with the first such
+        layer. Does not wait for the device."""
+        found: dict[int, int] = {}
+        for layer, site in self.sites.items():
+            if site.active and site.pushed is None:
+                for row in site.host_rows[(site.gains[-1] != 0).any(1)].tolist():
+                    found.setdefault(row, layer)
+        return found
+
     def settle(self) -> None:
         """Let what the step that was set did count as applied: its forward is not made again."""
         for site in self.sites.values():
@@ -106,4 +116,8 @@ class SteeringPlan:
         if layer in self.captures:
             self.captured[layer] = hidden
         site = self.sites.get(layer)
-        return site.apply(hidden) if site is not None and site.active else hidden
+        if site is None or not site.active:
+            return hidden
+        steered = site.apply(hidden)
+        site.record(site.changed(hidden, steered))
+        return steered

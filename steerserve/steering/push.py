@@ -18,7 +18,7 @@ class Applied:
     """What a push did so far; the receipt is made from it."""
 
     positions: int = 0
-    """Positions x steps at which the push was not zero."""
+    """Positions x steps at which the push changed the state."""
     steps: int = 0
     """Steps at which it touched at least one position."""
     ratio_sum: float = 0.0
@@ -26,6 +26,8 @@ class Applied:
     ratio_max: float = 0.0
     clipped: int = 0
     """Positions x steps at which its bound made it smaller."""
+    missed: int = 0
+    """Positions x steps at which it should have changed the state and did not: steering then does not take."""
     gains: list[float] = field(default_factory=list)
     """Gain at each step made."""
 

@@ -53,6 +53,9 @@ class Site:
         ]
         self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
         self.directions = directions.to(device, dtype)
+        wide = self.directions.double()
+        self.products = wide @ wide.mT if width > 1 else None
+        """<v, v'> of a row's directions [rows, pushes, pushes]."""
         self.reads = any(push.op == "read" for row in pushes for push in row)
         self.encodes = [
             (r, p, push.sae, push.feature, push.pair if push.op == "boost" else None)
@@ -75,6 +78,10 @@ class Site:
         # into them but replaces them, so that those before it are there to go back to.
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
         self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
+        self.missed = torch.zeros(shape, device=device)
+        self.pushed: tuple[Tensor, Tensor] | None = None
+        """Weights [rows, pushes, length] of the last forward, and norms [rows, length] of the states that they were
+        worked out for; None until the step that was set has come here."""
         self.before: tuple[Tensor, ...] | None = None
         """What the sums were when the step was set; None where it is settled."""
         self.active = False
@@ -84,7 +91,7 @@ class Site:
     def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
         device; None: each canvas whole."""
-        self.before = self._sums()
+        self.before, self.pushed = self._sums(), None
         progress = progress[self.host_rows][:, None]
         index = (progress * self.slices).long().clamp(max=self.slices - 1)
         inside = (progress >= self.within[0]) & (progress < self.within[1])
@@ -132,7 +139,7 @@ class Site:
         weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
         if self.bounds is not None:
             weight = self.bounds.hold(weight, self.directions, state)
-        self.record(weight, state.float().norm(dim=2))
+        self.pushed = weight, state.float().norm(dim=2)
         delta = combined(weight.to(hidden.dtype), self.directions)
         return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
 
@@ -153,16 +160,39 @@ class Site:
         wide = self.directions.float()
         return torch.stack([(state * wide[:, p, None]).sum(2) for p in range(wide.shape[1])], dim=1)
 
-    def record(self, weight: Tensor, norm: Tensor) -> None:
-        """Add this step, of weights [rows, pushes, length] on states of that norm [rows, length], to what has been
-        applied; v is a unit vector, so |delta| is |weight|."""
-        size = weight.abs()
+    def changed(self, before: Tensor, after: Tensor) -> Tensor:
+        """Which states [rows, length] are others after it than before it, both [batch, length, hidden_size]."""
+        if len(self.rows) != len(before):
+            before, after = before[self.rows], after[self.rows]
+        return (after != before).any(2)
+
+    def record(self, changed: Tensor) -> None:
+        """Add what the last forward pushed to what has been applied, where it has changed the state [rows, length]; and
+        where it should have, to what was missed. v is a unit vector, so |delta| is |weight|."""
+        if self.pushed is None:
+            return
+        weight, norm = self.pushed
+        size = weight.abs() * changed[:, None]
         ratio = size / norm.clamp(min=1e-12)[:, None, :]
         touched = (size > 0).sum(2)
         self.positions = self.positions + touched
         self.steps = self.steps + (touched > 0)
         self.ratio_sum = self.ratio_sum + ratio.sum(2)
         self.ratio_max = torch.maximum(self.ratio_max, ratio.amax(2))
+        missed = (self._due(weight, norm) & ~changed)[:, None] & (weight != 0)
+        self.missed = self.missed + missed.sum(2)
+
+    def _due(self, weight: Tensor, norm: Tensor) -> Tensor:
+        """Where the sum of a row's pushes is so large that adding it changes the state, however that is rounded [rows,
+        length]: one coordinate of it at least is as large a share of the state's as it is of the whole state."""
+        size = weight.abs().sum(1)
+        whole = size
+        if self.products is not None:
+            wide = weight.to(self.directions.dtype).double()
+            pairs = wide[:, :, None] * wide[:, None] * self.products[..., None]
+            whole = pairs.sum((1, 2)).clamp(min=0).sqrt()
+        # What is left where pushes nearly cancel each other may be rounding too: hence the sum of their sizes.
+        return whole > 2 * torch.finfo(self.directions.dtype).eps * (norm + size)
 
     def settle(self) -> None:
         """Let what the step that was set has added to the sums stand."""
@@ -171,14 +201,14 @@ class Site:
     def forget(self) -> None:
         """Take back what the step that was set has added to the sums, unless it is settled."""
         if self.before is not None:
-            self.positions, self.steps, self.ratio_sum, self.ratio_max, *clipped = self.before
+            self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, *clipped = self.before
             if self.bounds is not None:
                 [self.bounds.clipped] = clipped
         self.before = None
 
     def _sums(self) -> tuple[Tensor, ...]:
         """[rows, pushes] each."""
-        sums = (self.positions, self.steps, self.ratio_sum, self.ratio_max)
+        sums = (self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed)
         return sums if self.bounds is None else (*sums, self.bounds.clipped)
 
     def flush(self) -> None:
@@ -188,7 +218,8 @@ class Site:
         table = torch.stack(sums if self.bounds is not None else (*sums, zeros)).tolist()
         for r, row in enumerate(self.pushes):
             for p, push in enumerate(row):
-                positions, steps, ratio_sum, ratio_max, cut = (column[r][p] for column in table)
+                positions, steps, ratio_sum, ratio_max, missed, cut = (column[r][p] for column in table)
+                push.applied.missed += int(missed)
                 push.applied.clipped += int(cut)
                 push.applied.positions += int(positions)
                 push.applied.steps += int(steps)
@@ -200,6 +231,6 @@ class Site:
                     push.applied.gains += gains
         self.gains, self.before = [], None
         # One for all: none of them is ever written into.
-        self.positions = self.steps = self.ratio_sum = self.ratio_max = zeros
+        self.positions = self.steps = self.ratio_sum = self.ratio_max = self.missed = zeros
         if self.bounds is not None:
             self.bounds.clipped = zeros

@@ -109,20 +109,21 @@ def straight_line(
         masked = torch.tensor([token == tiny.MASK for token in canvas])
         arrived: dict[int, torch.Tensor] = {}
 
-        def site(
-            layer: int,
-            hidden: torch.Tensor,
-            kept: dict[int, torch.Tensor] = arrived,
-            open_: torch.Tensor = masked,
-            gain: float = gains[-1],
-        ) -> torch.Tensor:
+        def unsteered(layer: int, hidden: torch.Tensor, kept: dict[int, torch.Tensor] = arrived) -> torch.Tensor:
             kept[layer] = hidden[0]
+            return hidden
+
+        def site(
+            layer: int, hidden: torch.Tensor, open_: torch.Tensor = masked, gain: float = gains[-1]
+        ) -> torch.Tensor:
             if layer not in layers:
                 return hidden
             size = 4.0 * attribute.sites[layer].residual_norm * gain
             return hidden + open_[:, None] * size * attribute.directions[layer, "sae"]
 
         logits = model.head(model(torch.tensor([canvas]), sites=site))[0].double()
+        # What is read is the canvas as it is without the push.
+        model(torch.tensor([canvas]), sites=unsteered)
         readings.append(read(served, layers, arrived, start))
         logits[:, [*model.facts.forbidden_ids, tiny.EOS]] = -math.inf
         best = logits.softmax(1).max(1)

@@ -223,5 +223,5 @@ def test_replies_hold_candidates_and_sums_alone(model: DiffusionLM, tmp_path: Pa
 
     workers.run = watched  # type: ignore[method-assign]
     tiny.run(engine, GenerationParams(prompt="the king", max_tokens=32, steps=32, temperature=0.0))
-    # Position, token, probability and one measure of each masked position, and five numbers before them.
-    assert max(sizes) == 2 + 3 + 32 * 4
+    # Position, token, probability and one measure of each masked position, and six numbers before them.
+    assert max(sizes) == 2 + 4 + 32 * 4

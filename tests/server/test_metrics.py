@@ -11,7 +11,7 @@ NAMES = """
 requests_total tokens_total prompt_tokens_total denoising_steps_total forward_passes_total queue_requests queue_steps
 batch_rows batch_fill step_seconds time_to_first_token_seconds request_seconds queue_wait_seconds
 steering_configurations steering_delta_ratio steering_predicted_kl steering_measured_kl steering_clipped_total
-steering_unapplied_total
+steering_unapplied_total steering_failures_total
 attribute_requests_total running_rows ready rejected_total steered_requests_total key_reloads_total
 log_lines_dropped_total
 """

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
+from steerserve.steering.site import Site
 from tests import tiny
 from tests.engine import priced
 from tests.server.planned_engine import SECRET, entry, keys_file
@@ -150,3 +151,31 @@ def test_a_mandatory_push_is_out_of_their_reach(engine: TorchEngine, tmp_path: P
     with serving(engine, keys_file(tmp_path, closed)) as client:
         answer = post(client, interventions=[warm], control="matched_norm")
         assert (answer.status_code, answer.json()["error"]["param"]) == (403, "steering.control")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hook_that_stops_working_is_a_failure_and_counted(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    def count() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("steerserve_steering_failures_total "))
+
+    assert post(client, interventions=[VECTOR]).status_code == 200
+    before = count()
+    with monkeypatch.context() as patch:
+        patch.setattr(Site, "apply", lambda _, hidden: hidden)
+        answer = post(client, stream=stream, interventions=[VECTOR])
+        assert post(client, interventions=[VECTOR | {"strength": 0.0}]).status_code == 200
+        assert post(client).status_code == 200
+    if stream:
+        frames = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        error = frames[-1]["error"]
+    else:
+        assert answer.status_code == 500
+        assert answer.headers["x-should-retry"] == "false"
+        error = answer.json()["error"]
+    assert (error["code"], error["type"]) == ("steering_not_applied", "server_error")
+    assert count() == before + 1
+    assert "is not steered: its push at layer 1" in caplog.text
+    assert post(client, interventions=[VECTOR]).status_code == 200

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class FarPlan(Packed):
         self.gains: dict[int, float] = {}
         """Gain of each push at the step that is made, by its `id()`."""
         self.over: dict[int, tuple[int, float, float]] = {}
+        self.gone: dict[int, int] = {}
 
     def readings(self) -> dict[int, float]:
         """See `Packed.readings`."""
@@ -47,6 +49,10 @@ class FarPlan(Packed):
     def refused(self) -> dict[int, tuple[int, float, float]]:
         """See `Packed.refused`."""
         return self.over
+
+    def lost(self) -> dict[int, int]:
+        """See `Packed.lost`."""
+        return self.gone
 
     def projections(self, push: Push) -> Tensor:
         """See `Packed.projections`."""
@@ -70,6 +76,9 @@ class VllmBatch(Batch):
             for push in [*request.pushes, *([request.uptake.push] if request.uptake else [])]
         }
         self.replies: list[Reply] = []
+        """Of each row."""
+        self.readers: list[Reply] = []
+        """That by which each row is read: its own, or the one of its twin without pushes."""
         self.place = torch.zeros(self.canvas.shape, dtype=torch.int64)
         """Index [R, W] of each candidate among those of the last step."""
 
@@ -81,25 +90,29 @@ class VllmBatch(Batch):
         needed = set[str]().union(*(task.directions() for task in tasks))
         new, forget = needed - self.known, sorted(self.known - needed)
         rows = []
-        for request, task in zip(self.requests, tasks, strict=True):
+        for one, task in zip(self.rows, tasks, strict=True):
             sent = {digest: self.vectors[digest] for digest in task.directions() & new}
-            rows.append((request.canvas, to_parameters(task, sent, forget)))
+            rows.append((one.canvas, to_parameters(task, sent, forget)))
         data = self.workers.run(rows)
         self.known.clear()
         self.known.update(needed)
-        self.replies = [unpack(one, task) for one, task in zip(data, tasks, strict=True)]
+        replies = [unpack(one, task) for one, task in zip(data, tasks, strict=True)]
+        self.replies = replies[: len(self.requests)]
+        self.readers = [replies[reader] for reader in self.reader.tolist()]
         told = joined(self.replies)
         if not (torch.equal(told[0], row) and torch.equal(told[1], position)):
             raise RuntimeError("the workers drew candidates for other positions than they were asked for")
         self.place[row, position] = torch.arange(len(row))
-        self._note_pushes(tasks)
-        self._note_states(tasks)
+        self._note_pushes(tasks[: len(self.requests)])
+        self._note_states(tasks, replies)
 
     def tasks(self, row: Tensor, position: Tensor) -> list[RowTask]:
-        """What is asked of the workers at this step, row by row."""
+        """What is asked of the workers at this step, row by row, those of the twins behind the others."""
         self.far.gains = {id(push): _gain(push, one.progress) for one in self.requests for push in one.pushes}
         hold_to_budgets(self.requests, self.far)
-        return [self._task(i, row, position) for i in range(len(self.requests))]
+        own = [self._task(i, row, position) for i in range(len(self.requests))]
+        twins = [replace(own[i], pushes=(), alternatives=0) for i in self.unsteered.tolist()]
+        return [*(self._without_readings(i, task) for i, task in enumerate(own)), *twins]
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
         """See `Seen.draw`."""
@@ -123,18 +136,18 @@ class VllmBatch(Batch):
 
     def top_features(self, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
         """See `Batch.top_features`."""
-        mine = [reply.features for reply, r in zip(self.replies, self.requests, strict=True) if r.stability is sae]
+        mine = [reply.features for reply, r in zip(self.readers, self.requests, strict=True) if r.stability is sae]
         width = mine[0].shape[1]
         found = [
             reply.features[:, :width] if r.stability is sae else reply.position.new_zeros(len(reply.position), width)
-            for reply, r in zip(self.replies, self.requests, strict=True)
+            for reply, r in zip(self.readers, self.requests, strict=True)
         ]
         return torch.cat(found)[self.place[row, position]]
 
     def projections(self, layer: int, directions: Tensor, row: Tensor, position: Tensor) -> Tensor:  # noqa: ARG002
         """See `Batch.projections`; each row's direction is known to the workers."""
         found = []
-        for reply, request in zip(self.replies, self.requests, strict=True):
+        for reply, request in zip(self.readers, self.requests, strict=True):
             mine = request.uptake is not None and request.uptake.push.layer == layer
             found.append(reply.uptake.float() if mine else torch.zeros(len(reply.position)))
         return torch.cat(found)[self.place[row, position]]
@@ -153,7 +166,7 @@ class VllmBatch(Batch):
         params = request.params
         only = tuple(position[row == index].tolist()) if request.chooses_blindly else None
         uptake = request.uptake
-        layers = tuple(sorted(self._layers(request)))
+        layers = tuple(sorted(self._traced(request).union(*(one.layers for one in request.gauges.values()))))
         return RowTask(
             response=(request.start, request.stop),
             open=(0, 0) if request.over else request.block_span,
@@ -173,16 +186,20 @@ class VllmBatch(Batch):
             span=(max(0, request.start - self.facts.shift), request.stop) if layers else (0, 0),
         )
 
+    def _without_readings(self, index: int, task: RowTask) -> RowTask:
+        """A row's task, less what is read by its twin."""
+        if int(self.reader[index]) == index:
+            return task
+        layers = tuple(sorted(self._traced(self.requests[index])))
+        return replace(task, compare=None, uptake=None, layers=layers, span=task.span if layers else (0, 0))
+
     @staticmethod
-    def _layers(request: Request) -> frozenset[int]:
-        """The layers at which a row is read position by position at this step."""
-        found = (
-            frozenset[int]().union(*(one.layers for one in request.gauges.values())) if request.watches else frozenset()
-        )
+    def _traced(request: Request) -> frozenset[int]:
+        """The layers at which a trace reads a row position by position at this step."""
         trace = request.params.trace
-        if trace is not None and trace.positions and request.step % trace.every == 0:
-            found |= {one.push.layer for one in request.readouts}
-        return found
+        if trace is None or not trace.positions or request.step % trace.every:
+            return frozenset()
+        return frozenset(one.push.layer for one in request.readouts)
 
     def _push(self, push: Push) -> PushTask:
         return PushTask(
@@ -201,12 +218,15 @@ class VllmBatch(Batch):
         """Add what each push did to what it has done so far, for the receipt."""
         self.far.values = {}
         told_over = [(i, reply.refused.tolist()) for i, reply in enumerate(self.replies)]
+        told_lost = [(i, int(reply.lost)) for i, reply in enumerate(self.replies)]
+        self.far.gone = {i: layer for i, layer in told_lost if layer >= 0}
         self.far.over = {i: (int(layer), size, most) for i, (layer, size, most) in told_over if layer >= 0}
         for request, task, reply in zip(self.requests, tasks, self.replies, strict=True):
             for push, told, sums, value in zip(
                 request.pushes, task.pushes, reply.applied.tolist(), reply.readings.tolist(), strict=True
             ):
-                positions, steps, ratio_sum, ratio_max, clipped = sums
+                positions, steps, ratio_sum, ratio_max, clipped, missed = sums
+                push.applied.missed += int(missed)
                 push.applied.clipped += int(clipped)
                 push.applied.positions += int(positions)
                 push.applied.steps += int(steps)
@@ -216,12 +236,12 @@ class VllmBatch(Batch):
                 if push.op == READ:
                     self.far.values[id(push)] = value
 
-    def _note_states(self, tasks: Sequence[RowTask]) -> None:
+    def _note_states(self, tasks: Sequence[RowTask], replies: Sequence[Reply]) -> None:
         """Put the states that were told where a forward pass in this process would have left them."""
         self.far.captured = {}
         self.far.rows = {id(push): i for i, request in enumerate(self.requests) for push in request.pushes}
-        shape = (*self.canvas.shape, self.facts.hidden_size)
-        for i, (task, reply) in enumerate(zip(tasks, self.replies, strict=True)):
+        shape = (len(self.rows), self.canvas.shape[1], self.facts.hidden_size)
+        for i, (task, reply) in enumerate(zip(tasks, replies, strict=True)):
             for layer, states in zip(task.layers, reply.states, strict=True):
                 kept = self.far.captured.setdefault(layer, torch.zeros(shape))
                 kept[i, slice(*task.span)] = states.float()

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from steerserve.engine.vllm.task import RowTask
 
-SUMS = 5
-"""Numbers told of each push: positions, steps, sum and largest of |delta| / |h|, positions at which it was clipped."""
+SUMS = 6
+"""Numbers told of each push: positions, steps, sum and largest of |delta| / |h|, positions at which it was clipped, and
+at which it was missed."""
 REFUSED = 3
 """Numbers told of a row over a bound that refuses: layer, |delta| / |h|, the bound; a layer of -1 where it is not."""
 
@@ -38,6 +39,8 @@ class Reply:
     """[pushes, SUMS] float64."""
     refused: Tensor
     """[REFUSED] float64."""
+    lost: Tensor
+    """[1] float64: the layer of a push that the forward did not come by, -1 where there is none."""
     readings: Tensor
     """[pushes] float64: mean projection over the scope, of the pushes that read."""
     states: Tensor
@@ -58,7 +61,7 @@ def pack(reply: Reply) -> Tensor:
     ]
     table = torch.cat([column.double() for column in columns], dim=1)
     head = torch.tensor([len(table), table.shape[1]], dtype=torch.float64, device=table.device)
-    rest = [reply.refused, reply.applied.flatten(), reply.readings, table.flatten(), reply.states.flatten()]
+    rest = [reply.refused, reply.lost, reply.applied.flatten(), reply.readings, table.flatten(), reply.states.flatten()]
     return torch.cat([head, *(one.to(table.device).double() for one in rest)])
 
 
@@ -67,10 +70,10 @@ def unpack(data: Tensor, task: RowTask) -> Reply:
     count, width = (int(n) for n in data[:2].tolist())
     pushes, at = len(task.pushes), 2
     parts: list[Tensor] = []
-    for size in (REFUSED, pushes * SUMS, pushes, count * width):
+    for size in (REFUSED, 1, pushes * SUMS, pushes, count * width):
         parts.append(data[at : at + size])
         at += size
-    refused, applied, readings, table = parts
+    refused, lost, applied, readings, table = parts
     places = task.span[1] - task.span[0]
     width_of_state = len(data[at:]) // (len(task.layers) * places) if task.layers and places else 0
     sizes = [1, 1, 1, len(task.needs), 1 if task.uptake else 0, task.alternatives, task.alternatives]
@@ -88,6 +91,7 @@ def unpack(data: Tensor, task: RowTask) -> Reply:
         logprobs=logprobs,
         applied=applied.reshape(pushes, SUMS),
         refused=refused,
+        lost=lost,
         readings=readings,
         states=data[at:].reshape(len(task.layers), places if task.layers else 0, width_of_state),
     )

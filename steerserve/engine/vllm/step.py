@@ -85,6 +85,8 @@ class WorkerStep:
         measures = torch.stack(measured, dim=1) if measured else drawn.probability.new_zeros(len(drawn.token), 0)
         most = max(task.alternatives for task in self.tasks)
         likeliest = alternatives(model, states, settings, most) if most else None
+        # First: the sums are taken out of the plan, and with them what was due.
+        lost = {self.steered[row]: layer for row, layer in self.plan.lost().items()}
         applied, readings = self._sums()
         over = {self.steered[row]: told for row, told in self.plan.refused().items()}
         told = []
@@ -102,6 +104,7 @@ class WorkerStep:
                     tokens=none if likeliest is None else likeliest[0][mine, : task.alternatives],
                     logprobs=none if likeliest is None else likeliest[1][mine, : task.alternatives],
                     applied=torch.tensor(applied.get(i, []), dtype=torch.float64).reshape(-1, SUMS),
+                    lost=torch.tensor([float(lost.get(i, -1))], dtype=torch.float64),
                     refused=torch.tensor(over.get(i, NOT_REFUSED), dtype=torch.float64),
                     readings=torch.tensor(readings.get(i, []), dtype=torch.float64),
                     states=torch.stack([self.told[i][layer] for layer in task.layers]) if task.layers else none,
@@ -188,6 +191,8 @@ class WorkerStep:
         applied, readings = {}, {}
         for i, pushes in zip(self.steered, self.pushes, strict=True):
             done = [push.applied for push in pushes]
-            applied[i] = [[one.positions, one.steps, one.ratio_sum, one.ratio_max, one.clipped] for one in done]
+            applied[i] = [
+                [one.positions, one.steps, one.ratio_sum, one.ratio_max, one.clipped, one.missed] for one in done
+            ]
             readings[i] = [values[id(push)] if push.op == READ else 0.0 for push in pushes]
         return applied, readings
