@@ -22,6 +22,7 @@ from torch import Tensor
 
 from steerserve.digests import files_sha256
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 
 SUFFIX = ".converted.safetensors"
 SOURCE = "source_sha256"
@@ -31,6 +32,7 @@ SOURCE = "source_sha256"
 def load_pickle(path: Path) -> Any:
     """What a pickle written by `torch.save` holds: tensors on the CPU, memory-mapped where the format allows, in plain
     containers. Raises ArtifactError for a file that asks for anything else, or is not whole."""
+    refuse_pointer(path)
     try:
         with warnings.catch_warnings():
             # torch warns of protocols its restricted unpickler may not know whole; such a file then fails to load.

@@ -1,8 +1,8 @@
 """The small interface every model family implements."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from steerserve.errors import ArtifactError
 from steerserve.models.memory import Memory
 from steerserve.models.sigma import Sigma
 
+Config = TypeVar("Config")
 Choice = str | Mapping[str, Any]
 """A name, or `{"type": name, ...options}`."""
 
@@ -130,6 +131,18 @@ def deciding(states: Tensor, shift: int) -> Tensor:
     return (
         states if shift == 0 else torch.cat([states[:, :1].expand(-1, shift, *states.shape[2:]), states[:, :-shift]], 1)
     )
+
+
+def read_fields(kind: type[Config], given: Mapping[str, Any], family: str) -> Config:
+    """A family's config dataclass from those keys of a parsed `config.json` that it names, other keys left aside.
+
+    Raises ArtifactError listing the keys that the family needs and the file lacks.
+    """
+    known = fields(kind)  # type: ignore[arg-type]
+    needed = [one.name for one in known if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in given]:
+        raise ArtifactError(f"config.json has no {', '.join(missing)}, which the {family} family needs")
+    return kind(**{one.name: given[one.name] for one in known if one.name in given})
 
 
 def check_fixed(raw: Mapping[str, Any], family: str, fixed: Mapping[str, Any]) -> None:

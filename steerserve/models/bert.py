@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
 from steerserve.models.attention import attend, padding_mask, taken
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes
+from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, read_fields
+from steerserve.models.layout import leave_out_copies
 from steerserve.models.memory import Keep, Memory
 
 # All that this family implements; any other value is refused on load.
@@ -25,6 +26,13 @@ _FIXED: dict[str, Any] = {
     "is_decoder": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
+}
+
+
+_UNUSED = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 
@@ -131,11 +139,10 @@ class BertDiffusionLM(DiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "BertDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a TypeError naming it, a variant of BERT that is not
-        implemented an ArtifactError naming the key, its value and the one allowed."""
+        """Build from a parsed `config.json`; a missing key, or a variant of BERT that is not implemented, is an
+        ArtifactError naming the key, and its value and the one allowed."""
         check_fixed(raw, "bert", _FIXED)
-        fields = BertConfig.__dataclass_fields__
-        config = BertConfig(**{name: raw[name] for name in fields if name in raw})
+        config = read_fields(BertConfig, raw, "bert")
         check_sizes(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -151,6 +158,17 @@ class BertDiffusionLM(DiffusionLM):
                 f"hidden_size {config.hidden_size}"
             )
         return cls(config)
+
+    @classmethod
+    def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG003 (interface)
+        """See `DiffusionLM.adapt`: norms under their present names, without the parts of a pretrained BERT that
+        predict no token (pooler and next-sentence head), and without the tied head where it was written out."""
+        named = {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(_UNUSED)
+        }
+        return leave_out_copies(named, _TIED)
 
     def forward(
         self,

@@ -23,8 +23,10 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
+    read_fields,
 )
-from steerserve.models.llama import RmsNorm, rotate, rotation
+from steerserve.models.layout import leave_out_copies
+from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
@@ -32,8 +34,6 @@ from steerserve.models.memory import Keep, Memory
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "use_mrope": False,
-    "rope_scaling": None,
-    "rope_parameters": None,
     "use_sliding_window": False,
     "block_size": None,
 }
@@ -164,18 +164,23 @@ class DreamDiffusionLM(DiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "DreamDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a TypeError naming it, a variant of Qwen2 that Dream does
-        not use an ArtifactError naming the key, its value and the one allowed.
+        """Build from a parsed `config.json`; a missing key, or a variant of Qwen2 that Dream does not use, is an
+        ArtifactError naming the key, and its value and the one allowed.
 
         Where `eos_token_id` is left out it is `pad_token_id`: Dream pads with the end of text, and its own config class
         names only the latter.
         """
         check_fixed(raw, "dream", _FIXED)
+        if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
+            raise ArtifactError(
+                f"config.json: layer_types is {raw['layer_types']!r}, the dream family implements 'full_attention'"
+            )
         given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
+        base = rotary_base(raw)
+        given |= {} if base is None else {"rope_theta": base}
         if "pad_token_id" in given:
             given.setdefault("eos_token_id", given["pad_token_id"])
-        fields = DreamConfig.__dataclass_fields__
-        config = DreamConfig(**{name: given[name] for name in fields if name in given})
+        config = read_fields(DreamConfig, given, "dream")
         check_sizes(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -207,6 +212,15 @@ class DreamDiffusionLM(DiffusionLM):
                 f"num_key_value_heads {config.num_key_value_heads}"
             )
         return cls(config)
+
+    @classmethod
+    def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        config = cls.from_config(raw).config
+        left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
+        return leave_out_copies(
+            left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+        )
 
     def forward(
         self,

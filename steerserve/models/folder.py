@@ -11,6 +11,7 @@ from steerserve.models.dream import DreamDiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
 from steerserve.models.mdlm import MdlmDiffusionLM
 from steerserve.models.sedd import SeddDiffusionLM
+from steerserve.pointers import refuse_pointer
 
 Family = (
     type[BertDiffusionLM]
@@ -34,6 +35,7 @@ _SEDD_SECTIONS = ("graph", "noise", "model")
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object of a JSON file; raises ArtifactError for anything else."""
+    refuse_pointer(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -64,3 +66,28 @@ def family_of(folder: Path, raw: Mapping[str, Any]) -> Family:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ArtifactError(f"{folder}: model_type is {kind!r}, known families are {', '.join(sorted(FAMILIES))}")
     return FAMILIES[kind]
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """The ids of a folder's special tokens by their role, as its tokenizer has them: `mask_token_id` and so on.
+
+    A BERT's `config.json` leaves them to its tokenizer. Empty where the folder has no `tokenizer.json` or `vocab.txt`.
+    """
+    if (folder / "tokenizer.json").is_file():
+        raw = read_object(folder / "tokenizer.json")
+        known = {one["content"]: one["id"] for one in raw.get("added_tokens") or ()}
+        vocabulary = (raw.get("model") or {}).get("vocab")
+        known = (vocabulary if isinstance(vocabulary, dict) else {}) | known
+    elif (folder / "vocab.txt").is_file():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        known = {piece: index for index, piece in enumerate(lines)}
+    else:
+        return {}
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("mask", "sep", "cls", "pad", "unk")}
+    if (folder / "tokenizer_config.json").is_file():
+        said = read_object(folder / "tokenizer_config.json")
+        for role in roles:
+            token = said.get(role)
+            token = token.get("content") if isinstance(token, dict) else token
+            roles[role] = token if isinstance(token, str) else roles[role]
+    return {f"{role}_id": known[token] for role, token in roles.items() if token in known}

@@ -36,3 +36,18 @@ def check_layout(what: str, wanted: Mapping[str, torch.Size], found: Mapping[str
     ]
     if told:
         raise ArtifactError(f"{what} does not fit its config.json; " + "; ".join(told))
+
+
+def leave_out_copies(tensors: Mapping[str, Tensor], copies: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors without those that only repeat another one, such as a tied head that was written out as well.
+
+    copies: the name of a tensor that may be a copy, with the name of its original. A copy that differs from its
+    original is an ArtifactError: the config ties what the file does not.
+    """
+    left = dict(tensors)
+    for name, original in copies.items():
+        if name in left and original in left:
+            copy, source = left.pop(name), left[original]
+            if copy.shape != source.shape or not torch.equal(copy.to(source.dtype), source):
+                raise ArtifactError(f"unexpected tensors: {name} differs from {original}, to which config.json ties it")
+    return left

@@ -21,8 +21,10 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
+    read_fields,
 )
-from steerserve.models.llama import RmsNorm, rotate, rotation
+from steerserve.models.layout import leave_out_copies
+from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
 
 # What the published checkpoints say, and all that this family implements; any other value is refused on load.
@@ -41,6 +43,7 @@ _FIXED: dict[str, Any] = {
     "layer_norm_with_affine": True,
     "multi_query_attention": None,
     "block_group_size": 1,
+    "clip_qkv": None,
 }
 
 # <|endoftext|> and <|eot_id|> of the published vocabulary; a config names only the former.
@@ -149,11 +152,16 @@ class LladaDiffusionLM(DiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "LladaDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a TypeError, a variant of OLMo that LLaDA does not use
-        an ArtifactError naming the key, its value and the one allowed."""
+        """Build from a parsed `config.json`; a missing key or a variant of OLMo that LLaDA does not use is
+        an ArtifactError naming the key, its value and the one allowed, as are a mixture of experts and scaled rotary
+        positions."""
         check_fixed(raw, "llada", _FIXED)
-        fields = LladaConfig.__dataclass_fields__
-        config = LladaConfig(**{name: raw[name] for name in fields if name in raw})
+        if experts := raw.get("num_experts"):
+            raise ArtifactError(
+                f"config.json: num_experts is {experts!r}: LLaDA-MoE is a mixture of experts, the llada family "
+                "implements the dense models"
+            )
+        config = read_fields(LladaConfig, dict(raw) | {"rope_theta": rotary_base(raw, LladaConfig.rope_theta)}, "llada")
         check_sizes(
             d_model=config.d_model,
             n_layers=config.n_layers,
@@ -180,6 +188,14 @@ class LladaDiffusionLM(DiffusionLM):
                 f"config.json: embedding_size {config.rows} is less than vocab_size {config.vocab_size}"
             )
         return cls(config)
+
+    @classmethod
+    def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        config = cls.from_config(raw).config
+        left = leave_out_frequencies(tensors, config.d_model // config.n_heads, config.rope_theta)
+        copies = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"} if config.weight_tying else {}
+        return leave_out_copies(left, copies)
 
     def forward(
         self,

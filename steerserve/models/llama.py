@@ -3,10 +3,22 @@
 Sources: RMSNorm (arXiv 1910.07467), RoPE (arXiv 2104.09864).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from steerserve.errors import ArtifactError
 from steerserve.models.attention import places
+
+_PLAIN_ROTARY: Mapping[str, tuple[Any, ...]] = {
+    "rope_type": ("default", None),
+    "type": ("default", None),
+    "factor": (1, None),
+    "partial_rotary_factor": (1, None),
+}
+"""What `rope_parameters` and `rope_scaling` may say beside `rope_theta`: positions as they are, unscaled."""
 
 
 class RmsNorm(nn.Module):
@@ -35,3 +47,43 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate-half rotary embedding of x [rows, heads, length, head size] in float32."""
     first, second = x.float().chunk(2, dim=-1)
     return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def rotary_base(raw: Mapping[str, Any], default: float | None = None) -> float | None:
+    """The rotary base of a parsed `config.json`, wherever it stands; None where it is not there and has no default.
+
+    transformers 4 writes `rope_theta`, transformers 5 `rope_parameters: {"rope_type": "default", "rope_theta": ...}`,
+    and either may be in a file, or both. Raises ArtifactError where positions are scaled, which is not implemented, and
+    where two places name different bases.
+    """
+    found = {} if raw.get("rope_theta") is None else {"rope_theta": raw["rope_theta"]}
+    for section in ("rope_parameters", "rope_scaling"):
+        given = raw.get(section)
+        if given is None:
+            continue
+        plain = isinstance(given, Mapping) and all(
+            key == "rope_theta" or value in _PLAIN_ROTARY.get(key, ()) for key, value in given.items()
+        )
+        if not plain:
+            raise ArtifactError(f"config.json: {section} is {given!r}; only unscaled rotary positions are implemented")
+        if given.get("rope_theta") is not None:
+            found[f"{section}.rope_theta"] = given["rope_theta"]
+    if len(set(found.values())) > 1:
+        raise ArtifactError(f"config.json: two rotary bases, {found}")
+    return next(iter(found.values()), default)
+
+
+def leave_out_frequencies(tensors: Mapping[str, Tensor], size: int, theta: float) -> dict[str, Tensor]:
+    """The tensors without rotary frequencies, which older files hold beside the weights and every model computes.
+
+    Frequencies of another base or head size than the config's are an ArtifactError.
+    """
+    left = dict(tensors)
+    expected = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    for name in [name for name in left if name.endswith("rotary_emb.inv_freq")]:
+        got = left.pop(name)
+        # A file in half precision rounds the frequencies; another base is further off than that.
+        rtol = 1e-2 if got.element_size() < 4 else 1e-4
+        if got.shape != expected.shape or not torch.allclose(got.float(), expected, rtol=rtol, atol=0):
+            raise ArtifactError(f"{name} holds other rotary frequencies than those of base {theta:g} in config.json")
+    return left

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes
+from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes, read_fields
 from steerserve.models.dit import DitConfig, DitDiffusionLM, check_heads
 from steerserve.models.dit_weights import adapt_dit
 from steerserve.models.sigma import LogLinear
@@ -50,7 +50,7 @@ class MdlmDiffusionLM(DitDiffusionLM):
 
     @classmethod
     def from_config(cls, raw: dict[str, Any]) -> "MdlmDiffusionLM":
-        """Build from a parsed `config.json`; a missing key is a TypeError, an impossible value an ArtifactError.
+        """Build from a parsed `config.json`; a missing key or an impossible value is an ArtifactError naming it.
 
         Unless the config names them, the mask is the last token, and the end and the beginning of a text the one before
         it, as in the published vocabulary: GPT-2's with a mask added.
@@ -82,7 +82,7 @@ class MdlmDiffusionLM(DitDiffusionLM):
 
 def _read(raw: dict[str, Any]) -> MdlmConfig:
     """The family's keys of a parsed `config.json`, checked."""
-    config = MdlmConfig(**{name: raw[name] for name in MdlmConfig.__dataclass_fields__ if name in raw})
+    config = read_fields(MdlmConfig, raw, "mdlm")
     check_sizes(
         vocab_size=config.vocab_size,
         model_length=config.model_length,

@@ -13,12 +13,10 @@ from steerserve.errors import ArtifactError
 from steerserve.models.folder import read_object
 from steerserve.pickles import SUFFIX as CONVERTED
 from steerserve.pickles import convert, converted, load_pickle
+from steerserve.pointers import refuse_pointer
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 LIGHTNING = "*.ckpt"
-
-LFS = b"version https://git-lfs"
-"""How a file begins that only points to the one in large file storage."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,16 @@ class Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder: one, or the shards that an index names; safetensors before pickles."""
+    """The weight files of a model folder: one, or the shards that an index names; safetensors before pickles.
+
+    A whole file comes before an index, as in transformers: an index left beside it belongs to weights that are gone.
+    """
     for name in (SAFETENSORS, PICKLE):
         index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _shards(index)
         if (folder / name).is_file():
             return [folder / name]
+        if index.is_file():
+            return _shards(index)
     checkpoints = sorted(folder.glob(LIGHTNING))
     if len(checkpoints) != 1:
         found = f"; it has {len(checkpoints)} checkpoints, and which one is not said" if checkpoints else ""
@@ -105,9 +106,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:
-    with open(file, "rb") as stream:
-        if stream.read(len(LFS)) == LFS:
-            raise ArtifactError(f"{file} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
+    refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it has no __iter__)

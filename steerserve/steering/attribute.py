@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 from steerserve.steering.probe import FILE, Probe, load_probe
 from steerserve.steering.push import SCOPES
 
@@ -117,6 +118,8 @@ class AttributeCard:
 
 def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size: int) -> Attribute:
     """Read one attribute; raises ArtifactError where it is broken or was made for another model."""
+    for name in ("attribute.json", "directions.safetensors"):
+        refuse_pointer(folder / name)
     try:
         text = (folder / "attribute.json").read_text(encoding="utf-8")
         raw = json.loads(text)

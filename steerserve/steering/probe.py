@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 
 FILE: Final = "probe.safetensors"
 ENTRY: Final = "probe"
@@ -73,6 +74,7 @@ def read_probe(folder: Path) -> Probe | None:
     path = folder / FILE
     if not path.exists():
         return None
+    refuse_pointer(path)
     try:
         with safe_open(path, "pt") as opened:
             told, weights = json.loads((opened.metadata() or {})[ENTRY]), opened.get_tensor("weights").float()

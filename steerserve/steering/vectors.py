@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 
 SUFFIXES: Final = (".safetensors", ".gguf")
 KEY: Final = re.compile(r"(?:(?P<name>.+)\.)?(?:layers?|direction)\.(?P<layer>[0-9]{1,9})")
@@ -83,6 +84,7 @@ def load_vectors(directory_or_file: Path, num_layers: int, hidden_size: int) -> 
 
 
 def _read(path: Path, num_layers: int) -> Stack:
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, num_layers)
     if path.suffix == ".gguf":

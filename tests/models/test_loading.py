@@ -121,6 +121,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, place: str) -> No
     write(tmp_path, "bert")
     folder = tmp_path / "inner"
     write(folder, "bert")
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}), encoding="utf-8")
     with pytest.raises(ArtifactError, match="outside its folder"):
         load_model(folder)
@@ -131,6 +132,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, place: str) -> No
 )
 def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path, "bert")
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     with pytest.raises(ArtifactError):
         load_model(tmp_path)

@@ -257,5 +257,5 @@ def test_an_impossible_config_is_refused(changes: dict[str, Any], message: str) 
 
 def test_a_missing_key_is_named() -> None:
     raw = {key: value for key, value in CONFIG.items() if key != "cond_dim"}
-    with pytest.raises(TypeError, match="cond_dim"):
+    with pytest.raises(ArtifactError, match="has no cond_dim"):
         MdlmDiffusionLM.from_config(raw)

@@ -196,10 +196,3 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) 
     save_file(tensors | {name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(ArtifactError, match=f"no floating-point numbers: {name} is torch.int8"):
         load_model(tmp_path)
-
-
-def test_a_pointer_to_large_file_storage_is_told_from_a_broken_file(tmp_path: Path) -> None:
-    write(tmp_path, "llada")
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
-    with pytest.raises(ArtifactError, match="is a Git LFS pointer, not the weights"):
-        open_checkpoint(tmp_path)

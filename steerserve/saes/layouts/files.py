@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -20,6 +21,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
+    refuse_pointer(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -56,6 +58,7 @@ def choose_k(config: Mapping[str, Any], features: int) -> int:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file, memory-mapped."""
+    refuse_pointer(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

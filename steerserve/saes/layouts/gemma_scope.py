@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 from steerserve.saes.activation import JumpRelu
 from steerserve.saes.layouts import layer as layers
 from steerserve.saes.layouts.files import checked
@@ -68,6 +69,7 @@ def read(folder: Path) -> Parts:
 
 def read_archive(path: Path) -> dict[str, Tensor]:
     """Every array of an `.npz` as a tensor; one that holds objects is refused, unread."""
+    refuse_pointer(path)
     try:
         with open(path, "rb") as stream:
             archive = np.load(stream, allow_pickle=False)

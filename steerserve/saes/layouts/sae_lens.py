@@ -17,7 +17,7 @@ from torch import Tensor
 from steerserve.errors import ArtifactError
 from steerserve.saes.activation import AbsTopK, Activation, JumpRelu, Relu, TopK
 from steerserve.saes.layouts import layer as layers
-from steerserve.saes.layouts.files import choose_k, known, read_json, read_tensors, whole
+from steerserve.saes.layouts.files import checked, choose_k, known, read_json, read_safetensors, whole
 from steerserve.saes.layouts.fold import gated, plain_input, scaled_input, unit_decoder
 from steerserve.saes.layouts.parts import Description, Parts
 from steerserve.saes.matching_pursuit import Pursuit
@@ -27,7 +27,6 @@ CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_sca
 HONOURED: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", None, False, "expected_average_only_in", True),
     "reshape_activations": ("none", None),
-    "finetuning_scaling_factor": (False, None),
     "hook_head_index": (None,),
     "activation_fn": ("relu", "topk", None),
     "activation_fn_str": ("relu", "topk", None),
@@ -100,7 +99,8 @@ def read(folder: Path) -> Parts:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(architecture.tensors, (features,))
     shapes |= {"W_enc": (hidden_size, features), "W_dec": (features, hidden_size), "b_dec": (hidden_size,)}
     shapes |= {"topk_threshold": ()}
-    tensors = read_tensors(folder / WEIGHTS, {name: shapes[name] for name in architecture.tensors})
+    found = _without_scaling(read_safetensors(folder / WEIGHTS), config)
+    tensors = checked(WEIGHTS, found, {name: shapes[name] for name in architecture.tensors})
     factor = scaling_factor(folder, config)
     subtracts = config.get("apply_b_dec_to_input", True)
     activation = architecture.activation(config, tensors)
@@ -120,6 +120,21 @@ def read(folder: Path) -> Parts:
         if isinstance(activation, JumpRelu):
             activation = JumpRelu(activation.threshold / factor)
     return Parts({name: held[name] for name in LINEAR}, activation)
+
+
+def _without_scaling(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors without the activations' `scaling_factor`, which early versions of SAELens wrote; it must be 1.
+
+    Raises ArtifactError where it is not, or where the config says that activations are scaled and no factor is there.
+    """
+    left = dict(tensors)
+    factor = left.pop("scaling_factor", None)
+    if factor is not None and not bool((factor == 1).all()):
+        raise ArtifactError(f"{WEIGHTS}: scaling_factor is not 1; SAEs with scaled activations are not supported")
+    asked = any(place.get("finetuning_scaling_factor") for place in (config, config["metadata"]))
+    if asked and factor is None:
+        raise ArtifactError(f"finetuning_scaling_factor: True, but {WEIGHTS} has no scaling_factor")
+    return left
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -290,12 +290,22 @@ def test_a_config_we_cannot_honour_is_refused(tmp_path: Path, changes: dict[str,
         ({"b_enc": torch.ones(HIDDEN)}, r"b_enc has shape \[6\], expected \[15\]"),
         ({"W_dec": torch.full((FEATURES, HIDDEN), float("nan"))}, "W_dec has 90 values that are not finite"),
         ({"b_dec": torch.ones(HIDDEN, dtype=torch.int64)}, "b_dec has type torch.int64"),
+        ({"scaling_factor": torch.full((FEATURES,), 1.5)}, "scaling_factor is not 1"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
     weights = {name: tensor for name, tensor in (tensors() | changes).items() if tensor is not None}
     with pytest.raises(ArtifactError, match=message):
         load_sae(write(tmp_path / "s", config(), weights))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_scaling_factor_of_ones_is_no_hindrance(tmp_path: Path, asked: bool) -> None:
+    plain = load_sae(write(tmp_path / "plain", config(), tensors()))
+    with_ones = tensors() | {"scaling_factor": torch.ones(FEATURES)}
+    same = load_sae(write(tmp_path / "ones", config(finetuning_scaling_factor=asked), with_ones))
+    states = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(same.encode(states), plain.encode(states))
 
 
 def test_a_zero_row_cannot_be_rescaled(tmp_path: Path) -> None:
