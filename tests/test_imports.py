@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "steerserve.errors": set(),
     "steerserve.config": {"steerserve.errors"},
     "steerserve.memory": set(),
+    "steerserve.extras": {"steerserve.errors"},
     "steerserve.digests": set(),
     "steerserve.pickles": {"steerserve.digests", "steerserve.errors"},
     "steerserve.models": {
@@ -29,7 +30,13 @@ MAY_IMPORT = {
         "steerserve.errors",
     },
     "steerserve.saes": {"steerserve.saes", "steerserve.pickles", "steerserve.digests", "steerserve.errors"},
-    "steerserve.steering": {"steerserve.steering", "steerserve.saes", "steerserve.models", "steerserve.errors"},
+    "steerserve.steering": {
+        "steerserve.steering",
+        "steerserve.saes",
+        "steerserve.models",
+        "steerserve.extras",
+        "steerserve.errors",
+    },
     "steerserve.engine": {
         "steerserve.engine",
         "steerserve.steering",
@@ -49,6 +56,7 @@ MAY_IMPORT = {
         "steerserve.engine.text",
         "steerserve.engine.twin",
         "steerserve.config",
+        "steerserve.extras",
         "steerserve.errors",
     },
 }

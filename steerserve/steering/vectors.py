@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.extras import install_command
 
 SUFFIXES: Final = (".safetensors", ".gguf")
 KEY: Final = re.compile(r"(?:(?P<name>.+)\.)?(?:layers?|direction)\.(?P<layer>[0-9]{1,9})")
@@ -141,7 +142,7 @@ def _read_gguf(path: Path) -> Stack:
     try:
         import gguf
     except ImportError as error:
-        raise ArtifactError(f"{path} needs the gguf package: pip install 'steerserve[gguf]'") from error
+        raise ArtifactError(f"{path} needs the gguf package: {install_command('gguf')}") from error
     plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
     try:
         reader = gguf.GGUFReader(path)
