@@ -8,6 +8,7 @@ import steerserve
 from steerserve.commands import calibrate, generate, inspect, keys, serve, train
 from steerserve.commands.command import CommandParser
 from steerserve.errors import SteerserveError
+from steerserve.extras import install_command
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in TRAIN_EXTRA:
             raise
-        return _fail(f"this command needs {error.name}: pip install 'steerserve[train]'")
+        return _fail(f"this command needs {error.name}: {install_command('train')}")
     except KeyboardInterrupt:
         return INTERRUPTED
 

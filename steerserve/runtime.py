@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import schedulers
+from schedulers import JointProfile
 from steerserve.backends import Folders, check_backend, check_graphs, told, vllm_engine
 from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
@@ -31,7 +32,7 @@ from steerserve.saes.labels import read_labels
 from steerserve.saes.tree import find_saes
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
-from steerserve.steering.vectors import load_vectors
+from steerserve.steering.vectors import NamedVector, load_vectors
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -51,19 +52,20 @@ class Runtime:
 def load_runtime(
     model: Path | None,
     saes: Path | None,
-    attributes: Path | None,
+    attributes: Sequence[Path] | None,
     config: EngineConfig,
     model_config: ModelConfig | None = None,
     say: Callable[[str], None] | None = None,
     sae_config: SaeConfig | None = None,
-    vectors: Path | None = None,
+    vectors: Sequence[Path] = (),
     backend: BackendConfig | None = None,
 ) -> Runtime:
     """Load, check that everything belongs together, and test that steering takes; raises ArtifactError.
 
-    Without a model the bundled one is loaded with its SAEs and attributes; a model of one's own comes with the SAEs
-    and attributes named beside it, or with none; vectors is a file or folder of directions by name. Everything that can
-    be refused is, before the weights are loaded; `say` is told then what they take.
+    Without a model the bundled one is loaded with its SAEs and attributes, and the folders of attributes add to these;
+    a model of one's own comes with the SAEs and attributes named beside it, or with none; vectors are files or folders
+    of directions by name. Everything that can be refused is, before the weights are loaded; `say` is told then what
+    they take.
     """
     model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
     backend = backend or BackendConfig()
@@ -73,7 +75,7 @@ def load_runtime(
         torch.set_num_threads(config.threads)
     if model is None:
         model = BUNDLED / "model"
-        saes, attributes = saes or BUNDLED / "saes", attributes or BUNDLED / "attributes"
+        saes, attributes = saes or BUNDLED / "saes", [BUNDLED / "attributes", *(attributes or ())]
     opened = open_model(model, model_config)
     check_graphs(config, backend, opened.device)
     facts, digest, defaults = opened.facts, opened.sha256, opened.defaults
@@ -83,12 +85,15 @@ def load_runtime(
     loaded_saes = load_saes(saes, sae_config.sae_layers, sae_config.sae_k) if saes is not None else {}
     for sae in loaded_saes.values():
         sae.facts.check_model(facts.hidden_size, facts.num_layers, digest)
-    loaded = load_attributes(attributes, digest, facts.num_layers, facts.hidden_size) if attributes is not None else {}
-    joint = load_joint(attributes, digest, loaded) if attributes is not None else None
-    for folder, kind, found in ((saes, "SAE", loaded_saes), (attributes, "attribute", loaded)):
-        if folder is not None and not found:
-            raise ArtifactError(f"{folder} holds no {kind}")
-    named = {} if vectors is None else load_vectors(vectors, facts.num_layers, facts.hidden_size)
+    if saes is not None and not loaded_saes:
+        raise ArtifactError(f"{saes} holds no SAE")
+    loaded, joint = all_attributes(attributes or (), digest, facts, say)
+    named: dict[str, NamedVector] = {}
+    for place in vectors:
+        more = load_vectors(place, facts.num_layers, facts.hidden_size)
+        if twice := sorted(named.keys() & more.keys()):
+            raise ArtifactError(f"{place}: vectors named {twice} have been loaded from another place already")
+        named |= more
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
     name = model_config.served_name or ("bundled" if model == BUNDLED / "model" else model.resolve().name)
@@ -144,6 +149,31 @@ def load_runtime(
         chat=chat(opened),
     )
     return Runtime(engine, service)
+
+
+def all_attributes(
+    folders: Sequence[Path], model_sha256: str, facts: ModelFacts, say: Callable[[str], None] | None
+) -> tuple[dict[str, Attribute], JointProfile | None]:
+    """The attributes of every folder by name, and the joint profile of the last folder that has one.
+
+    Raises ArtifactError for a folder without attributes, and for two attributes of one name.
+    """
+    loaded: dict[str, Attribute] = {}
+    profiles: dict[Path, JointProfile] = {}
+    for folder in folders:
+        mine = load_attributes(folder, model_sha256, facts.num_layers, facts.hidden_size)
+        if not mine:
+            raise ArtifactError(f"{folder} holds no attribute")
+        if twice := sorted(loaded.keys() & mine.keys()):
+            raise ArtifactError(f"{folder}: attributes named {twice} have been loaded from another folder already")
+        loaded |= mine
+        profile = load_joint(folder, model_sha256, mine)
+        if profile is not None:
+            profiles[folder] = profile
+    *others, last = profiles or (None,)
+    if others and say is not None:
+        say(f"joint allocation is by {last}/joint.json, not by that of {', '.join(map(str, others))}")
+    return loaded, None if last is None else profiles[last]
 
 
 def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | None:

@@ -325,3 +325,10 @@ def test_serve_says_where_it_listens_and_stops_on_a_signal(tiny_model: Path) -> 
             assert server.wait(timeout=60) in (0, -signal.SIGTERM)
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize("flag", ["--model", "--sae"])
+def test_a_folder_is_not_given_twice(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", flag, "one", flag, "two"])
+    assert f"{flag} is given twice: one and two" in capsys.readouterr().err

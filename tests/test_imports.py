@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "steerserve.errors": set(),
     "steerserve.config": {"steerserve.errors"},
     "steerserve.memory": set(),
+    "steerserve.extras": {"steerserve.errors"},
     "steerserve.digests": set(),
     "steerserve.pointers": {"steerserve.errors"},
     "steerserve.pickles": {"steerserve.digests", "steerserve.errors", "steerserve.pointers"},
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "steerserve.saes",
         "steerserve.models",
         "steerserve.pointers",
+        "steerserve.extras",
         "steerserve.errors",
     },
     "steerserve.engine": {
@@ -63,6 +65,7 @@ MAY_IMPORT = {
         "steerserve.engine.text",
         "steerserve.engine.twin",
         "steerserve.config",
+        "steerserve.extras",
         "steerserve.errors",
     },
 }

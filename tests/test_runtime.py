@@ -30,16 +30,27 @@ def attributes(tiny_model: Path, folder: Path, **changes: object) -> Path:
     path = folder / "made" / "attribute.json"
     raw = json.loads(path.read_text()) | {"model_sha256": weights_sha256(tiny_model)} | changes
     path.write_text(json.dumps(raw))
-    assert made.name == raw["name"]
+    assert made.name == "topic/sports"
     return folder
 
 
 def test_a_model_folder_with_attributes_is_served(tiny_model: Path, tmp_path: Path) -> None:
-    runtime = load_runtime(tiny_model, None, attributes(tiny_model, tmp_path), EngineConfig())
+    runtime = load_runtime(tiny_model, None, [attributes(tiny_model, tmp_path)], EngineConfig())
     assert runtime.service.model_id == tiny_model.name
     assert list(runtime.service.attributes) == ["topic/sports"]
     assert runtime.service.capabilities["device"] == "cpu"
     assert runtime.service.model_card["sampler_defaults"]["order"] == "confidence"
+
+
+def test_folders_of_attributes_add_up(tiny_model: Path, tmp_path: Path) -> None:
+    first = attributes(tiny_model, tmp_path / "one")
+    second = attributes(tiny_model, tmp_path / "two", name="topic/ships")
+    runtime = load_runtime(tiny_model, None, [first, second], EngineConfig())
+    assert sorted(runtime.service.attributes) == ["topic/ships", "topic/sports"]
+    with pytest.raises(
+        ArtifactError, match=r"attributes named \['topic/sports'\] have been loaded from another folder"
+    ):
+        load_runtime(tiny_model, None, [first, second, first], EngineConfig())
 
 
 def test_the_folder_one_stands_in_gives_the_model_its_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +86,7 @@ def test_an_attribute_that_cannot_be_honoured_is_refused_at_start(
     tiny_model: Path, tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ArtifactError, match=said):
-        load_runtime(tiny_model, None, attributes(tiny_model, tmp_path, **changes), EngineConfig())
+        load_runtime(tiny_model, None, [attributes(tiny_model, tmp_path, **changes)], EngineConfig())
 
 
 def test_cuda_graphs_are_refused_where_they_cannot_be(tiny_model: Path) -> None:

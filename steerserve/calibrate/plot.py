@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from schedulers import CommitmentProfile, build_strength, compile_gains
+from steerserve.extras import install_command
 
-MISSING = "no plots: they need matplotlib, pip install 'steerserve[train]'"
+MISSING = f"no plots: they need matplotlib, {install_command('train')}"
 
 
 def plot(profile: CommitmentProfile, title: str, path: Path, say: Callable[[str], None]) -> bool:

@@ -26,15 +26,13 @@ from steerserve.models.means import mean_states
 from steerserve.models.tokenizer import literal
 from steerserve.steering.attribute import load_attributes
 from steerserve.steering.probe import Probe
-from steerserve.train.classifiers import is_held_out, windows
+from steerserve.train.classifiers import Pieces, held_out_sets
 
 INVERSE_PENALTY = 1e-3
 """scikit-learn's C. Real texts are told apart as well or better with 0.1, but a probe reads what the model writes: of
 eight texts steered to three attributes it chose one with all three (by word classifiers; 320 choices) in 52 % of cases
 with 0.001, 53 % with 0.0001, 45 % with 0.01 and 41 % with 0.1, where 33 % of all the texts had them. Its log-odds are
 the more cautious for it."""
-USES = ("train on", "hold out")
-"""What texts are for; every tenth is held out."""
 CHUNK = 1024
 """Pieces of text between two movements of the bar; those of like lengths among them share a forward."""
 
@@ -52,18 +50,6 @@ class ProbeRecipe:
         if self.probe_texts < 1:
             raise ValueError(f"probe_texts must be 1 or more, got {self.probe_texts}")
         check_seed(self.seed)
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """Texts of one use: N pieces of them."""
-
-    labels: NDArray[np.str_]
-    """[N]."""
-    states: NDArray[np.float32]
-    """Mean states [N, hidden_size]."""
-    texts: int
-    """Texts that the pieces are of."""
 
 
 def train_probes(
@@ -92,8 +78,7 @@ def train_probes(
 
 
 def probe_texts(data: Path, tasks: Iterable[Task], recipe: ProbeRecipe) -> dict[Group, dict[str, list[str]]]:
-    """What probes of these tasks are trained on; raises ArtifactError where a label has no text to train on or to hold
-    out."""
+    """What probes of these tasks are trained on; raises ArtifactError where a label has too few texts."""
     return texts_by_group(data, (task.group for task in tasks), recipe.probe_texts, recipe.seed)
 
 
@@ -108,14 +93,25 @@ def probes_of(
     # As finished texts are read when a probe judges them.
     tokenizer, layer = literal(tokenizer), model.facts.num_layers - 1
     for group in tqdm(dict.fromkeys(task.group for task in tasks.values()), desc="probes", unit="group"):
-        train, test = _sides(model, tokenizer, group, texts[group], layer)
+        sets, cut = held_out_sets(texts[group]), Pieces.of(texts[group])
+        states = _states(model, tokenizer, cut.pieces, layer, f"{group.field}, texts of probes")
+        away = [cut.within(held_out) for held_out in sets]
+        every, tried = sum(map(len, texts[group].values())), sum(map(len, sets))
         for name, task in tasks.items():
             if task.group == group:
-                weights, bias = fit(train.states, train.labels == task.target)
-                says = test.states @ weights + bias > 0
-                accuracy = balanced_accuracy(says, test.labels == task.target)
-                found[name] = Probe(layer, torch.from_numpy(weights), bias, round(accuracy, 4), train.texts)
-                _say(f"{name}: right on {accuracy:.1%} of texts held out, trained on {train.texts:,}")
+                has = cut.labels == task.target
+                says = np.zeros(len(has), dtype=np.bool_)
+                for out in away:
+                    weights, bias = fit(states[~out], has[~out])
+                    says[out] = states[out] @ weights + bias > 0
+                trained_on = every - tried
+                if len(sets) > 1:
+                    (weights, bias), trained_on = fit(states, has), every
+                seen = np.any(away, axis=0)
+                accuracy = balanced_accuracy(says[seen], has[seen])
+                found[name] = Probe(layer, torch.from_numpy(weights), bias, round(accuracy, 4), trained_on)
+                how = f"{tried:,} texts held out" + (f" in {len(sets)} turns" if len(sets) > 1 else "")
+                _say(f"{name}: right on {accuracy:.1%} of {how}, trained on {trained_on:,}")
     return {name: found[name] for name in tasks}
 
 
@@ -139,19 +135,6 @@ def fit(states: NDArray[np.float32], has: NDArray[np.bool_]) -> tuple[NDArray[np
 def balanced_accuracy(says: NDArray[np.bool_], has: NDArray[np.bool_]) -> float:
     """Share of right answers, the texts with the attribute and those without it counting the same."""
     return float((says[has].mean() + (~says[~has]).mean()) / 2)
-
-
-def _sides(
-    model: DiffusionLM, tokenizer: Tokenizer, group: Group, texts: Mapping[str, Sequence[str]], layer: int
-) -> list[Side]:
-    """The texts of a group that are trained on and those that are held out."""
-    sides = []
-    for use in USES:
-        mine = [(label, text) for label in texts for text in texts[label] if is_held_out(text) == (use == "hold out")]
-        pieces = [(label, piece) for label, text in mine for piece in windows(text)]
-        states = _states(model, tokenizer, [piece for _, piece in pieces], layer, f"{group.field}, to {use}")
-        sides.append(Side(np.array([label for label, _ in pieces]), states, len(mine)))
-    return sides
 
 
 def _states(

@@ -22,6 +22,7 @@ from steerserve.calibrate.samples import unsteered_samples
 from steerserve.calibrate.search import forwards, layer_sets
 from steerserve.calibrate.selection import Selection, select
 from steerserve.calibrate.sites import site_forwards
+from steerserve.calibrate.summary import outcome_lines, texts_lines
 from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
 from steerserve.calibrate.texts import held_out_texts, texts_by_group
 from steerserve.calibrate.trials import Laboratory
@@ -74,19 +75,20 @@ def calibrate(
     groups = [task.group for task in due]
     texts = texts_by_group(data, groups, max(recipe.judge_texts, recipe.texts), recipe.seed, recipe.judge_texts)
     texts_of_probes = probe_texts(data, due, trained)
-    held_out = held_out_texts(data, HELD_OUT_TEXTS)
+    held_out = held_out_texts(data, HELD_OUT_TEXTS, every=all(task.all_texts for task in due))
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(_bytes, saes.values()))
-    model = opened.load(model_folder.resolve().name, lambda line: tqdm.write(line, file=sys.stderr), beside)
+    model = opened.load(model_folder.resolve().name, _say, beside)
     saes = {layer: sae.to(opened.device) for layer, sae in saes.items()}
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out, recipe)
     laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
     samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
-    judges, found = _contrast(model, tokenizer, saes, texts, due, recipe)
+    judges = _judges(texts, recipe)
+    found = _contrast(model, tokenizer, saes, texts, due, recipe)
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
-    tqdm.write(stated_cost(recipe, len(due), len(layer_sets(layers))), file=sys.stderr)
+    _say(stated_cost(recipe, len(due), len(layer_sets(layers))))
     probes = probes_of(model, tokenizer, texts_of_probes, {task.name: task for task in due})
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
@@ -117,6 +119,7 @@ def calibrate(
             },
         )
         made[task.name] = finish(laboratory, findings, saes, digest, out / task.name)
+        _say(*outcome_lines(made[task.name]))
     shutil.rmtree(out / CACHE, ignore_errors=True)
     return made
 
@@ -159,6 +162,16 @@ def origin(task: Task, hashes: Mapping[str, str], common: Mapping[str, Any]) -> 
     return raw
 
 
+def _judges(texts: Mapping[Group, Mapping[str, Sequence[str]]], recipe: CalibrationRecipe) -> dict[Group, Judge]:
+    """The classifier of each group; says how many texts there are and how well they are told apart."""
+    judges = {}
+    for group, classes in tqdm(texts.items(), desc="classifiers", unit="group"):
+        mine = {label: several[: recipe.judge_texts] for label, several in classes.items()}
+        judges[group] = train_judge(mine, recipe.seed)
+        _say(*texts_lines(group, mine, recipe.texts, judges[group]))
+    return judges
+
+
 def _contrast(
     model: DiffusionLM,
     tokenizer: Tokenizer,
@@ -166,17 +179,13 @@ def _contrast(
     texts: Mapping[Group, Mapping[str, Sequence[str]]],
     due: Sequence[Task],
     recipe: CalibrationRecipe,
-) -> tuple[dict[Group, Judge], dict[str, tuple[dict[int, Selection], dict[str, int]]]]:
-    """A judge for each group; for each task its selection at every layer, and the number of texts of each class.
+) -> dict[str, tuple[dict[int, Selection], dict[str, int]]]:
+    """For each task its selection at every layer, and the number of texts of each class.
 
     The texts of a group pass through the model once, whichever of its attributes are due.
     """
-    judges: dict[Group, Judge] = {}
     found: dict[str, tuple[dict[int, Selection], dict[str, int]]] = {}
     for group, classes in tqdm(texts.items(), desc="classes", unit="group"):
-        judges[group] = train_judge(
-            {label: several[: recipe.judge_texts] for label, several in classes.items()}, recipe.seed
-        )
         few = {label: several[: recipe.texts] for label, several in classes.items()}
         statistics = {
             label: class_statistics(model, tokenizer, saes, few[label], recipe, label) for label in group.labels
@@ -192,4 +201,9 @@ def _contrast(
                 for layer in sorted(saes)
             }
             found[task.name] = selections, {label: len(several) for label, several in few.items()}
-    return judges, found
+    return found
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)

@@ -10,7 +10,7 @@ import numpy as np
 from steerserve.calibrate.tasks import Group
 from steerserve.errors import ArtifactError
 from steerserve.train import corpus
-from steerserve.train.classifiers import check_sides
+from steerserve.train.classifiers import held_out_sets
 
 MIN_WORDS = 5
 """Shorter texts (the phrases of SST-2, say) show too little of any attribute."""
@@ -19,7 +19,10 @@ MIN_WORDS = 5
 def labelled_texts(
     data: Path, group: Group, split: corpus.Split, most: int, seed: int, min_words: int = MIN_WORDS
 ) -> dict[str, list[str]]:
-    """At most `most` texts of each label of a group, in a seeded order, files taking turns; every label has some."""
+    """At most `most` texts of each label of a group, in a seeded order, files taking turns; every label has some.
+
+    The texts of the split `calibrate` are all of a group's texts where it says so.
+    """
     known = corpus.files(data)
     if unknown := [stem for stem in group.files if stem not in known]:
         raise ArtifactError(f"{data} has no files {unknown}; it has {sorted(known)}")
@@ -27,7 +30,8 @@ def labelled_texts(
     for stem in group.files:
         texts: dict[str, list[str]] = {label: [] for label in group.labels}
         for row in corpus.rows(known[stem]):
-            if _wanted(row, group, min_words) and corpus.split_of(row["text"]) == split:
+            every = group.all_texts and split == "calibrate"
+            if _wanted(row, group, min_words) and (every or corpus.split_of(row["text"]) == split):
                 texts[str(row[group.field])].append(row["text"])
         random = np.random.default_rng(seed)
         for label, several in texts.items():
@@ -47,28 +51,29 @@ def texts_by_group(
 ) -> dict[Group, dict[str, list[str]]]:
     """The calibration texts of each group, as `labelled_texts` draws them.
 
-    Raises ArtifactError where a label has none to train a classifier on, or none to hold out, among the first `judged`
-    of each; None: among all.
+    Raises ArtifactError where a label has too few to train a classifier and measure it, among the first `judged` of
+    each; None: among all.
     """
     found = {}
     for group in dict.fromkeys(groups):
         found[group] = labelled_texts(data, group, "calibrate", most, seed)
         try:
-            check_sides({label: several[:judged] for label, several in found[group].items()})
+            held_out_sets({label: several[:judged] for label, several in found[group].items()})
         except ArtifactError as error:
             raise ArtifactError(f"{group.files}: {error}") from error
     return found
 
 
-def held_out_texts(data: Path, most: int) -> list[str]:
-    """The first `most` texts of the held-out split of every file: for statistics of no attribute in particular."""
+def held_out_texts(data: Path, most: int, every: bool = False) -> list[str]:
+    """The first `most` texts of the held-out split of every file, or of all its texts where `every` is set: for
+    statistics of no attribute in particular."""
     found = []
     for path in corpus.files(data).values():
         taken = 0
         for row in corpus.rows(path):
             if taken == most:
                 break
-            if corpus.split_of(row["text"]) == "valid":
+            if every or corpus.split_of(row["text"]) == "valid":
                 found.append(row["text"])
                 taken += 1
     if not found:

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import steerserve
 from steerserve.errors import ArtifactError
+
+BUNDLED = Path(steerserve.__file__).parent / "bundled"
+"""The folder of the bundled model, its SAEs and attributes."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -20,6 +24,16 @@ class CommandParser(argparse.ArgumentParser):
         if fill is not None:
             fill(self)
         return super().parse_known_args(args, namespace)
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one, which argparse alone would take in place of the first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """See argparse."""
+        if getattr(namespace, self.dest, None) is not None:
+            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
 
 
 def add_command(
@@ -47,17 +61,33 @@ def add_command(
 def add_artifacts(parser: argparse.ArgumentParser) -> None:
     """The folders a server or a generation is made from."""
     group = parser.add_argument_group("what to load (without --model: the bundled model with its SAEs and attributes)")
-    group.add_argument("--model", type=Path, metavar="DIR", help="model folder: config.json, weights, tokenizer files")
-    group.add_argument("--sae", type=Path, metavar="DIR", help="folder of SAEs, at any depth, in any known layout")
-    group.add_argument("--attributes", type=Path, metavar="DIR", help="folder of attributes, at any depth")
+    for flag, text in {
+        "--model": "model folder: config.json, weights, tokenizer files",
+        "--sae": "folder of SAEs, at any depth, in any known layout",
+    }.items():
+        group.add_argument(flag, type=Path, action=Once, metavar="DIR", help=text)
     group.add_argument(
-        "--vectors", type=Path, metavar="PATH", help="file or folder of raw vectors: safetensors, GGUF control vectors"
+        "--attributes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of attributes, at any depth; may be given several times, and adds to those of the bundled model",
+    )
+    group.add_argument(
+        "--vectors",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file or folder of raw vectors: safetensors, GGUF control vectors; may be given several times",
     )
 
 
 def check_folders(arguments: argparse.Namespace, *names: str) -> None:
     """Raise ArtifactError for a folder that was named but is not there, before anything slow is imported."""
     for name in names:
-        folder = getattr(arguments, name)
-        if folder is not None and not folder.is_dir():
-            raise ArtifactError(f"--{name.replace('_', '-')}: {folder} is not a folder")
+        value = getattr(arguments, name)
+        for folder in value if isinstance(value, list) else [value]:
+            if folder is not None and not folder.is_dir():
+                raise ArtifactError(f"--{name.replace('_', '-')}: {folder} is not a folder")

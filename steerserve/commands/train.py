@@ -10,6 +10,7 @@ from steerserve.commands.command import CommandParser, add_command, check_folder
 from steerserve.commands.flags import FlagGroup
 from steerserve.commands.values import layer_list
 from steerserve.errors import ArtifactError
+from steerserve.extras import require_extra
 from steerserve.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         commands,
         "train",
         add_things,
-        "Train a tokenizer, a diffusion model or its SAEs on your own texts. Needs the extra: "
-        "pip install 'steerserve[train]'. Runs are seeded; those of dlm and sae go on where they stopped.",
+        "Train a tokenizer, a diffusion model or its SAEs on your own texts. Needs the extra `train`. "
+        "Runs are seeded; those of dlm and sae go on where they stopped.",
         """
         steerserve train tokenizer --data texts --out made/tokenizer
         steerserve train dlm --data texts --tokenizer made/tokenizer --out made/model
@@ -138,6 +139,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
 def train_dlm(arguments: argparse.Namespace) -> int:
     """Train or go on, then write the model folder."""
     check_folders(arguments, "data", "tokenizer", "encoder")
+    require_extra("train", "tqdm")
     keep_freed_memory()
 
     from steerserve.models import load_tokenizer
@@ -180,6 +182,7 @@ def _read_vocabulary(folder: Path) -> "Vocabulary":
 def train_sae(arguments: argparse.Namespace) -> int:
     """Train one SAE a layer and policy into the output folder."""
     check_folders(arguments, "data", "model")
+    require_extra("train", "sae_lens", "tqdm")
     keep_freed_memory()
 
     from steerserve.models import open_model

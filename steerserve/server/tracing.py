@@ -6,6 +6,7 @@ OpenTelemetry's SDK is imported only where a collector is named; it is in the ex
 from typing import TYPE_CHECKING, Any
 
 from steerserve.errors import SteerserveError
+from steerserve.extras import install_command
 from steerserve.server.visit import Visit
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def exporter_to(endpoint: str) -> "SpanExporter":
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ModuleNotFoundError as error:
-        raise SteerserveError(f"--otel-endpoint needs {error.name}: pip install 'steerserve[otel]'") from error
+        raise SteerserveError(f"--otel-endpoint needs {error.name}: {install_command('otel')}") from error
     path = "" if endpoint.rstrip("/").endswith("/v1/traces") else "/v1/traces"
     return OTLPSpanExporter(endpoint=endpoint.rstrip("/") + path, timeout=EXPORT_SECONDS)
 

@@ -27,7 +27,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+<<<<<<< HEAD
 from steerserve.pointers import refuse_pointer
+=======
+from steerserve.extras import install_command
+>>>>>>> w/cal
 
 SUFFIXES: Final = (".safetensors", ".gguf")
 KEY: Final = re.compile(r"(?:(?P<name>.+)\.)?(?:layers?|direction)\.(?P<layer>[0-9]{1,9})")
@@ -143,7 +147,7 @@ def _read_gguf(path: Path) -> Stack:
     try:
         import gguf
     except ImportError as error:
-        raise ArtifactError(f"{path} needs the gguf package: pip install 'steerserve[gguf]'") from error
+        raise ArtifactError(f"{path} needs the gguf package: {install_command('gguf')}") from error
     plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
     try:
         reader = gguf.GGUFReader(path)

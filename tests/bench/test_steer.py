@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, tiny_model: Path) -> TorchEngine:
-    return load_runtime(tiny_model, folder / "saes", folder / "out", EngineConfig()).engine
+    return load_runtime(tiny_model, folder / "saes", [folder / "out"], EngineConfig()).engine
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:

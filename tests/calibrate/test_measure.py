@@ -24,6 +24,7 @@ from steerserve.engine.joint_file import load_joint
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, SteerserveError
+from steerserve.extras import install_command
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.train.classifiers import Judge, train_judge
@@ -167,7 +168,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     monkeypatch.setattr(module, "write_profile", stop)
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL))
-    assert "pip install 'steerserve[train]'" in capsys.readouterr().err
+    assert install_command("train") in capsys.readouterr().err
     with pytest.raises(ArtifactError, match=r"\.profile was begun with another recipe: remove it"):
         measure(tiny_model, root, folder / "data", ProfileRecipe(**SMALL | {"runs": 4}))
     monkeypatch.setattr(module, "write_profile", write_profile)

@@ -14,6 +14,7 @@ from steerserve.calibrate.finish import finish
 from steerserve.calibrate.probes import ProbeRecipe
 from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.tasks import Task
+from steerserve.cli import main
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.params import GenerationParams, Intervention
@@ -88,6 +89,28 @@ def test_layers_are_chosen_at_one_measured_kl_where_it_is_asked_for(
     assert "deed/won: layers at 0.001 measured nats a response token" in said
     # Two rows, three sets, three rounds of two texts and three fresh ones, four steps.
     assert "216 forward passes of one row to choose among 3 layer sets" in said
+
+
+def test_a_person_is_told_what_was_found_and_how_sure_it_is(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tmp_path / "one.json"
+    tasks.write_text(json.dumps(TASKS[2:]))
+    flags = {name: value for name, value in make_recipe(folder).to_json().items() if name in SMALL}
+    given = [
+        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in flags.items()
+        if name not in ("search_texts", "confirm_texts")
+    ]
+    folders = ["--model", str(tiny_model), "--sae", str(folder / "saes"), "--out", str(tmp_path / "out")]
+    command = ["calibrate", *folders, "--data", str(folder / "data"), "--tasks", str(tasks), "--quick", *given]
+    assert main([*command, "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "who, field 'deed': 60 'lost', 60 'won' (features are found on 20 of each)" in said
+    assert "a classifier of words is right on" in said and "always saying the commonest label is right on 50%" in said
+    assert "deed/won: layers" in said and "of 16 steered texts have it" in said
+    assert f"steerserve serve {' '.join(folders[:4])} --attributes {tmp_path / 'out'}" in said
+    assert "--attribute deed/won" in said
 
 
 def test_the_attributes_steer(attributes: dict[str, Attribute], tiny_model: Path) -> None:

@@ -32,8 +32,18 @@ def test_classes_of_one_kind_are_one_group() -> None:
 def test_a_users_tasks_are_read(tmp_path: Path) -> None:
     numbers = {"name": "stars", "file": ["a", "b"], "field": "stars", "target": 5, "contrast": 1, "at_least": ["n", 2]}
     happy, stars = read_tasks(written(tmp_path, [MINE, numbers]))
-    assert happy == Task("mood/happy", ("mine",), "mood", "happy", ("sad", "angry"))
-    assert stars == Task("stars", ("a", "b"), "stars", "5", ("1",), ("n", 2.0))
+    assert happy == Task("mood/happy", ("mine",), "mood", "happy", ("sad", "angry"), all_texts=True)
+    assert stars == Task("stars", ("a", "b"), "stars", "5", ("1",), ("n", 2.0), all_texts=True)
+
+
+def test_a_users_tasks_use_every_text_unless_they_say_otherwise(tmp_path: Path) -> None:
+    (some,) = read_tasks(written(tmp_path, [MINE | {"all_texts": False}]))
+    assert not some.all_texts and "all_texts" not in some.to_json()
+    (every,) = read_tasks(written(tmp_path, [MINE]))
+    assert Task.from_json(every.to_json(), "recorded") == every
+    assert not any(task.all_texts for task in BUNDLED)
+    with pytest.raises(ArtifactError, match="all_texts must be true or false, got 'no'"):
+        read_tasks(written(tmp_path, [MINE | {"all_texts": "no"}]))
 
 
 @pytest.mark.parametrize(

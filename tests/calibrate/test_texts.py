@@ -1,6 +1,7 @@
 """Labelled texts: which rows are taken, and that the splits never meet."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_only_the_rows_of_the_group_and_the_split_are_taken(data: Path) -> None:
 def test_the_judges_of_the_bench_share_no_text_with_calibration(data: Path) -> None:
     ours, theirs = (labelled_texts(data, GROUP, split, 1000, 0) for split in ("calibrate", "bench"))
     assert not {t for texts in ours.values() for t in texts} & {t for texts in theirs.values() for t in texts}
+
+
+def test_a_group_may_take_every_text(data: Path) -> None:
+    every = replace(GROUP, all_texts=True)
+    found = labelled_texts(data, every, "calibrate", 1000, 0)
+    for label, texts in found.items():
+        parts = [labelled_texts(data, GROUP, split, 1000, 0)[label] for split in ("calibrate", "bench", "valid")]
+        assert sorted(texts) == sorted(text for part in parts for text in part)
+    assert len(held_out_texts(data, 3, every=True)) == 6
 
 
 def test_files_take_turns(data: Path) -> None:

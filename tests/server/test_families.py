@@ -59,7 +59,7 @@ def client(family: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
         site["sae"] = "not loaded"
     card.write_text(json.dumps(raw))
     runtime = load_runtime(
-        model, folder / "saes", folder / "attributes", EngineConfig(), ModelConfig(device="cpu", revision="r1")
+        model, folder / "saes", [folder / "attributes"], EngineConfig(), ModelConfig(device="cpu", revision="r1")
     )
     with TestClient(create_app(runtime.service, ServerConfig())) as opened:
         yield opened

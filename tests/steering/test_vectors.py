@@ -233,5 +233,5 @@ def test_without_the_package_a_control_vector_says_what_to_install(
 ) -> None:
     path = control(tmp_path / "happy.gguf", {"direction.1": row(1).numpy()})
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ArtifactError, match=r"needs the gguf package: pip install 'steerserve\[gguf\]'"):
+    with pytest.raises(ArtifactError, match="needs the gguf package: pip install .*gguf"):
         load(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steerserve.errors import ArtifactError
-from steerserve.train.classifiers import train_judge, windows
+from steerserve.train.classifiers import FEW, FOLDS, held_out_sets, is_held_out, train_judge, windows
 
 FILLER = ("a", "the", "we", "saw", "it", "then", "over", "there")
 MARKS = {"sea": ("boat", "wave", "harbour"), "hill": ("peak", "ridge", "valley"), "town": ("street", "shop", "tram")}
@@ -51,6 +51,37 @@ def test_long_texts_are_cut_into_windows() -> None:
     assert len(windows(" ".join(words[:15]), 10, 3)) == 2
 
 
+def test_of_few_texts_all_are_trained_on_and_all_are_measured_by() -> None:
+    few = texts(40)
+    sets = held_out_sets(few)
+    assert len(sets) == FOLDS
+    assert sorted(text for held_out in sets for text in held_out) == sorted(
+        {t for several in few.values() for t in several}
+    )
+    for held_out in sets:
+        assert all(0 < sum(text in held_out for text in several) < len(several) for several in few.values())
+    judge = train_judge(few, 0)
+    assert judge.trained_on == judge.texts == judge.held_out == 120
+    assert judge.base_rate == pytest.approx(1 / 3)
+
+
+def test_a_piece_is_never_tried_by_a_classifier_that_saw_another_piece_of_its_text() -> None:
+    draw = random.Random(2)
+    # Only the text itself tells its label: a word of its own, in each of its pieces.
+    long = {
+        label: [" ".join([f"{label}{i}own"] * 60 + draw.choices(FILLER, k=60)) for i in range(30)]
+        for label in ("a", "b")
+    }
+    assert train_judge(long, 0).accuracy < 0.8
+
+
+def test_of_many_texts_a_tenth_is_set_aside() -> None:
+    many = {label: [f"{label} {i} of many texts" for i in range(FEW)] for label in ("one", "two")}
+    (held_out,) = held_out_sets(many)
+    assert held_out == {text for several in many.values() for text in several if is_held_out(text)}
+    assert 0.07 * 2 * FEW < len(held_out) < 0.13 * 2 * FEW
+
+
 def test_too_few_texts_are_refused() -> None:
-    with pytest.raises(ArtifactError, match="none of"):
+    with pytest.raises(ArtifactError, match=r"\['a', 'b'\] have fewer than 5"):
         train_judge({"a": ["one text here"], "b": ["another one there"]}, 0)

@@ -1,0 +1,73 @@
+"""What a calibration tells the person who runs it: how many texts there were, what was chosen, and how sure that is."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from steerserve.calibrate.intervals import wilson
+from steerserve.calibrate.tasks import Group
+from steerserve.steering.attribute import Attribute
+from steerserve.train.classifiers import Judge
+
+THIN = 50
+"""Texts of a label below which everything found on them is uncertain."""
+
+
+def texts_lines(group: Group, texts: Mapping[str, Sequence[str]], used: int, judge: Judge) -> list[str]:
+    """How many texts each label of a group has and uses, how well a classifier tells them apart, and warnings.
+
+    used: texts of a label that features are found on, at most.
+    """
+    counts = {label: len(several) for label, several in texts.items()}
+    told = ", ".join(f"{count:,} {label!r}" for label, count in counts.items())
+    first = f"{' + '.join(group.files)}, field {group.field!r}: {told}"
+    if max(counts.values()) > used:
+        first += f" (features are found on {used:,} of each)"
+    low, high = wilson(round(judge.accuracy * judge.texts), judge.texts)
+    lines = [
+        first,
+        f"  a classifier of words is right on {judge.accuracy:.0%} of {judge.texts:,} texts it was not trained on "
+        f"({low:.0%} to {high:.0%}); always saying the commonest label is right on {judge.base_rate:.0%}",
+    ]
+    if thin := sorted(label for label, count in counts.items() if count < THIN):
+        lines.append(f"  WARNING: fewer than {THIN} texts of {thin}: features, curve and accuracy are uncertain")
+    if low <= judge.base_rate:
+        lines.append(
+            "  WARNING: the classifier is not surely better than saying the commonest label, so the shares and "
+            "strengths that it chooses mean little; more texts, or labels that differ more, are needed"
+        )
+    return lines
+
+
+def outcome_lines(attribute: Attribute) -> list[str]:
+    """What was chosen for an attribute, and what its push did in fresh texts of the trials."""
+    tried = attribute.provenance["ablation"]
+    won = next(
+        one
+        for one in tried["confirmed"]
+        if tuple(one["layers"]) == tuple(attribute.layers) and one["strength"] == attribute.strength
+    )
+    low, high = wilson(round(won["share"] * won["texts"]), won["texts"])
+    layers = ", ".join(map(str, attribute.layers))
+    lines = [
+        f"{attribute.name}: layers {layers}, strength {attribute.strength:g} {attribute.unit}",
+        f"  {won['share']:.0%} of {won['texts']} steered texts have it ({low:.0%} to {high:.0%}), "
+        f"{tried['unsteered']['share']:.0%} of unsteered ones; loss {won['loss_ratio']:.2f} times the unsteered one",
+    ]
+    if attribute.probe is not None:
+        lines.append(f"  its probe is right on {attribute.probe.accuracy:.0%} of texts it was not trained on")
+    if low <= tried["unsteered"]["share"]:
+        lines.append("  WARNING: the push is not surely better than none; try more texts, or another layer's SAE")
+    if tried["note"] is not None:
+        lines.append(f"  WARNING: {tried['note']}")
+    return lines
+
+
+def serve_lines(model: Path | None, sae: Path | None, out: Path, attributes: Sequence[str]) -> list[str]:
+    """The commands that serve what was made, and write a text with the first of the attributes; None: the bundled."""
+    named = {"--model": model, "--sae": sae, "--attributes": out}
+    folders = " ".join(f"{flag} {shlex.quote(str(path))}" for flag, path in named.items() if path is not None)
+    lines = ["serve them:", f"  steerserve serve {folders}"]
+    if attributes:
+        lines += ["or write one text:", f'  steerserve generate "The" {folders} --attribute {attributes[0]}']
+    return lines
