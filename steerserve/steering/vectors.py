@@ -27,11 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-<<<<<<< HEAD
-from steerserve.pointers import refuse_pointer
-=======
 from steerserve.extras import install_command
->>>>>>> w/cal
+from steerserve.pointers import refuse_pointer
 
 SUFFIXES: Final = (".safetensors", ".gguf")
 KEY: Final = re.compile(r"(?:(?P<name>.+)\.)?(?:layers?|direction)\.(?P<layer>[0-9]{1,9})")
