@@ -10,12 +10,12 @@ from tokenizers import Tokenizer
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts, SamplerDefaults
-from steerserve.models.chat import ChatTemplate, load_chat_template
+from steerserve.models.chat import ChatTemplate, find_chat_template
 from steerserve.models.defaults import read_sampler_defaults
 from steerserve.models.loading import Checkpoint, open_checkpoint
 from steerserve.models.placement import choose_device, choose_dtype
 from steerserve.models.room import available_bytes, check_room
-from steerserve.models.tokenizer import load_tokenizer
+from steerserve.models.tokenizer import open_tokenizer
 from steerserve.models.weights import weights_sha256
 
 
@@ -56,12 +56,12 @@ def open_model(folder: Path, config: ModelConfig) -> OpenedModel:
     # A pin is of the files as published: a conversion beside them could hold anything.
     checkpoint = open_checkpoint(folder, originals=config.sha256 is not None)
     place = config.tokenizer or folder
-    tokenizer = load_tokenizer(place, checkpoint.facts.family)
+    tokenizer, theirs = open_tokenizer(place, checkpoint.facts.family)
     if tokenizer.get_vocab_size() > checkpoint.facts.vocab_size:
         raise ArtifactError(
             f"{place}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {checkpoint.facts.vocab_size}"
         )
-    chat = load_chat_template(place)
+    chat = find_chat_template(place, theirs)
     defaults = read_sampler_defaults(folder, checkpoint.shell.defaults)
     # Nor does what is remembered of them do for it.
     sha256 = weights_sha256(folder, anew=config.sha256 is not None)
