@@ -85,9 +85,7 @@ def open_tokenizer(folder: Path, family: str | None = None) -> "tuple[Tokenizer,
                 f"{index} in the files beside it"
             )
     decoder = (config.get("added_tokens_decoder") or {}).values()
-    called = [str(token) for token in special.get(FURTHER, ())] + [
-        one["content"] for one in decoder if one.get("special")
-    ]
+    called = {one["content"] for one in decoder if one.get("special")} | {str(one) for one in special.get(FURTHER, ())}
     _mark_special(tokenizer, {*made.all_special_tokens, *called})
     if kind is None:
         _follow(tokenizer, folder, config)
