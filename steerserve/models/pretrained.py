@@ -1,5 +1,6 @@
 """What `transformers` reads from a folder: the files that lie there, and no code that comes with them."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ def from_folder(kind: str, folder: Path, **options: Any) -> Any:
     what it would warn of is not printed, since it speaks of classes that a user of this server never named.
     """
     import transformers
-    from transformers.utils import logging
+    from transformers.utils.logging import get_verbosity, set_verbosity
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    level = get_verbosity()
+    set_verbosity(logging.ERROR)
     try:
         return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True, **options)
     finally:
-        logging.set_verbosity(level)
+        set_verbosity(level)

@@ -201,14 +201,12 @@ def _without_new_ids(tokenizer: Tokenizer, folder: Path, stated: set[str]) -> To
 
 def _mark_special(tokenizer: Tokenizer, texts: set[str]) -> None:
     """Make the tokens that some file calls special special here too: they are no text, and none of it is split."""
-    added = tokenizer.get_added_tokens_decoder()
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for text in sorted(texts):
-        index = tokenizer.token_to_id(text)
-        known = added.get(index)
-        if index is not None and (known is None or not known.special):
-            known = known or AddedToken(text, normalized=False)
-            known.special = True
-            tokenizer.add_special_tokens([known])
+        token = added.get(text) or AddedToken(text, normalized=False)
+        if tokenizer.token_to_id(text) is not None and not token.special:
+            token.special = True
+            tokenizer.add_special_tokens([token])
 
 
 def _follow(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
@@ -229,7 +227,7 @@ def _follow(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> No
                     setattr(part, NORMALIZATION[name], wanted)
 
 
-def _parts(step: Any, sequence: type) -> Iterator[Any]:
+def _parts(step: Any, sequence: Any) -> Iterator[Any]:
     """The parts of a step that may be a sequence of others; a change to one changes the tokenizer."""
     if isinstance(step, sequence):
         for part in step:

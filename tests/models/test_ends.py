@@ -37,7 +37,8 @@ def test_every_end_token_that_a_file_names_ends_a_text(tiny_model: Path, tmp_pat
 def test_an_end_that_only_the_generation_config_names_is_the_end_of_text(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_family(tmp_path / "model", "llada", tiny_model)
     config = json.loads((folder / "config.json").read_text())
-    for said in ({}, {"eos_token_id": None}, {"eos_token_id": []}):
+    nothing: list[dict[str, Any]] = [{}, {"eos_token_id": None}, {"eos_token_id": []}]
+    for said in nothing:
         left = {name: value for name, value in config.items() if name != "eos_token_id"}
         (folder / "config.json").write_text(json.dumps(left | said))
         (folder / "generation_config.json").write_text('{"_from_model_config": true, "eos_token_id": [9, 7]}')
