@@ -160,7 +160,11 @@ def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     beside = _object(folder / "special_tokens_map.json")
     said = beside | {role: token for role, token in config.items() if token}
     found: dict[str, Any] = {role: _token(folder, said[role]) for role in ROLES if said.get(role)}
-    listed = [*(beside.get(FURTHER) or ()), *(config.get(FURTHER) or ())]
+    listed = []
+    for further in (beside.get(FURTHER) or [], config.get(FURTHER) or []):
+        if not isinstance(further, list):
+            raise ArtifactError(f"{folder}: {FURTHER} must be a list of tokens, got {further!r}")
+        listed += further
     return found | ({FURTHER: [_token(folder, token) for token in listed]} if listed else {})
 
 
@@ -189,7 +193,7 @@ def _without_new_ids(tokenizer: Tokenizer, folder: Path, stated: set[str]) -> To
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     new = {text for text in added - stated if tokenizer.model.token_to_id(text) is None}
     if new and (folder / TOKENIZER).is_file():
-        new -= {token["content"] for token in read_object(folder / TOKENIZER)["added_tokens"]}
+        new -= {token["content"] for token in read_object(folder / TOKENIZER).get("added_tokens") or ()}
     if not new:
         return tokenizer
     state = json.loads(tokenizer.to_str())

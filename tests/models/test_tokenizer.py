@@ -123,7 +123,14 @@ def test_special_tokens_are_one_token_each_and_no_text(pairs: dict[str, tuple[To
 
 
 def test_code_beside_the_files_is_never_run(tmp_path: Path) -> None:
-    load_tokenizer(dream(tmp_path))
+    found = load_tokenizer(dream(tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    code = {"auto_map": {"AutoTokenizer": [None, "tokenization_dream.DreamTokenizer"]}, "trust_remote_code": True}
+    write(tmp_path / "tokenizer_config.json", config | code)
+    write(tmp_path / "config.json", {"model_type": "Dream", "auto_map": {"AutoConfig": "tokenization_dream.Dream"}})
+    assert load_tokenizer(tmp_path).get_vocab() == found.get_vocab()
+    found.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).get_vocab() == found.get_vocab()
     assert not (tmp_path / "executed").exists()
 
 
@@ -332,6 +339,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_name(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"eos_token": 3}', "a special token must be text"),
         ("tokenizer_config.json", '{"eos_token": {"text": "<a>"}}', "a special token must be text"),
         ("tokenizer_config.json", '{"additional_special_tokens": [3]}', "a special token must be text"),
+        ("special_tokens_map.json", '{"additional_special_tokens": "<a>"}', "must be a list of tokens, got '<a>'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
