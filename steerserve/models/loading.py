@@ -101,7 +101,8 @@ def _shell(family: Family, raw: dict[str, Any], ends: tuple[int, ...]) -> Diffus
             shell = family.from_config(raw)
     except TypeError as error:
         raise ArtifactError(f"config.json does not fit the {raw.get('model_type', 'sedd')} family: {error}") from error
-    shell.facts = replace(shell.facts, other_end_ids=tuple(end for end in ends if end not in shell.facts.end_ids))
+    more = tuple(end for end in ends if end not in shell.facts.end_ids)
+    shell.facts = replace(shell.facts, more_end_ids=shell.facts.more_end_ids + more)
     _check_ids(shell.facts)
     return shell
 
@@ -110,7 +111,7 @@ def _check_ids(facts: ModelFacts) -> None:
     ids: list[tuple[str, object]] = [("mask", facts.mask_id), ("eos", facts.eos_id)]
     ids += [("bos", facts.bos_id)] if facts.bos_id is not None else []
     ids += [("end of turn", facts.turn_end_id)] if facts.turn_end_id is not None else []
-    ids += [("eos", end) for end in facts.other_end_ids]
+    ids += [("eos", end) for end in facts.more_end_ids]
     for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
             raise ArtifactError(f"config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")
