@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,3 +186,23 @@ def test_constraints_pin_what_is_installed_by_name() -> None:
 def test_importing_the_server_loads_no_torch() -> None:
     code = "import sys, steerserve.server.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_transformers_is_loaded_with_a_model_only() -> None:
+    """Importing it takes a second: neither a library of schedules, a command's help nor an app pays for it."""
+    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.torch_engine"
+    code = f"""
+        import sys
+        {building}, steerserve.calibrate.run
+        from steerserve.models import load_tokenizer
+        from steerserve.config import ServerConfig
+        from steerserve.server.app import create_app
+        from tests.server.text_engine import TextEngine, service_of
+
+        create_app(service_of(TextEngine()), ServerConfig())
+        assert "transformers" not in sys.modules, "before a model is loaded"
+        load_tokenizer(steerserve.runtime.BUNDLED / "model")
+        assert "transformers" in sys.modules, "with a model"
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

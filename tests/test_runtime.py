@@ -68,7 +68,7 @@ def test_the_models_own_sampler_defaults_are_read(tiny_model: Path, tmp_path: Pa
     assert runtime.engine.catalogue.defaults.temperature == 0.5
     assert runtime.engine.catalogue.defaults.order == "random"
     (folder / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(ArtifactError, match="temperature must be a float, got 'hot'"):
+    with pytest.raises(ArtifactError, match="temperature must be 0 to 10, got 'hot'"):
         load_runtime(folder, None, None, EngineConfig())
 
 
@@ -240,3 +240,11 @@ def test_a_familys_defaults_hold_where_the_folder_says_nothing(tiny_model: Path,
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "transfer": {"type": "cosine"}}')
     defaults = load_runtime(folder, None, None, EngineConfig()).engine.catalogue.defaults
     assert (defaults.temperature, defaults.order, defaults.transfer) == (0.7, "confidence", {"type": "cosine"})
+
+
+def test_a_setting_that_no_sampler_follows_is_told_at_start(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", "llada", tiny_model)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05, "top_k": -1}')
+    lines: list[str] = []
+    load_runtime(folder, None, None, EngineConfig(), say=lines.append)
+    assert "repetition_penalty 1.05 of generation_config.json is not followed" in lines

@@ -26,6 +26,7 @@ from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
+from steerserve.models.defaults import check_sampling
 from steerserve.saes import SparseAutoencoder
 
 MAX_STOPS = 16
@@ -63,12 +64,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     _whole("steps", steps, 1, config.max_steps)
     if steps % blocks:
         raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
-    if params.temperature is None or not 0 <= params.temperature <= 10:
-        raise RequestError(f"temperature must be 0 to 10, got {params.temperature}", "temperature")
-    if params.top_p is None or not 0 < params.top_p <= 1:
-        raise RequestError(f"top_p must be above 0 and at most 1, got {params.top_p}", "top_p")
-    if params.top_k is not None:
-        _whole("top_k", params.top_k, 1, facts.vocab_size)
+    check_sampling(params.temperature, params.top_p, params.top_k)
+    # 0 and -1 are said to have all tokens of a model whose default is fewer.
+    params = replace(params, top_k=None if params.top_k in (0, -1) else params.top_k)
     _whole("seed", params.seed, -(2**63), 2**63 - 1)
     _whole("priority", params.priority, *PRIORITIES)
     if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):

@@ -102,7 +102,7 @@ class GenerationParams:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    """Draw from the k likeliest tokens only; None: from all."""
+    """Draw from the k likeliest tokens only; 0 or -1: from all; None: the model's own."""
     cfg_scale: float = 0.0
     """Classifier-free guidance by the prompt: logits are u + (cfg_scale + 1)(l - u), u those of the canvas with prompt
     and suffix masked (LLaDA, arXiv 2502.09992, appendix A.2). 0: none, at the cost of one row."""

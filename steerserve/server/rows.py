@@ -143,7 +143,7 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         transfer=diffusion.transfer,
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
+        top_k=body.top_k,
         cfg_scale=diffusion.cfg_scale,
         cache=diffusion.cache,
         early_exit=diffusion.early_exit,

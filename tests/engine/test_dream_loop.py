@@ -482,7 +482,7 @@ def test_the_plan_foretells_the_strength_of_every_forward(tmp_path: Path) -> Non
         ("transfer", {"transfer": {"type": "timesteps", "eps": True}}),
         ("ends_last", {"ends_last": True}),
         ("cfg_scale", {"cfg_scale": 2.0, "prompt": ()}),
-        ("top_k", {"top_k": 0}),
+        ("top_k", {"top_k": -2}),
         ("top_p", {"top_p": 0.0}),
     ],
 )
