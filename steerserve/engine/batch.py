@@ -240,7 +240,7 @@ class Batch:
 
     def _sigma(self) -> Tensor | None:
         """Noise level [R] of this step, of a model that is told it."""
-        return None if self.facts.sigma is None else self.facts.sigma.total(self.times()).float()
+        return None if self.facts.sigma is None else self.facts.sigma.total(self.times().float())
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
