@@ -128,7 +128,8 @@ class Batch:
     def open(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
         masked = (self.canvas == self.facts.mask_id) & self.response
-        row, position = (masked & (self.position < self.now.last[:, None])).nonzero().unbind(1)
+        last = torch.where(self.now.alone, self.now.first + 1, self.now.last)
+        row, position = (masked & (self.position < last[:, None])).nonzero().unbind(1)
         return row, position
 
     def held(self) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,8 @@ class GenerationParams:
     max_tokens: int = 64
     """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
     steps: int | None = None
-    """Denoising steps; None: one per response token."""
+    """Denoising steps; None: one per response token. Under a transfer that they do not bind (`threshold`,
+    `entropy_bound`) blocks go on until they are full."""
     block_length: int | None = None
     """Semi-autoregressive blocks of this many tokens; None: the whole response is one block."""
     order: Choice | None = None
@@ -118,7 +119,8 @@ class GenerationParams:
     """Whose turn it is when rows wait: -10, first, to 10, last (lower goes first, as in vLLM)."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
-    """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
+    """Never draw a token that ends the text or the turn, so that the response fills its canvas. LLaDA's
+    `logits_eos_inf` bars the end of text alone."""
     ends_last: bool = False
     """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's
     `confidence_eos_eot_inf`)."""

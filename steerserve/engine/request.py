@@ -39,6 +39,8 @@ class Request(Course):
     """Forward passes made: as many as steps, less those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
     """Each of them."""
+    at_bound: int = 0
+    """Positions that it took, sure of them or not, because a block could make no more steps."""
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0
@@ -64,6 +66,11 @@ class Request(Course):
         """Whether anything of it is drawn; where nothing is, rows that differ in their noise alone are all alike."""
         sampled = self.params.temperature != 0 and self.params.top_k != 1
         return sampled or "uniform" in self.order.needs | self.transfer.needs
+
+    @property
+    def opens_alone(self) -> bool:
+        """Whether this step commits the first token of its block, and no other: see `Cache.first_alone`."""
+        return self.cache is not None and self.cache.settings.first_alone and self.block_step == 0
 
     @property
     def may_skip(self) -> bool:

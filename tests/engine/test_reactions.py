@@ -275,7 +275,7 @@ def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
     assert done.result.finish_reason == "length"
     ending = 3 * request.blocks if request.transfer.ending != "none" else 0
     assert done.result.steps <= request.plan["max_steps"] + ending
-    assert request.plan["max_steps"] == 3 * request.plan["steps"]
+    assert request.plan["max_steps"] == 3 * request.steps
     assert request.plan["revises"] is True
     assert done.result.receipt is not None
     told = done.result.receipt["remasked"]
