@@ -33,6 +33,8 @@ class ModelFacts:
     """Special tokens that are never text: the sampler gives them probability zero."""
     turn_end_id: int | None = None
     """Token that ends a chat turn, where the family has one beside the end of text."""
+    more_end_ids: tuple[int, ...] = ()
+    """What else ends a text: the others of an `eos_token_id` that is a list."""
     shift: int = 0
     """The state that decides token j stands at j - shift (at 0 where that is before the canvas)."""
     sigma: Sigma | None = None
@@ -47,8 +49,9 @@ class ModelFacts:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text: end of text, and end of turn."""
-        return (self.eos_id,) if self.turn_end_id is None else (self.eos_id, self.turn_end_id)
+        """The tokens that end a text: end of text, end of turn, and what else the config says; each once."""
+        turn = () if self.turn_end_id is None else (self.turn_end_id,)
+        return tuple(dict.fromkeys((self.eos_id, *turn, *self.more_end_ids)))
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,16 @@ def deciding(states: Tensor, shift: int) -> Tensor:
     return (
         states if shift == 0 else torch.cat([states[:, :1].expand(-1, shift, *states.shape[2:]), states[:, :-shift]], 1)
     )
+
+
+def end_tokens(given: object) -> tuple[Any, ...]:
+    """The ids of an `eos_token_id`, which is one or a list of some, the first being what pads; raises ArtifactError for
+    a list of none. Whether they are ids is checked with those of the other tokens."""
+    if not isinstance(given, list | tuple):
+        return (given,)
+    if not given:
+        raise ArtifactError("config.json: eos_token_id is an empty list, but a text must be able to end")
+    return tuple(given)
 
 
 def check_fixed(raw: Mapping[str, Any], family: str, fixed: Mapping[str, Any]) -> None:

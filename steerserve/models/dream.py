@@ -24,6 +24,7 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
+    end_tokens,
 )
 from steerserve.models.llama import RmsNorm, rotate, rotation
 from steerserve.models.memory import Keep, Memory
@@ -56,7 +57,7 @@ class DreamConfig:
     max_position_embeddings: int
     rope_theta: float
     mask_token_id: int
-    eos_token_id: int
+    eos_token_id: int | tuple[int, ...]
     head_dim: int | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
@@ -150,6 +151,7 @@ class DreamDiffusionLM(DiffusionLM):
         )
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        ends = end_tokens(config.eos_token_id)
         self.facts = ModelFacts(
             family="dream",
             vocab_size=config.vocab_size,
@@ -157,8 +159,9 @@ class DreamDiffusionLM(DiffusionLM):
             num_layers=config.num_hidden_layers,
             max_length=config.max_position_embeddings,
             mask_id=config.mask_token_id,
-            eos_id=config.eos_token_id,
+            eos_id=ends[0],
             turn_end_id=_TURN_END if config.vocab_size > _TURN_END else None,
+            more_end_ids=ends[1:],
             shift=1,
             keys=(config.num_key_value_heads, config.head_size),
         )

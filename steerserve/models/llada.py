@@ -22,6 +22,7 @@ from steerserve.models.base import (
     Sites,
     check_fixed,
     check_sizes,
+    end_tokens,
 )
 from steerserve.models.llama import RmsNorm, rotate, rotation
 from steerserve.models.memory import Keep, Memory
@@ -58,7 +59,7 @@ class LladaConfig:
     vocab_size: int
     max_sequence_length: int
     mask_token_id: int
-    eos_token_id: int
+    eos_token_id: int | tuple[int, ...]
     n_kv_heads: int | None = None
     mlp_hidden_size: int | None = None
     mlp_ratio: int = 4
@@ -136,6 +137,7 @@ class LladaDiffusionLM(DiffusionLM):
         if not config.weight_tying:
             parts["ff_out"] = nn.Linear(config.d_model, config.rows, bias=False)
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})
+        ends = end_tokens(config.eos_token_id)
         self.facts = ModelFacts(
             family="llada",
             vocab_size=config.vocab_size,
@@ -143,8 +145,9 @@ class LladaDiffusionLM(DiffusionLM):
             num_layers=config.n_layers,
             max_length=config.max_sequence_length,
             mask_id=config.mask_token_id,
-            eos_id=config.eos_token_id,
-            turn_end_id=_TURN_END if config.eos_token_id == _END_OF_TEXT and config.vocab_size > _TURN_END else None,
+            eos_id=ends[0],
+            turn_end_id=_TURN_END if _END_OF_TEXT in ends and config.vocab_size > _TURN_END else None,
+            more_end_ids=ends[1:],
             keys=(config.kv_heads, config.d_model // config.n_heads),
         )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import DiffusionLM, ModelFacts
-from steerserve.models.folder import Family, family_of, read_config
+from steerserve.models.base import DiffusionLM, ModelFacts, end_tokens
+from steerserve.models.folder import Family, family_of, read_config, read_object
 from steerserve.models.layout import check_layout
 from steerserve.models.weights import Weights, read_weights
 
@@ -60,6 +60,8 @@ def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
     """
     raw = read_config(folder)
     family = family_of(folder, raw)
+    if raw.get("eos_token_id") is not None:
+        raw = raw | {"eos_token_id": _every_end(folder, raw["eos_token_id"])}
     try:
         shell = _shell(family, raw)
         weights = read_weights(folder, originals)
@@ -88,10 +90,20 @@ def _shell(family: Family, raw: dict[str, Any]) -> DiffusionLM:
     return shell
 
 
+def _every_end(folder: Path, own: object) -> object:
+    """The `eos_token_id` of a config, and those that `generation_config.json` has: often the end of a turn beside it."""
+    path = folder / "generation_config.json"
+    given = read_object(path) if path.is_file() else {}
+    if given.get("_from_model_config") is True or given.get("eos_token_id") is None:
+        return own
+    return list(dict.fromkeys([*end_tokens(own), *end_tokens(given["eos_token_id"])]))
+
+
 def _check_ids(facts: ModelFacts) -> None:
     ids: list[tuple[str, object]] = [("mask", facts.mask_id), ("eos", facts.eos_id)]
     ids += [("bos", facts.bos_id)] if facts.bos_id is not None else []
     ids += [("end of turn", facts.turn_end_id)] if facts.turn_end_id is not None else []
+    ids += [("eos", token) for token in facts.more_end_ids]
     for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
             raise ArtifactError(f"config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes
+from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes, end_tokens
 from steerserve.models.dit import DitConfig, DitDiffusionLM, check_heads
 from steerserve.models.dit_weights import adapt_dit
 from steerserve.models.sigma import LogLinear
@@ -28,7 +28,7 @@ class MdlmConfig:
     n_heads: int
     time_conditioning: bool = False
     mask_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
     bos_token_id: int | None = None
 
     @property
@@ -59,7 +59,7 @@ class MdlmDiffusionLM(DitDiffusionLM):
         # The authors train on chunks that begin and end with GPT-2's one special token: without it in front, the model
         # puts one there, which would end every text before it began.
         mask = config.vocab_size - 1 if config.mask_token_id is None else config.mask_token_id
-        eos = mask - 1 if config.eos_token_id is None else config.eos_token_id
+        eos, *more = end_tokens(mask - 1 if config.eos_token_id is None else config.eos_token_id)
         facts = ModelFacts(
             family="mdlm",
             vocab_size=config.vocab_size,
@@ -68,6 +68,7 @@ class MdlmDiffusionLM(DitDiffusionLM):
             max_length=config.model_length,
             mask_id=mask,
             eos_id=eos,
+            more_end_ids=tuple(more),
             bos_id=eos if config.bos_token_id is None else config.bos_token_id,
             forbidden_ids=(mask,),
             sigma=LogLinear() if config.time_conditioning else None,

@@ -41,7 +41,7 @@ def settings(count: int, temperature: float = 1.0, top_p: float = 1.0, no_eos: b
 def distribution(model: DiffusionLM, states: Tensor, no_eos: bool = False) -> Tensor:
     """softmax(logits) [N, vocabulary] in float64 over the tokens that may be drawn."""
     logits = model.head(states).double()
-    banned = [*model.facts.forbidden_ids, *([model.facts.eos_id] if no_eos else [])]
+    banned = [*model.facts.forbidden_ids, *(model.facts.end_ids if no_eos else ())]
     logits[:, banned] = -math.inf
     return logits.softmax(dim=1)
 
