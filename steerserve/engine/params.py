@@ -131,7 +131,8 @@ class GenerationParams:
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None
-    """Condition that ends the row after the step at which it holds, with the text there is."""
+    """Condition that ends the row after the step at which it holds: with its best draft where it is being refined, else
+    with what is committed, behind the first gap in the receipt only."""
     remask_when: Mapping[str, Any] | None = None
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
     refine: Refine | None = None

@@ -91,7 +91,7 @@ def _shell(family: Family, raw: dict[str, Any]) -> DiffusionLM:
 
 
 def _every_end(folder: Path, own: object) -> object:
-    """The `eos_token_id` of a config, and those that `generation_config.json` has: often the end of a turn beside it."""
+    """The `eos_token_id` of a config, then those of `generation_config.json`: often the end of a turn beside it."""
     path = folder / "generation_config.json"
     given = read_object(path) if path.is_file() else {}
     if given.get("_from_model_config") is True or given.get("eos_token_id") is None:

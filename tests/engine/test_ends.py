@@ -21,15 +21,15 @@ PLAIN = GenerationParams(prompt=(9, 8), max_tokens=16, steps=16, order="confiden
 
 
 def served(folder: Path, family: str, fond: float = 6.0) -> TorchEngine:
-    """A model that is fond of every one of its end tokens."""
+    """A model that is fond of every one of its end tokens, and never draws its mask."""
     model = getattr(tiny, family)(1)
-    model.facts = replace(model.facts, turn_end_id=TURN_END, more_end_ids=(OTHER,))
+    never = (*model.facts.forbidden_ids, tiny.MASK)
+    model.facts = replace(model.facts, turn_end_id=TURN_END, more_end_ids=(OTHER,), forbidden_ids=never)
     states = model(torch.full((1, 24), tiny.MASK))[0].mean(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in ("model.transformer.ff_out.weight", "lm_head.weight"):
                 weight[list(ENDS)] += fond * tiny.unit(states)
-                weight[tiny.MASK] -= fond * tiny.unit(states)
             if name == "cls.predictions.bias":
                 weight[list(ENDS)] += fond
     return tiny.engine(model, folder)

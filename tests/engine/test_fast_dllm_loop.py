@@ -110,7 +110,7 @@ def carried_over(net: Net, prompt: Sequence[int], pace: int, ends: Sequence[int]
 
 def run(tmp_path: Path, family: str, **changes: Any) -> list[tuple[Net, Sequence[int], list[int], int, Any]]:
     """For models and prompts: the model taken apart, the prompt, its end tokens, and what the engine made of it."""
-    found = []
+    found: list[tuple[Net, Sequence[int], list[int], int, Any]] = []
     for seed in range(3):
         model = sure(family, seed)
         served = tiny.engine(model, tmp_path / str(seed))
@@ -153,10 +153,10 @@ def test_dream_without_a_cache_is_written_as_published(tmp_path: Path) -> None:
 
 def test_first_alone_is_of_dream_and_of_its_transfers(tmp_path: Path) -> None:
     asked = replace(PLAIN, cache={"type": "dual", "first_alone": True})
-    for family, changes in (("llada", {}), ("dream", {"transfer": "linear"}), ("dream", {"transfer": "origin"})):
-        served = tiny.engine(sure(family, 0), tmp_path / f"{family}{len(changes)}{changes.get('transfer')}")
+    for family, transfer in (("llada", "threshold"), ("dream", "linear"), ("dream", "origin")):
+        served = tiny.engine(sure(family, 0), tmp_path / f"{family}-{transfer}")
         with pytest.raises(RequestError, match="first_alone") as refused:
-            served.admit(replace(asked, **changes))
+            served.admit(replace(asked, transfer=transfer))
         assert refused.value.param == "cache"
 
 

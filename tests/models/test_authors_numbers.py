@@ -45,7 +45,7 @@ def turned(x: Tensor, theta: float, dtype: torch.dtype) -> Tensor:
 def mixed(q: Tensor, k: Tensor, v: Tensor, theta: float, dtype: torch.dtype) -> Tensor:
     """Full attention of [rows, length, heads * size] over as many heads or a divisor of them."""
     size = q.shape[2] // HEADS
-    q, k, v = (one.unflatten(2, (-1, size)).transpose(1, 2) for one in (q, k, v))
+    q, k, v = (one.reshape(*one.shape[:2], -1, size).transpose(1, 2) for one in (q, k, v))
     q, k = turned(q, theta, dtype), turned(k, theta, dtype)
     k, v = (one.repeat_interleave(HEADS // one.shape[1], dim=1) for one in (k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
