@@ -90,6 +90,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     check_method(facts, order, transfer, blocks)
     if params.ends_last and "probability" not in order.needs:
         raise RequestError("ends_last needs an order by the model's own confidence", "ends_last")
+    if not isinstance(params.logits_eos_inf, bool):
+        raise RequestError(f"logits_eos_inf must be true or false, got {params.logits_eos_inf!r}", "logits_eos_inf")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
     asked_steps, steps = steps, steps if transfer.binds else blocks * min(block, config.max_steps // blocks)
     progress = _progress(transfer, block, blocks, steps // blocks)

@@ -49,7 +49,7 @@ class Batch:
         self.temperature = torch.tensor([r.params.temperature for r in requests], device=device)
         self.top_p = torch.tensor([r.params.top_p for r in requests], device=device)
         self.top_k = torch.tensor([r.params.top_k or 0 for r in requests], device=device)
-        self.no_eos = torch.tensor([r.params.ignore_eos for r in requests], device=device)
+        self.no_eos = torch.tensor([r.barred_ends for r in requests], device=device)
         self.ends_last = torch.tensor([r.params.ends_last for r in requests], device=device)
         self.guidance = torch.tensor([r.params.cfg_scale for r in requests], device=device)
         guided = [i for i, r in enumerate(requests) if r.guided]

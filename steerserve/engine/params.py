@@ -119,11 +119,12 @@ class GenerationParams:
     """Whose turn it is when rows wait: -10, first, to 10, last (lower goes first, as in vLLM)."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
-    """Never draw a token that ends the text or the turn, so that the response fills its canvas. LLaDA's
-    `logits_eos_inf` bars the end of text alone."""
+    """Never draw a token that ends the text or the turn, so that the response fills its canvas."""
+    logits_eos_inf: bool = False
+    """Never draw the end of text, but the other tokens that end it (LLaDA's option of that name)."""
     ends_last: bool = False
-    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's
-    `confidence_eos_eot_inf`)."""
+    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's `confidence_eos_eot_inf`;
+    above temperature 0 its code does so of the end of turn alone)."""
     logprobs: bool = False
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0

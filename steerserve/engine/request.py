@@ -1,7 +1,7 @@
 """One admitted row: what it asked for, resolved, and what its forwards have told."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from steerserve.engine.governor import Governor
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
+
+MAX_ENDS: Final = 2**31
+"""More end tokens than any model has."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -78,6 +81,11 @@ class Request(Course):
         read = self.params.trace is not None and self.step % self.params.trace.every == 0
         idles = self.transfer.idles or self.block_steps > self.block_total
         return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
+
+    @property
+    def barred_ends(self) -> int:
+        """How many of the model's end tokens it may not draw, the end of text first; more than there are: all."""
+        return MAX_ENDS if self.params.ignore_eos else int(self.params.logits_eos_inf)
 
     @property
     def guided(self) -> bool:

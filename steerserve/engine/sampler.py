@@ -37,7 +37,7 @@ class Settings:
     top_k: Tensor
     """int64; 0 is all tokens."""
     no_eos: Tensor
-    """Bool: no token that ends the text or the turn is drawn."""
+    """int64: how many of the tokens that end the text are not drawn, the first ones of the model's."""
     ends_last: Tensor
     """Bool: candidates that end the text have probability 0 for the order."""
     guidance: Tensor
@@ -95,9 +95,10 @@ def pad_rows(hidden: Tensor) -> Tensor:
 
 
 def bar_ends(logits: Tensor, barred: Tensor, end_ids: tuple[int, ...]) -> None:
-    """Take the end tokens out of logits [N, vocabulary], in place, where barred [N] bool says so."""
+    """Take end tokens out of logits [N, vocabulary], in place: of each row as many as barred [N] int64 says."""
     ends = list(end_ids)
-    logits[:, ends] = logits[:, ends].masked_fill(barred[:, None], -torch.inf)
+    number = torch.arange(len(ends), device=logits.device)
+    logits[:, ends] = logits[:, ends].masked_fill(number < barred[:, None], -torch.inf)
 
 
 def _draw_block(

@@ -10,7 +10,7 @@ import torch
 
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.errors import ArtifactError
+from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import load_model
 from tests import tiny
 from tests.models import dream_reference
@@ -55,6 +55,16 @@ def test_ignored_ends_are_drawn_by_no_one(tmp_path: Path, family: str) -> None:
         assert not {*request.response, *(t for told in result.top_logprobs or () for t, _ in told)} & {*ENDS}
         assert result.receipt is not None
         assert 0 < result.receipt["measured_kl"] < 1e3
+
+
+def test_llada_bars_the_end_of_text_alone(tmp_path: Path) -> None:
+    """`logits_eos_inf`: a turn may still end."""
+    engine, seen = served(tmp_path, "llada"), set()
+    for request, _ in tiny.run(engine, *(replace(PLAIN, seed=s, logits_eos_inf=True) for s in range(12))):
+        seen |= {*request.response} & {*ENDS}
+    assert seen == {TURN_END, OTHER}
+    with pytest.raises(RequestError, match="logits_eos_inf must be true or false"):
+        engine.admit(replace(PLAIN, logits_eos_inf=1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("early_exit", [True, False])

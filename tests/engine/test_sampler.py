@@ -31,7 +31,7 @@ def settings(count: int, temperature: float = 1.0, top_p: float = 1.0, no_eos: b
         torch.full((count,), temperature),
         torch.full((count,), top_p),
         torch.zeros_like(position),
-        torch.full((count,), no_eos),
+        torch.full((count,), 2 * no_eos),
         torch.zeros(count, dtype=torch.bool),
         torch.zeros(count),
         noise.keys(zero + seed, zero, zero, position, noise.TOKEN),
@@ -111,7 +111,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
 def test_ignore_eos_is_a_rule_of_its_own_row() -> None:
     model, states = tiny.bert(), hidden(1, seed=1).expand(6000, -1)
     mixed = settings(6000, 10.0)
-    mixed = replace(mixed, no_eos=torch.arange(6000) % 2 == 0)
+    mixed = replace(mixed, no_eos=2 * (torch.arange(6000) % 2 == 0))
     drawn = draw(model, states, mixed, frozenset())
     assert tiny.EOS not in drawn.token[::2]
     assert tiny.EOS in drawn.token[1::2]
