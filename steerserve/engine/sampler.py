@@ -194,8 +194,13 @@ def _measures(logits: Tensor, token: Tensor, needs: frozenset[str], prefix: str)
         best = (logits.topk(2, dim=1).values - logits.logsumexp(1, keepdim=True)).double().exp()
         found[f"{prefix}margin"] = best[:, 0] - best[:, 1]
     if f"{prefix}entropy" in needs:
-        log_p = logits.log_softmax(dim=1)
-        found[f"{prefix}entropy"] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
+        if prefix:
+            # The filtered one is Dream's, which adds so much to each probability.
+            p = logits.softmax(dim=1)
+            found[f"{prefix}entropy"] = -(p * (p + 1e-10).log()).sum(1).double()
+        else:
+            log_p = logits.log_softmax(dim=1)
+            found["entropy"] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
     if prefix and f"{prefix}probability" in needs:
         found[f"{prefix}probability"] = _probability(logits, token)
     return found

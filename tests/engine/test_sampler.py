@@ -260,3 +260,15 @@ def test_a_nucleus_is_the_same_however_many_tokens_are_looked_at_first(
     whole = draw(model, states, chosen, EVERYTHING)
     monkeypatch.setattr(sampler, "_NUCLEUS", first)
     assert same(draw(model, states, chosen, EVERYTHING), whole)
+
+
+def test_dreams_entropy_has_dreams_constant() -> None:
+    """It adds 1e-10 to each probability, which where a model is all but sure is as much as what is measured."""
+    model = tiny.dream(2)
+    states = 12 * torch.randn(64, tiny.HIDDEN, generator=torch.Generator().manual_seed(0))
+    drawn = draw(model, states, settings(64, 0.0), frozenset({"filtered_entropy", "entropy"}))
+    p = model.head(states).softmax(1)
+    assert torch.equal(drawn.measures["filtered_entropy"], -(p * (p + 1e-10).log()).sum(1).double())
+    exact = model.head(states).double().softmax(1)
+    assert torch.allclose(drawn.measures["entropy"], -torch.special.xlogy(exact, exact).sum(1), rtol=1e-3, atol=1e-7)
+    assert not torch.equal(drawn.measures["filtered_entropy"], drawn.measures["entropy"])
