@@ -35,6 +35,7 @@ def sae_card(sae: SparseAutoencoder, norms: Mapping[int, float]) -> dict[str, An
         "k": facts.k,
         "sha256": facts.sha256,
         "trained_on": _trained_on(facts.metadata),
+        "remarks": list(facts.remarks),
         "units": [
             *(["max_act"] if sae.stats is not None else []),
             *(["residual"] if facts.layer in norms else []),

@@ -88,7 +88,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     check_method(facts, order, transfer, blocks)
     if params.ends_last and "probability" not in order.needs:
         raise RequestError("ends_last needs an order by the model's own confidence", "ends_last")
+    if not isinstance(params.logits_eos_inf, bool):
+        raise RequestError(f"logits_eos_inf must be true or false, got {params.logits_eos_inf!r}", "logits_eos_inf")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
+    asked_steps, steps = steps, steps if transfer.binds else blocks * min(block, config.max_steps // blocks)
     progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
     rewrites = params.remask_when is not None or params.refine is not None
@@ -110,12 +113,13 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     check_readings(params.trace, params.max_tokens, most)
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
-    cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
+    cache = row_cache(params.cache, facts, transfer, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
-        "steps": steps,
+        "steps": asked_steps,
+        "steps_bind": transfer.binds,
         "max_steps": most,
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
@@ -124,7 +128,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "revised_within": params.max_tokens if refined or remask and remask.span != "block" else block,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
-        "approximate": approximations(transfer_choice, cache, params.early_exit),
+        "approximate": approximations(transfer_choice, steps, cache, params.early_exit),
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
         "verdicts": {name: {"probe_sha256": probe.sha256} for name, probe in judging.items()},

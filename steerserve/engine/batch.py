@@ -49,7 +49,7 @@ class Batch:
         self.temperature = torch.tensor([r.params.temperature for r in requests], device=device)
         self.top_p = torch.tensor([r.params.top_p for r in requests], device=device)
         self.top_k = torch.tensor([r.params.top_k or 0 for r in requests], device=device)
-        self.no_eos = torch.tensor([r.params.ignore_eos for r in requests], device=device)
+        self.no_eos = torch.tensor([r.barred_ends for r in requests], device=device)
         self.ends_last = torch.tensor([r.params.ends_last for r in requests], device=device)
         self.guidance = torch.tensor([r.params.cfg_scale for r in requests], device=device)
         guided = [i for i, r in enumerate(requests) if r.guided]
@@ -138,7 +138,8 @@ class Batch:
     def open(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
         masked = (self.canvas == self.facts.mask_id) & self.response
-        row, position = (masked & (self.position < self.now.last[:, None])).nonzero().unbind(1)
+        last = torch.where(self.now.alone, self.now.first + 1, self.now.last)
+        row, position = (masked & (self.position < last[:, None])).nonzero().unbind(1)
         return row, position
 
     def held(self) -> tuple[Tensor, Tensor]:
@@ -253,7 +254,7 @@ class Batch:
 
     def _sigma(self) -> Tensor | None:
         """Noise level [R] of this step, of a model that is told it."""
-        return None if self.facts.sigma is None else self.facts.sigma.total(self.times()).float()
+        return None if self.facts.sigma is None else self.facts.sigma.total(self.times().float())
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""

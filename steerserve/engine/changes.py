@@ -36,6 +36,8 @@ def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> li
     events = []
     for request, mine in zip(requests, found, strict=True):
         request.made[-1].commits = len(mine)
+        # One position commits at each step in any case.
+        request.at_bound += max(0, len(mine) - 1) if request.bounded else 0
         for p, t, lp in mine:
             request.canvas[p] = t
             if request.params.logprobs:

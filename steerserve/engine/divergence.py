@@ -5,7 +5,7 @@ from torch import Tensor
 
 from steerserve.engine.batch import Batch
 from steerserve.engine.blocks import blocks
-from steerserve.engine.sampler import pad_rows
+from steerserve.engine.sampler import bar_ends, pad_rows
 from steerserve.models import DiffusionLM
 
 
@@ -41,5 +41,5 @@ def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor, heat:
     logits = model.head(pad_rows(hidden))[: len(hidden)].float()
     if model.facts.forbidden_ids:
         logits[:, list(model.facts.forbidden_ids)] = -torch.inf
-    logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(no_eos, -torch.inf)
+    bar_ends(logits, no_eos, model.facts.end_ids)
     return (logits / heat[:, None]).log_softmax(1)

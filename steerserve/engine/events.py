@@ -67,7 +67,8 @@ class Result:
     text: str
     """The response decoded, cut before the first stop string or EOS."""
     finish_reason: Literal["stop", "length", "content_filter"]
-    """`content_filter`: its own `abort_when` ended it; the text is then the tokens committed without a gap."""
+    """`content_filter`: its own `abort_when` ended it; the text is then its best draft, or the tokens committed without
+    a gap, the others being in the receipt."""
     steps: int
     forward_passes: int
     prompt_tokens: int

@@ -133,7 +133,7 @@ def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
     for transfer, mine in batch.transfers:
         if transfer in asked:
             counts = torch.where(mine & rows, transfer.counts(quota), counts)
-    return counts
+    return torch.where(batch.now.alone & rows, quota.masked, counts)
 
 
 def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:

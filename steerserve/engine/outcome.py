@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Result
@@ -60,8 +61,28 @@ def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text:
         steps=request.step,
         forward_passes=request.forwards,
         prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
-        receipt=receipt(request, catalogue),
+        receipt=_with_rest(receipt(request, catalogue), request, written, text),
         trace=tuple(request.trace),
         logprobs=tuple(request.logprobs[i] for i in written.places) if request.params.logprobs else None,
         top_logprobs=tuple(request.top_logprobs[i] for i in written.places) if request.top_logprobs else None,
     )
+
+
+def _with_rest(told: dict[str, Any] | None, request: Request, written: Writing, text: Text) -> dict[str, Any] | None:
+    """A receipt; of a row that a condition has ended with what its text leaves out, since a gap stands before it: each
+    run of committed tokens, with its first position in the response and its text."""
+    if told is None or not request.aborted:
+        return told
+    runs: list[tuple[int, list[int]]] = []
+    # A text that has come to its end has nothing behind it, committed or not.
+    first = request.length if written.ended or request.over else request.prefix
+    for i in range(first, request.length):
+        token = request.response[i]
+        if token == request.mask_id:
+            continue
+        if runs and runs[-1][0] + len(runs[-1][1]) == i:
+            runs[-1][1].append(token)
+        else:
+            runs.append((i, [token]))
+    beyond = [{"position": i, "tokens": tokens, "text": text(request, tokens)} for i, tokens in runs]
+    return told | {"aborted": told["aborted"] | {"behind_gap": beyond}}

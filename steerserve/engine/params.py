@@ -94,7 +94,8 @@ class GenerationParams:
     max_tokens: int = 64
     """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
     steps: int | None = None
-    """Denoising steps; None: one per response token."""
+    """Denoising steps; None: one per response token. Under a transfer that they do not bind (`threshold`,
+    `entropy_bound`) blocks go on until they are full."""
     block_length: int | None = None
     """Semi-autoregressive blocks of this many tokens; None: the whole response is one block."""
     order: Choice | None = None
@@ -118,10 +119,12 @@ class GenerationParams:
     """Whose turn it is when rows wait: -10, first, to 10, last (lower goes first, as in vLLM)."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
-    """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
+    """Never draw a token that ends the text or the turn, so that the response fills its canvas."""
+    logits_eos_inf: bool = False
+    """Never draw the end of text, but the other tokens that end it (LLaDA's option of that name)."""
     ends_last: bool = False
-    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's
-    `confidence_eos_eot_inf`)."""
+    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's `confidence_eos_eot_inf`;
+    above temperature 0 its code does so of the end of turn alone)."""
     logprobs: bool = False
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
@@ -129,7 +132,8 @@ class GenerationParams:
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None
-    """Condition that ends the row after the step at which it holds, with the text there is."""
+    """Condition that ends the row after the step at which it holds: with its best draft where it is being refined, else
+    with what is committed, behind the first gap in the receipt only."""
     remask_when: Mapping[str, Any] | None = None
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
     refine: Refine | None = None

@@ -1,7 +1,7 @@
 """One admitted row: what it asked for, resolved, and what its forwards have told."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from steerserve.engine.governor import Governor
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
+
+MAX_ENDS: Final = 2**31
+"""More end tokens than any model has."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,6 +44,8 @@ class Request(Course):
     """Forward passes made: as many as steps, less those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
     """Each of them."""
+    at_bound: int = 0
+    """Positions that it took, sure of them or not, because a block could make no more steps."""
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0
@@ -68,11 +73,21 @@ class Request(Course):
         return sampled or "uniform" in self.order.needs | self.transfer.needs
 
     @property
+    def opens_alone(self) -> bool:
+        """Whether this step commits the first token of its block, and no other: see `Cache.first_alone`."""
+        return self.cache is not None and self.cache.settings.first_alone and self.block_step == 0
+
+    @property
     def may_skip(self) -> bool:
         """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
         read = self.params.trace is not None and self.step % self.params.trace.every == 0
         idles = self.transfer.idles or self.block_steps > self.block_total
         return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
+
+    @property
+    def barred_ends(self) -> int:
+        """How many of the model's end tokens it may not draw, the end of text first; more than there are: all."""
+        return MAX_ENDS if self.params.ignore_eos else int(self.params.logits_eos_inf)
 
     @property
     def guided(self) -> bool:

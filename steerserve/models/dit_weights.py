@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.dit import Dit, DitConfig, SigmaMap, rotary_frequencies
+from steerserve.models.dit import ROTARY_BASE, Dit, DitConfig, SigmaMap
 from steerserve.models.layout import check_layout
+from steerserve.models.llama import rotary_frequencies
 
 _PREFIXES = ("", "backbone.", "model.", "module.")
 """What published and converted checkpoints put before every name."""
@@ -59,7 +60,7 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_frequencies(name: str, got: Tensor, head_size: int) -> None:
-    expected = rotary_frequencies(head_size, got.device)
+    expected = rotary_frequencies(head_size, ROTARY_BASE, got.device)
     if got.shape != expected.shape:
         raise ArtifactError(f"misshapen tensor: {name} is {list(got.shape)}, expected {list(expected.shape)}")
     # A half-precision file rounds the frequencies; any other base is further off than that rounding.

@@ -1,8 +1,9 @@
 """The Dream family: a bidirectional Qwen2, in the layout of `Dream-org/Dream-v0-*-7B` and DiffuCoder.
 
 Architecture: Dream 7B (arXiv 2508.15487, section 2) over Qwen2.5 (arXiv 2412.15115): pre-norm RMS blocks, grouped
-queries with biases on q, k and v, rotate-half rotary positions in float32, SwiGLU, full attention. The model was
-an autoregressive one, so the state of position i decides token i + 1: `facts.shift` is 1 and the states are not moved.
+queries with biases on q, k and v, rotate-half rotary positions in the dtype of the states, SwiGLU, full attention. The
+model was an autoregressive one, so the state of position i decides token i + 1: `facts.shift` is 1 and the states are
+not moved.
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
@@ -209,7 +210,9 @@ class DreamDiffusionLM(DiffusionLM):
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
         width = tokens.shape[1] if memory is None else memory.width
-        turns = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        # Dream's own layers round the angles' cosines and sines to the dtype of the states, and turn them in it.
+        turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
         turns = turns if memory is None else memory.turned(turns)
         mask = padding_mask(lengths, width, tokens.device)
         for index, layer in enumerate(model["layers"]):

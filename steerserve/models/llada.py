@@ -5,6 +5,7 @@ positions in float32, SwiGLU, no biases, full attention, prediction at the same 
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -210,7 +211,7 @@ class LladaDiffusionLM(DiffusionLM):
         transformer: Any = self.model["transformer"]
         weight = transformer["wte"].weight if self.config.weight_tying else transformer["ff_out"].weight
         logits = F.linear(hidden, weight[: self.config.vocab_size])
-        return logits * self.config.d_model**-0.5 if self.config.scale_logits else logits
+        return logits * (1 / math.sqrt(self.config.d_model)) if self.config.scale_logits else logits
 
 
 def _read(raw: dict[str, Any]) -> LladaConfig:

@@ -5,6 +5,7 @@ The file of weights tells the layout. Beside it there may be `feature_stats.safe
 "visible"), `residual_norm`, `model_sha256`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from steerserve.saes.layouts.parts import Description, Parts
 from steerserve.saes.matching_pursuit import MatchingPursuitAutoencoder, Pursuit
 from steerserve.saes.sae import FeatureStats, SaeFacts, SparseAutoencoder
 
+logger = logging.getLogger(__name__)
 STATS, NOTES = "feature_stats.safetensors", "steerserve.json"
 
 NOTED = ("layer", "policy", "residual_norm", "model_sha256")
@@ -90,7 +92,10 @@ def load_sae(folder: Path, name: str | None = None) -> SparseAutoencoder:
             policy=description.policy,
             k=description.k,
             metadata=description.metadata,
+            remarks=parts.remarks,
         )
+        for remark in parts.remarks:
+            logger.warning("SAE %s: %s", facts.id, remark)
         stats = read_stats(folder / STATS, features)
         if isinstance(parts.activation, Pursuit):
             return MatchingPursuitAutoencoder(facts, parts.tensors, parts.activation, stats)

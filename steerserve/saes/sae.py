@@ -33,6 +33,8 @@ class SaeFacts:
     """Active features per token (on average for BatchTopK); None where the SAE has no such number."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the layout says, unchecked: `residual_norm`, `model_sha256`, ..."""
+    remarks: tuple[str, ...] = ()
+    """What whoever uses it should know of its files, a sentence each: an unfinished training, another reader's sums."""
 
     def check_model(self, hidden_size: int, num_layers: int, model_sha256: str | None = None) -> None:
         """Raise an ArtifactError unless this SAE reads a layer of the model given; hashes are compared where known."""

@@ -24,6 +24,7 @@ JUDGED: Final = frozenset(
         "stop",
         "ignore_eos",
         "ends_last",
+        "logits_eos_inf",
         "logprobs",
         "top_logprobs",
         "interventions",

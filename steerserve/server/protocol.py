@@ -24,13 +24,16 @@ class Diffusion(Strict):
     order: Choice | None = None
     transfer: Choice | None = None
     ignore_eos: bool | None = None
+    """Never draw a token that ends the text or the turn."""
+    logits_eos_inf: bool = False
+    """Never draw the end of text, but the other tokens that end it (LLaDA's)."""
     ends_last: bool = False
     """Tokens that end the text or the turn commit last (LLaDA's `confidence_eos_eot_inf`)."""
     cfg_scale: float = Field(default=0.0, ge=0, le=100)
     """Classifier-free guidance by the prompt; each row above 0 costs two."""
     cache: Choice | None = None
-    """Keys and values reused within a block, "prefix" or "dual" (Fast-dLLM), or an object with `refresh_every` and
-    `gain_tolerance`: approximate."""
+    """Keys and values reused within a block, "prefix" or "dual" (Fast-dLLM), or an object with `refresh_every`,
+    `gain_tolerance` and `first_alone`: approximate."""
     early_exit: bool = False
     """Leave what lies behind the first committed end token unwritten: approximate."""
     stream_mode: StreamMode | None = None

@@ -464,9 +464,14 @@ def test_a_row_may_end_itself_in_a_round(served: TorchEngine) -> None:
     ending = replace(PLAIN, steps=3, abort_when={"progress": {"above": 0.5, "below": 0.6}})
     request, events, result, receipt = solo(served, replace(ending, refine=Refine(rounds=4, span=7)))
     assert (result.finish_reason, result.steps) == ("content_filter", 4)
-    tokens = [*rebuilt(events, request), tiny.MASK]
-    assert list(result.tokens) == tokens[: tokens.index(tiny.MASK)]
+    # A stretch of its best draft is masked by then: the answer is that draft, and streams are told so.
+    draft = tiny.tokens_of(served, replace(ending, refine=None, abort_when=None))
+    assert list(result.tokens) == rebuilt(events, request) == request.response == draft
+    assert result.receipt is not None
+    assert result.receipt["aborted"]["answer"] == "best_draft"
+    assert result.receipt["aborted"]["behind_gap"] == []
     assert (receipt["rounds"], receipt["judging_passes"]) == ([], 1)
+    assert result.forward_passes == 4 + 1
     assert result.verdicts is not None
     expected = by_hand(served, result.text) if result.text.strip() else WORDLESS
     assert result.verdicts[ARCHAIC] == pytest.approx(expected, abs=1e-4)

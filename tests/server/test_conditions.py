@@ -104,7 +104,7 @@ def test_an_aborted_text_is_told_as_filtered(client: TestClient, mode: str) -> N
     [choice] = found["choices"]
     assert choice["finish_reason"] == "content_filter"
     assert choice["baseline"]["finish_reason"] == "length"
-    assert found["steering"]["aborted"] == {"step": 3, "progress": 0.5}
+    assert found["steering"]["aborted"] == {"step": 3, "progress": 0.5, "answer": "committed", "behind_gap": []}
     assert choice["text"]
     frames = streamed(client, steering, mode, diffusion={"block_length": 4})
     if mode == "events":

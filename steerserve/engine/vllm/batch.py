@@ -175,7 +175,7 @@ class VllmBatch(Batch):
             temperature=0.0 if request.takes_likeliest else float(params.temperature or 0.0),
             top_p=1.0 if params.top_p is None else params.top_p,
             top_k=params.top_k or 0,
-            no_eos=bool(params.ignore_eos),
+            no_eos=request.barred_ends,
             ends_last=params.ends_last,
             needs=tuple(self._needs()),
             alternatives=min(params.top_logprobs, self.facts.vocab_size) if params.logprobs else 0,

@@ -48,7 +48,8 @@ class RowTask:
     temperature: float
     top_p: float
     top_k: int
-    no_eos: bool
+    no_eos: int
+    """How many of the model's end tokens are not drawn."""
     ends_last: bool
     needs: tuple[str, ...]
     """What is measured of every candidate, in the order of the reply."""
@@ -75,7 +76,7 @@ class RowTask:
             temperature=0.0,
             top_p=1.0,
             top_k=0,
-            no_eos=False,
+            no_eos=0,
             ends_last=False,
             needs=(),
             alternatives=0,
