@@ -91,7 +91,7 @@ def test_a_list_of_ends_is_read_from_either_file(tmp_path: Path) -> None:
             ([95, 94], None, (95, 94)),
             (95, {"eos_token_id": [95, 93]}, (95, 93)),
             ([95, 94], {"eos_token_id": 93}, (95, 94, 93)),
-            (95, {"eos_token_id": [93], "_from_model_config": True}, (95,)),
+            (95, {"eos_token_id": [93], "_from_model_config": True}, (95, 93)),
         ]
     ):
         facts = load_model(written(tmp_path / str(i), eos, generation)).facts
@@ -109,7 +109,7 @@ def test_published_ends_are_two() -> None:
         llada = type(tiny.llada()).from_config(
             {
                 "d_model": 8, "n_layers": 1, "n_heads": 2, "vocab_size": 126464, "max_sequence_length": 8,
-                "mask_token_id": 126336, "eos_token_id": [126081],
+                "mask_token_id": 126336, "eos_token_id": 126081,
             }
         )  # fmt: skip
     assert llada.facts.end_ids == (126081, 126348)
