@@ -22,7 +22,7 @@ from steerserve.engine.drafts import Draft
 from steerserve.engine.params import Control
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.operators import SETS_PROJECTION
+from steerserve.steering.operators import SETS_VALUE
 from steerserve.steering.push import Push
 
 CONTROLS: Final = ("random", "sign_flip", "matched_norm")
@@ -31,7 +31,7 @@ CONTROLS: Final = ("random", "sign_flip", "matched_norm")
 def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: int, index: int) -> None:
     """Put a control in the place of what an intervention, number `index` of its row, pushes; raises RequestError."""
     op = drafted.one.op
-    if op in SETS_PROJECTION:
+    if op in SETS_VALUE:
         raise RequestError(
             f"control {control!r} is for pushes whose size does not depend on their direction (add, boost, multiply): "
             f"{drafted.param} has op {op!r}",

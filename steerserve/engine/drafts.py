@@ -21,7 +21,7 @@ class Draft:
     """Its path among the row's fields."""
     attribute: Attribute | None
     pushes: list[Push]
-    """With their strengths in hidden units."""
+    """With their strengths in hidden units, or as `Push.strength` says."""
     unit: str
     strength: float
     """In `unit`."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from steerserve.steering.bounds import Bounds
 from steerserve.steering.encoders import ENCODED
-from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients, combined
+from steerserve.steering.operators import CODES, coefficients, combined
 from steerserve.steering.push import SCOPES, Push
 
 TILE: Final = 16
@@ -54,12 +54,15 @@ class Site:
         self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
         self.directions = directions.to(device, dtype)
         self.reads = any(push.op == "read" for row in pushes for push in row)
-        self.encodes = [
-            (r, p, push.sae, push.feature, push.pair if push.op == "boost" else None)
-            for r, row in enumerate(pushes)
-            for p, push in enumerate(row)
-            if push.sae is not None and push.feature is not None and push.op in NEEDS_SAE
-        ]
+        self.encodes = [(r, p, push) for r, row in enumerate(pushes) for p, push in enumerate(row) if push.by_sae]
+        """Pushes that read their row's states by an SAE."""
+        self.scale: Tensor | None = None
+        """Hidden units of 1 of what each push reads [rows, pushes]; None: 1 everywhere."""
+        if self.encodes:
+            scale = torch.ones(shape)
+            for r, p, push in self.encodes:
+                scale[r, p] = push.scale
+            self.scale = scale.to(device)
         # Where every push is an `add`, the projection on v is not needed and not computed.
         self.projects = any(push.op != "add" for row in pushes for push in row)
         bounds = [[push.bound for push in row] for row in pushes]
@@ -120,16 +123,15 @@ class Site:
             # Padded: in which order a row is added up depends on its length, but not on tiles of zeros behind it.
             scoped = F.pad(projection * self.mask, (0, -shape[2] % TILE))
             self.reading = scoped.sum(2) / self.mask.sum(2).clamp(min=1)
-        largest = activation = None
+        value = projection
         if self.encodes:
-            largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
-            for r, p, sae, feature, pair in self.encodes:
+            # Not in place: what is read of the row's directions is told.
+            value = projection.clone()
+            for r, p, push in self.encodes:
                 # In parts: the activations of a long canvas under a wide SAE would be the largest thing in memory.
-                for part in torch.split(torch.arange(state.shape[1], device=state.device), ENCODED):
-                    code = sae.encode(state[r, part].float())
-                    best = code if pair is None else pair.encode(state[r, part].float(), self.masked[r, part])
-                    largest[r, p, part], activation[r, p, part] = best.amax(dim=1), code[:, feature]
-        weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
+                parts = torch.split(torch.arange(state.shape[1], device=state.device), ENCODED)
+                value[r, p] = torch.cat([_read(push, state[r, part].float(), self.masked[r, part]) for part in parts])
+        weight = coefficients(self.code, self.strength, self.gain, value, self.scale) * self.mask
         if self.bounds is not None:
             weight = self.bounds.hold(weight, self.directions, state)
         self.record(weight, state.float().norm(dim=2))
@@ -203,3 +205,14 @@ class Site:
         self.positions = self.steps = self.ratio_sum = self.ratio_max = zeros
         if self.bounds is not None:
             self.bounds.clipped = zeros
+
+
+def _read(push: Push, states: Tensor, masked: Tensor) -> Tensor:
+    """What a push of a feature reads [length] of its row's states [length, hidden_size], masked [length] or not."""
+    assert push.sae is not None and push.feature is not None
+    if push.op == "boost":
+        code = push.sae.encode(states) if push.pair is None else push.pair.encode(states, masked)
+        return code.amax(dim=1)
+    if push.op == "clamp":
+        return push.sae.latent(states, push.feature, push.strength)
+    return push.sae.encode(states)[:, push.feature]
