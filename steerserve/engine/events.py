@@ -30,7 +30,12 @@ class Revised:
 
 @dataclass(frozen=True)
 class Trace:
-    """Readouts before this step's push: for each attribute the mean of <h, v> over the response, in residual units."""
+    """What was read at this step.
+
+    Of an attribute the mean of <h, v> over the response before the step's push at its layer, in residual units. Of a
+    feature, named `sae:index`, its mean activation after the pushes there, over the positions that its SAE is for:
+    masked or committed ones of the response, or all of it where the SAE does not say.
+    """
 
     request_id: str
     step: int

@@ -12,10 +12,10 @@ from steerserve.engine.cost import Price, density, unpriced
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
 from steerserve.engine.drafts import Draft
 from steerserve.engine.feedback import closed_loop
-from steerserve.engine.params import Choice, Intervention
+from steerserve.engine.params import Choice, FeatureRef, Intervention
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.engine.strengths import checked_strength, from_kl, known_unit, scale_of
-from steerserve.errors import RequestError
+from steerserve.errors import NotFoundError, RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
@@ -158,6 +158,18 @@ def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
     layer = attribute.layers[0]
     push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
     return Readout(name, push, attribute.sites[layer].residual_norm)
+
+
+def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> Readout:
+    """A reading of a feature's activation after the pushes at its SAE's layer, over the positions the SAE is for."""
+    sae = catalogue.sae(feature.sae, f"{param}.sae")
+    try:
+        direction = sae.direction(feature.index).cpu()
+    except NotFoundError as error:
+        raise NotFoundError(str(error), f"{param}.index") from error
+    scope = {"mask": "masked", "visible": "committed", None: "response"}[sae.facts.policy]
+    push = Push(sae.facts.layer, direction, "read", 0.0, torch.zeros(SLICES), scope, sae=sae, feature=feature.index)
+    return Readout(f"{feature.sae}:{feature.index}", push, 1.0)
 
 
 def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, param: str) -> str | tuple[int, int]:

@@ -65,12 +65,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class TraceParams:
-    """Attributes to read while denoising, every `every` steps."""
+    """What to read while denoising, every `every` steps."""
 
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     every: int = 1
     positions: bool = False
     """Whether to read each position of the response as well as their mean."""
+    features: tuple[FeatureRef, ...] = ()
+    """Features whose activations are read after the pushes at the layer of their SAE."""
 
 
 @dataclass(frozen=True)

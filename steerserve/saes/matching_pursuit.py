@@ -61,8 +61,8 @@ class MatchingPursuitAutoencoder(SparseAutoencoder):
         return activations.reshape(*hidden.shape[:-1], self.facts.features)
 
     def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:  # noqa: ARG002 (the same for any)
-        """See SparseAutoencoder. Always the activation: the pre-activation is the first iteration's product, which holds
-        what later iterations give to other features."""
+        """See SparseAutoencoder. Always the activation: the product of the first iteration, which is the
+        pre-activation, holds what later iterations give to other features."""
         return self.encode(hidden)[..., feature].float()
 
     def rank(self, hidden: Tensor) -> Tensor:

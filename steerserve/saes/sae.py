@@ -15,9 +15,9 @@ Policy = Literal["mask", "visible"]
 
 
 LEAST_OWN: Final = 0.05
-"""Least that an encoder reads of a feature's own decoder row for a push along that row to set what it reads. 98 % or more
-of the features of each bundled SAE that are ever active are above it; below it, an activation of 1 would take a push of
-more than 20 rows."""
+"""Least that an encoder reads of a feature's own decoder row for a push along that row to set what it reads. 98 % or
+more of the features of each bundled SAE that are ever active are above it; below it, an activation of 1 would take a
+push of more than 20 rows."""
 
 
 @dataclass(frozen=True)

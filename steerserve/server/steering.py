@@ -86,11 +86,19 @@ class Intervention(Strict):
 
 
 class Trace(Strict):
-    """Attributes to read while denoising, every `every` steps."""
+    """What to read while denoising, every `every` steps: attributes before the pushes at their layers, features after
+    the pushes at theirs."""
 
-    attributes: list[Name] = Field(min_length=1, max_length=64)
+    attributes: list[Name] = Field(default=[], max_length=64)
+    features: list[Feature] = Field(default=[], max_length=64)
     every: int = Field(default=1, ge=1, le=1_000_000)
     positions: bool = False
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Self:
+        if not self.attributes and not self.features:
+            raise fields.blame("attributes", "must name at least one attribute, or features at least one feature")
+        return self
 
 
 LANGUAGES = ("interventions", "ember", "neuronpedia", "easysteer")

@@ -81,7 +81,12 @@ class Push:
         return self.sae is not None and self.feature is not None and self.op in READS_LATENT
 
     @property
-    def scale(self) -> float:
+    def reads_latent(self) -> bool:
+        """Whether it is a reading of a feature: of its activation in the state as the pushes have left it."""
+        return self.op == "read" and self.sae is not None and self.feature is not None
+
+    @property
+    def per_value(self) -> float:
         """Hidden units along its direction of 1 of what its operator reads."""
         if self.sae is None or self.feature is None or not self.by_sae:
             return 1.0

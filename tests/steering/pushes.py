@@ -25,7 +25,8 @@ def push(op: str = "add", strength: float = 1.5, seed: int = 0, **changes: Any) 
 
 def of_feature(op: str, strength: float, feature: int, sae: SparseAutoencoder = SAE, **changes: Any) -> Push:
     """The push of a feature as an engine makes it: along its decoder row."""
-    return push(op, strength, **({"direction": sae.direction(feature), "sae": sae, "feature": feature} | changes))
+    fields: dict[str, Any] = {"direction": sae.direction(feature), "sae": sae, "feature": feature} | changes
+    return push(op, strength, **fields)
 
 
 def hidden(rows: int, seed: int = 0) -> Tensor:
