@@ -134,7 +134,9 @@ def test_units_become_hidden_units(served: TorchEngine) -> None:
         assert made.op == push.op
         assert float(made.direction.norm()) == pytest.approx(1)
         [site] = request.plan["interventions"][0]["sites"]
-        assert (site["layer"], site["strength_hidden"]) == (1, pytest.approx(size))
+        latent = push.feature is not None and push.op in ("clamp", "cap")
+        assert (site["layer"], site["strength_hidden"]) == (1, pytest.approx(size * row if latent else size))
+        assert site.get("strength_activation") == (pytest.approx(size) if latent else None)
 
 
 def test_a_vector_is_normalised(served: TorchEngine) -> None:
