@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "steerserve.engine.refinement",
         "steerserve.engine.text",
         "steerserve.engine.twin",
+        "steerserve.steering.names",
         "steerserve.config",
         "steerserve.errors",
     },

@@ -11,7 +11,6 @@ steering literature, the third sets apart what only a direction's being a featur
 
 import math
 from dataclasses import replace
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,13 +18,11 @@ from torch import Tensor
 from steerserve.engine import noise
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.drafts import Draft
-from steerserve.engine.params import Control
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
+from steerserve.steering.names import Control
 from steerserve.steering.operators import SETS_VALUE
 from steerserve.steering.push import Push
-
-CONTROLS: Final = ("random", "sign_flip", "matched_norm")
 
 
 def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: int, index: int) -> None:

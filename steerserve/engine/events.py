@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
+
+FinishReason = Literal["stop", "length", "content_filter"]
+FINISH_REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Result:
     at the end, because the model drew its own mask token there, is left out."""
     text: str
     """The response decoded, cut before the first stop string or EOS."""
-    finish_reason: Literal["stop", "length", "content_filter"]
+    finish_reason: FinishReason
     """`content_filter`: its own `abort_when` ended it; the text is then the tokens committed without a gap."""
     steps: int
     forward_passes: int
@@ -106,4 +109,15 @@ class Failed:
 
 Event = Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]
+__all__ = [
+    "FINISH_REASONS",
+    "WORDLESS",
+    "Committed",
+    "Done",
+    "Event",
+    "Failed",
+    "Result",
+    "Revised",
+    "Steered",
+    "Trace",
+]

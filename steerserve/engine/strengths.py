@@ -8,17 +8,18 @@ from steerserve.engine.cost import density
 from steerserve.engine.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
+from steerserve.steering.names import UNITS
 from steerserve.steering.operators import PURE_NUMBERS, SETS_LATENT
 from steerserve.steering.push import Push
 
-LARGEST = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6, "stored": 1e4, "kl": 100.0}
+LARGEST: dict[str, float] = {"residual": 100.0, "max_act": 1000.0, "raw": 1e6, "stored": 1e4, "kl": 100.0}
 """Largest strength by unit: far beyond any text, well inside float32."""
 
 
 def checked_strength(one: Intervention, attribute: Attribute | None, unit: str, param: str) -> float:
     """The strength of an intervention in `unit`, its attribute's own where it names none; raises RequestError."""
-    if unit not in LARGEST:
-        raise RequestError(f"unit must be one of {list(LARGEST)}, got {unit!r}", f"{param}.unit")
+    if unit not in UNITS:
+        raise RequestError(f"unit must be one of {list(UNITS)}, got {unit!r}", f"{param}.unit")
     if one.op in PURE_NUMBERS and one.unit is not None:
         raise RequestError(f"op {one.op!r} takes a factor; leave unit out, got {one.unit!r}", f"{param}.unit")
     strength = one.strength

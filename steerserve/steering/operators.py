@@ -23,13 +23,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CODES: Final = {"add": 0, "boost": 1, "multiply": 2, "clamp": 3, "project_out": 4, "cap": 5, "read": 6}
+from steerserve.steering.names import OPERATORS
+
+CODES: Final = {op: code for code, op in enumerate((*OPERATORS, "read"))}
 PURE_NUMBERS: Final = frozenset({"boost", "multiply", "project_out"})
 """Operators whose strength is a factor and has no unit."""
 SETS_VALUE: Final = frozenset({"clamp", "project_out", "cap"})
 """Operators that go towards a value; their gain is the share of the way, at most 1."""
-NEUTRAL: Final = {"multiply": 1.0}
-"""Strength that changes nothing, where it is not 0. A clamp or cap at 0 is a push; its neutral value is gain 0."""
 NEEDS_SAE: Final = frozenset({"boost", "multiply"})
 SETS_LATENT: Final = frozenset({"clamp", "cap"})
 """Operators that set a projection, and of a feature its latent; their strength is in the same units."""

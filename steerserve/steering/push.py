@@ -9,9 +9,10 @@ from torch import Tensor
 
 from steerserve.steering.bounds import Bound
 from steerserve.steering.encoders import Encoder, StateEncoder
+from steerserve.steering.names import SCOPE_NAMES
 from steerserve.steering.operators import READS_LATENT
 
-SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
+SCOPES: Final[dict[str, int]] = {scope: place for place, scope in enumerate(SCOPE_NAMES)}
 
 
 @dataclass

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.steering.operators import CODES, NEEDS_SAE, NEUTRAL, PURE_NUMBERS, coefficients
+from steerserve.steering.names import NEUTRAL, OPERATORS
+from steerserve.steering.operators import CODES, NEEDS_SAE, PURE_NUMBERS, SETS_LATENT, coefficients
 
 
 def plain(op: str, s: float, g: float, value: float, scale: float) -> float:
@@ -56,13 +57,13 @@ def test_no_gain_is_no_push(strength: float, value: float, op: str) -> None:
     assert float(got) == 0.0
 
 
-@pytest.mark.parametrize("op", [op for op in CODES if op not in ("clamp", "cap", "read")])
+@pytest.mark.parametrize("op", NEUTRAL)
 def test_the_neutral_strength_changes_nothing(op: str) -> None:
     value = torch.full((1, 1, 1), 1.5)
-    neutral = torch.tensor([[NEUTRAL.get(op, 0.0)]])
+    neutral = torch.tensor([[NEUTRAL[op]]])
     assert float(coefficients(torch.tensor([[CODES[op]]]), neutral, torch.ones(1, 1), value)) == 0.0
 
 
 def test_operators_that_read_an_sae_take_a_factor() -> None:
     assert NEEDS_SAE <= PURE_NUMBERS <= set(CODES)
-    assert set(NEUTRAL) <= PURE_NUMBERS
+    assert {*NEUTRAL} | SETS_LATENT == {*OPERATORS}
