@@ -106,7 +106,7 @@ class Trace(Strict):
     @model_validator(mode="after")
     def _reads_something(self) -> Self:
         if not self.attributes and not self.features:
-            raise fields.blame("attributes", "must name at least one attribute, or features at least one feature")
+            raise fields.blame("attributes", "must hold at least 1 item, or features at least 1")
         return self
 
 
