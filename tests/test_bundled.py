@@ -11,7 +11,7 @@ from openai import NotFoundError, OpenAI
 
 from bench.readings import measured
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, TraceParams
 from steerserve.engine.verdicts import probes, verdicts
 from steerserve.runtime import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
@@ -182,6 +182,29 @@ def test_a_feature_of_a_bundled_sae_can_be_clamped(runtime: Runtime) -> None:
     )
     assert result.receipt is not None
     assert result.receipt["interventions"][0]["sites"][0]["positions_touched"] > 0
+
+
+@pytest.mark.parametrize("asked", [5.68, 2.84, 0.0])
+def test_a_clamped_latent_is_read_back_as_asked(runtime: Runtime, asked: float) -> None:
+    """By the encoder, at every masked position of every step; and the projection on its row is another number."""
+    feature = FeatureRef("layer-3-mask", 93)
+    push = Intervention(feature=feature, op="clamp", strength=asked, unit="raw")
+    plain = GenerationParams(max_tokens=24, steps=24, ignore_eos=True, seed=1)
+    row = replace(plain, interventions=(push,), trace=TraceParams(features=(feature,), positions=True))
+    request, events = tiny.solo(runtime.engine, row)
+    result = tiny.results(events)[request.id]
+    _, when = tiny.replayed(events, request)
+    read = []
+    for one in result.trace:
+        assert one.positions is not None
+        masked = [one.positions["layer-3-mask:93"][p] for p in range(24) if when[p] >= one.step]
+        assert one.values["layer-3-mask:93"] == pytest.approx(sum(masked) / len(masked), abs=1e-4)
+        read += masked
+    assert len(read) == sum(range(1, 25))
+    assert max(abs(value - asked) for value in read) < 1e-3
+    assert result.receipt is not None
+    [site] = result.receipt["interventions"][0]["sites"]
+    assert site["strength_activation"] == asked
 
 
 def test_the_official_client_lists_completes_streams_and_steers(client: OpenAI) -> None:

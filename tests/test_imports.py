@@ -65,6 +65,7 @@ MAY_IMPORT = {
         "steerserve.engine.refinement",
         "steerserve.engine.text",
         "steerserve.engine.twin",
+        "steerserve.steering.names",
         "steerserve.config",
         "steerserve.extras",
         "steerserve.errors",

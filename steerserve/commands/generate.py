@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
-from steerserve.commands.flags import FlagGroup
+from steerserve.commands.flags import FlagGroup, names_in
 from steerserve.errors import RequestError
+from steerserve.steering.names import SCOPE_NAMES
 
 if TYPE_CHECKING:
     from steerserve.engine.events import Result
@@ -39,9 +40,10 @@ GENERATION = FlagGroup(
     ),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
-        "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability, "
-        "sae_attribute (which reads what is pushed)",
-        "transfer": "how many positions commit at a step: linear, cosine, or a JSON object with type threshold",
+        "order": "which masked position commits next: "
+        f"{names_in('schedulers.order', 'ORDERS')} (which reads what is pushed), or a JSON object with its options",
+        "transfer": "how many positions commit at a step: "
+        f"{names_in('schedulers.transfer', 'TRANSFERS')}, or a JSON object with its options",
         "temperature": "0 takes the likeliest token",
         "top_p": "sample from the likeliest tokens that hold this much probability",
         "seed": "two runs with one seed draw the same numbers, steered or not",
@@ -55,11 +57,12 @@ STEERING = FlagGroup(
     helps={
         "op": "what a push does to the hidden state",
         "unit": "unit of the strengths; the attribute's own where left out",
-        "schedule": "how hard to push when: uniform, window, piecewise, commitment, or a JSON object with its options",
+        "schedule": "how hard to push when: "
+        f"{names_in('schedulers.strength', 'STRENGTHS')}, {names_in('schedulers.strength', 'CONTROLLERS')}, "
+        "or a JSON object with its options",
         "layers": "layers to push at; the attribute's own where left out",
     },
 )
-SCOPES = ("all", "prompt", "response", "masked", "committed")
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -117,7 +120,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "like better",
     )
     how = STEERING.add_to(parser, "how to steer (for every push)")
-    how.add_argument("--scope", choices=SCOPES, help="positions to push at; the attribute's own where left out")
+    how.add_argument("--scope", choices=SCOPE_NAMES, help="positions to push at; the attribute's own where left out")
     add_artifacts(parser)
     MODEL.add_to(parser, "model")
     SAES.add_to(parser, "SAEs")

@@ -14,7 +14,7 @@ from steerserve.engine.cache import RowCache, row_cache
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.early_exit import check_early_exit
 from steerserve.engine.governor import most_steps, react, round_steps
-from steerserve.engine.interventions import readout
+from steerserve.engine.interventions import feature_readout, readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import PRIORITIES
@@ -102,6 +102,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         _whole("trace.every", params.trace.every, 1, config.max_steps)
         readouts = tuple(
             readout(catalogue, name, f"trace.attributes[{i}]") for i, name in enumerate(params.trace.attributes)
+        )
+        readouts += tuple(
+            feature_readout(catalogue, one, f"trace.features[{i}]") for i, one in enumerate(params.trace.features)
         )
     reactions = react(params, catalogue, steps, config.max_steps)
     remask = None if reactions is None else reactions.remask

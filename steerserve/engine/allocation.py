@@ -7,7 +7,7 @@ from typing import Any
 from steerserve.engine.budget import KlBudget
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import CompiledSchedule
-from steerserve.engine.controls import CONTROLS, put_control
+from steerserve.engine.controls import put_control
 from steerserve.engine.cost import Bill, along, bill, course
 from steerserve.engine.drafts import Draft
 from steerserve.engine.governor import govern
@@ -17,6 +17,7 @@ from steerserve.engine.limits import check_limits, scale_to, set_bound
 from steerserve.engine.params import GenerationParams, Limits
 from steerserve.engine.resolved import Resolved
 from steerserve.errors import RequestError
+from steerserve.steering.names import COMBINE, CONTROLS
 
 Scheduled = list[tuple[Draft, CompiledSchedule]]
 
@@ -142,8 +143,8 @@ def _budget(limits: Limits, mine: Scheduled, whole: Bill | None, progress: Seque
 
 
 def _check_choices(catalogue: Catalogue, params: GenerationParams, limits: Limits) -> None:
-    if params.combine not in ("independent", "joint"):
-        raise RequestError(f"combine must be independent or joint, got {params.combine!r}", "combine")
+    if params.combine not in COMBINE:
+        raise RequestError(f"combine must be {' or '.join(COMBINE)}, got {params.combine!r}", "combine")
     if params.control is not None and params.control not in CONTROLS:
         raise RequestError(f"control must be one of {list(CONTROLS)}, got {params.control!r}", "control")
     if limits.max_kl is not None and params.control not in (None, "sign_flip"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from steerserve.steering.push import Push
 
 Reason = Literal["block", "steering", "gain", "interval"]
 """Why a forward was a full one: a block began, the steering was changed, a schedule's gain moved, it was time."""
-REASONS: Final[tuple[Reason, ...]] = ("block", "steering", "gain", "interval")
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revi
 
 
 def readings(batch: Batch) -> list[Trace]:
-    """Traces that are due at this step, read before its push; see `note`."""
+    """Traces that are due at this step; see `note`."""
     due = [
         request
         for request in batch.requests
@@ -92,7 +92,7 @@ def readings(batch: Batch) -> list[Trace]:
             request.id,
             request.step,
             request.progress,
-            {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
+            {one.name: values[id(one.push)] / one.unit for one in request.readouts},
             _by_position(batch, request),
         )
         for request in due
@@ -108,11 +108,8 @@ def note(requests: Sequence[Request], traces: Sequence[Trace]) -> list[Trace]:
 
 
 def _by_position(batch: Batch, request: Request) -> dict[str, tuple[float, ...]] | None:
-    """Readings of the state that decides each position of a row's response, in residual units, if it asks for them."""
+    """Readings of the state that decides each position of a row's response, if it asks for them."""
     if request.params.trace is None or not request.params.trace.positions:
         return None
     states = batch.state(torch.arange(request.start, request.stop, device=batch.canvas.device))
-    return {
-        one.attribute: tuple((batch.plan.projections(one.push)[states] / one.residual_norm).tolist())
-        for one in request.readouts
-    }
+    return {one.name: tuple((batch.plan.projections(one.push)[states] / one.unit).tolist()) for one in request.readouts}

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
+
+FinishReason = Literal["stop", "length", "content_filter"]
+FINISH_REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class Revised:
 
 @dataclass(frozen=True)
 class Trace:
-    """Readouts of the steered row: for each attribute the mean of <h, v> over the response, in residual units.
+    """What was read of the steered row at this step.
 
-    Of the state as it arrives at the attribute's first layer: before this step's push there, behind those of earlier
-    layers."""
+    Of an attribute the mean of <h, v> over the response, in residual units, of the state as it arrives at the
+    attribute's first layer: before this step's push there, behind those of earlier layers. Of a feature, named `sae:index`, its mean activation after the pushes there, over the positions that its SAE is for:
+    masked or committed ones of the response, or all of it where the SAE does not say.
+    """
 
     request_id: str
     step: int
@@ -66,7 +71,7 @@ class Result:
     at the end, because the model drew its own mask token there, is left out."""
     text: str
     """The response decoded, cut before the first stop string or EOS."""
-    finish_reason: Literal["stop", "length", "content_filter"]
+    finish_reason: FinishReason
     """`content_filter`: its own `abort_when` ended it; the text is then its best draft, or the tokens committed without
     a gap, the others being in the receipt."""
     steps: int
@@ -107,4 +112,15 @@ class Failed:
 
 Event = Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]
+__all__ = [
+    "FINISH_REASONS",
+    "WORDLESS",
+    "Committed",
+    "Done",
+    "Event",
+    "Failed",
+    "Result",
+    "Revised",
+    "Steered",
+    "Trace",
+]

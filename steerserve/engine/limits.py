@@ -13,6 +13,7 @@ from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.steering.bounds import Bound
+from steerserve.steering.names import ON_EXCEED
 
 MOST: Final = 1e6
 """Largest limit: beyond any push that can be asked for."""
@@ -24,8 +25,8 @@ def check_limits(limits: Limits) -> None:
         value = getattr(limits, name)
         if value is not None and not 0 < value <= MOST:
             raise RequestError(f"{name} must be above 0 and at most {MOST:g}, got {value!r}", f"limits.{name}")
-    if limits.on_exceed not in ("clip", "refuse"):
-        raise RequestError(f"on_exceed must be clip or refuse, got {limits.on_exceed!r}", "limits.on_exceed")
+    if limits.on_exceed not in ON_EXCEED:
+        raise RequestError(f"on_exceed must be {' or '.join(ON_EXCEED)}, got {limits.on_exceed!r}", "limits.on_exceed")
 
 
 def scale_to(limit: float, limits: Limits, drafts: Sequence[Draft], predicted: float) -> float:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from steerserve.steering.names import Combine, Control, Direction, OnExceed, Operator, ScopeName, Unit
 
 Choice = str | Mapping[str, Any]
 """A name, or `{"type": name, ...options}`."""
 
-Operator = Literal["add", "boost", "multiply", "clamp", "project_out", "cap"]
-Unit = Literal["residual", "max_act", "raw", "stored", "kl"]
-Control = Literal["random", "sign_flip", "matched_norm"]
-Scope = Literal["all", "prompt", "response", "masked", "committed"] | tuple[int, int]
+Scope = ScopeName | tuple[int, int]
 """A named set of positions, or a half-open span of response positions."""
 
 
@@ -44,7 +43,7 @@ class Intervention:
     scope: Scope | None = None
     schedule: Choice | None = None
     layers: tuple[int, ...] | None = None
-    direction: Literal["sae", "diff_means"] = "sae"
+    direction: Direction = "sae"
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
     when: Mapping[str, Any] | None = None
     """Condition (`steerserve.engine.conditions`) under which it pushes: judged after each forward, for the next."""
@@ -60,17 +59,19 @@ class Limits:
     """Predicted trajectory KL in nats a response token."""
     max_delta: float | None = None
     """|delta| / |h| of the sum of the pushes at a layer, at every position."""
-    on_exceed: Literal["clip", "refuse"] = "clip"
+    on_exceed: OnExceed = "clip"
 
 
 @dataclass(frozen=True)
 class TraceParams:
-    """Attributes to read while denoising, every `every` steps."""
+    """What to read while denoising, every `every` steps."""
 
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     every: int = 1
     positions: bool = False
     """Whether to read each position of the response as well as their mean."""
+    features: tuple[FeatureRef, ...] = ()
+    """Features whose activations are read after the pushes at the layer of their SAE."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class GenerationParams:
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
     refine: Refine | None = None
     """How often the finished text is tried to be bettered; None: not at all."""
-    combine: Literal["independent", "joint"] = "independent"
+    combine: Combine = "independent"
     """`joint`: one allocation over the attributes pushed decides their gains, instead of a schedule each."""
     limits: Limits | None = None
     control: Control | None = None

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from steerserve.engine.params import Intervention, Operator
+from steerserve.engine.params import Intervention
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.server import steering
 from steerserve.server.body import validate
@@ -25,6 +25,7 @@ from steerserve.server.fields import Name, Strict
 from steerserve.server.policy import Policy
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.rows import rows_of
+from steerserve.steering.names import Operator
 
 logger = logging.getLogger(__name__)
 

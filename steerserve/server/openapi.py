@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
+from steerserve.engine.events import FINISH_REASONS
 from steerserve.server.access import OPEN
 from steerserve.server.conversation import ChatRequest
 from steerserve.server.features import ActivationRequest, FeatureQuery
@@ -19,6 +20,14 @@ from steerserve.server.steering import SteeringPatch
 Json = dict[str, Any]
 
 BODIES: Final[tuple[type[Strict], ...]] = (CompletionRequest, ChatRequest, SteeringPatch, ActivationRequest)
+
+CHOICES: Final = (
+    ("Intervention", "schedule", "schedules"),
+    ("Diffusion", "order", "orders"),
+    ("Diffusion", "transfer", "transfers"),
+    ("Diffusion", "cache", "caches"),
+)
+"""Fields that take a name the engine knows, with or without options: schema, field, and where capabilities list it."""
 
 ERROR: Final[Json] = {
     "type": "object",
@@ -67,7 +76,7 @@ PLANS: Final[Json] = {"type": "array", "items": _object(prompt=NUMBER)}
 
 
 def _answer(kind: str, **choice: Json) -> Json:
-    choices = _object(index=NUMBER, finish_reason={"enum": ["stop", "length", "content_filter"]}, **choice)
+    choices = _object(index=NUMBER, finish_reason={"enum": list(FINISH_REASONS)}, **choice)
     return _object(
         id=TEXT,
         object={"const": kind},
@@ -174,6 +183,8 @@ def document(service: Service, config: ServerConfig) -> Json:
     schemas["ChatRequest"]["properties"]["model"] = {"const": service.model_id}
     schemas["Intervention"]["properties"]["attribute"] = _or_null(attributes)
     schemas["Feature"]["properties"]["sae"] = saes
+    for schema, field, known in CHOICES:
+        schemas[schema]["properties"][field] = _or_null(_choice(service.capabilities.get(known, ())))
     schemas["ActivationRequest"]["properties"]["sae"] = _or_null(saes)
     routes = {path: methods for path, methods in ROUTES.items() if path != "/metrics" or config.metrics_port is None}
     paths: dict[str, Json] = {}
@@ -207,6 +218,12 @@ def _parameters(path: str, service: Service) -> list[Json]:
 def _names(known: Collection[str]) -> Json:
     """A name, one of those known where there are any."""
     return {"enum": sorted(known)} if known else TEXT
+
+
+def _choice(known: Collection[str]) -> Json:
+    """A name, or an object of that type with options; see `fields.Choice`."""
+    named: Json = {"enum": list(known)} if known else TEXT
+    return {"anyOf": [named, {"type": "object", "properties": {"type": named}, "required": ["type"]}]}
 
 
 def _or_null(schema: Json) -> Json:

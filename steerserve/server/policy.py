@@ -8,7 +8,8 @@ from typing import Any, Final
 from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.server.errors import PolicyError
 from steerserve.server.judged import JUDGED, JUDGED_OF_PUSHES, check_judged
-from steerserve.server.sizes import NEUTRAL, amount_of, loudness_of, peak_of, size_of
+from steerserve.server.sizes import amount_of, loudness_of, peak_of, size_of
+from steerserve.steering.names import NEUTRAL
 
 MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
 """Scopes that hold every position that has yet to become a token."""

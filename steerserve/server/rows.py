@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.params import GenerationParams, Limits, Refine, TraceParams
+from steerserve.engine.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.twin import unsteered
 from steerserve.errors import RequestError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
 from steerserve.server.ranking import Ranking
-from steerserve.server.steering import Change
+from steerserve.server.steering import Change, Trace
 from steerserve.server.wishes import explained, ranking_of
 
 Prompt = str | tuple[int, ...]
@@ -161,12 +161,17 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         limits=Limits(limits.max_kl, limits.max_delta, limits.on_exceed) if limits is not None else None,
         control=body.steering.control,
         measure_kl=body.steering.measure_kl,
-        trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
+        trace=None if trace is None else _trace(trace),
         abort_when=body.steering.abort_when,
         remask_when=body.steering.remask_when,
         refine=_refine(body, ranking),
         verdicts=tuple(wish.attribute for wish in ranking.wishes or ()),
     )
+
+
+def _trace(asked: Trace) -> TraceParams:
+    features = tuple(FeatureRef(one.sae, one.index) for one in asked.features)
+    return TraceParams(tuple(asked.attributes), asked.every, asked.positions, features)
 
 
 def _refine(body: GenerationRequest, ranking: Ranking) -> Refine | None:

@@ -181,7 +181,7 @@ class VllmBatch(Batch):
             alternatives=min(params.top_logprobs, self.facts.vocab_size) if params.logprobs else 0,
             compare=None if request.stability is None else request.stability.facts.id,
             uptake=None if uptake is None else (uptake.push.layer, self.digests[id(uptake.push)]),
-            pushes=tuple(self._push(push) for push in request.pushes),
+            pushes=tuple(self._push(push, request) for push in request.pushes),
             layers=layers,
             span=(max(0, request.start - self.facts.shift), request.stop) if layers else (0, 0),
         )
@@ -201,7 +201,10 @@ class VllmBatch(Batch):
             return frozenset()
         return frozenset(one.push.layer for one in request.readouts)
 
-    def _push(self, push: Push) -> PushTask:
+    def _push(self, push: Push, request: Request) -> PushTask:
+        trace = request.params.trace
+        # To read a feature costs an encoding, a projection next to nothing.
+        idle = push.reads_latent and trace is not None and request.step % trace.every != 0
         return PushTask(
             layer=push.layer,
             direction=self.digests[id(push)],
@@ -209,7 +212,7 @@ class VllmBatch(Batch):
             strength=push.strength,
             gain=self.far.gains[id(push)],
             scope=push.scope,
-            sae=push.sae.facts.id if isinstance(push.sae, SparseAutoencoder) else None,
+            sae=push.sae.facts.id if isinstance(push.sae, SparseAutoencoder) and not idle else None,
             feature=push.feature,
             bound=None if push.bound is None else (push.bound.ratio, push.bound.refuse),
         )

@@ -52,6 +52,12 @@ class VllmEngine(TorchEngine):
             if getattr(params, name):
                 said = f"{name} must be left out here, got {getattr(params, name)!r}: the vLLM engine has no {reason}"
                 raise RequestError(said, name)
+        if params.trace is not None and params.trace.positions and params.trace.features:
+            raise RequestError(
+                "trace.positions goes with attributes only here: the vLLM engine has the states of single positions as "
+                "they arrive at a layer, and features are read after the pushes",
+                "trace.positions",
+            )
         return super().admit(params)
 
     def close(self) -> None:
