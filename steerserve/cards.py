@@ -72,7 +72,7 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "units": ["residual", "max_act", "raw", "stored", "kl"],
         "combine": ["independent", "joint"] if engine.catalogue.joint is not None else ["independent"],
         "controls": list(CONTROLS),
-        "limits": ["max_kl", "max_delta"],
+        "limits": ["max_kl", "max_predicted_kl", "max_delta"],
         "probes": [one.name for one in engine.catalogue.attributes.values() if one.probe is not None],
         "scopes": [*SCOPES, "positions"],
         "schedules": [*schedulers.STRENGTHS, *schedulers.CONTROLLERS],

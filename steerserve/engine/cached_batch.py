@@ -48,6 +48,7 @@ class CachedBatch(Batch):
         self,
         model: DiffusionLM,
         candidates: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002 (they are among what is computed anyway)
+        again: bool = False,  # noqa: ARG002 (no row with a cache has a limit)
     ) -> Tensor:
         """See `Batch.forward`."""
         stale = [self._stale(request, cache) for request, cache in zip(self.requests, self.caches, strict=True)]

@@ -1,4 +1,10 @@
-"""A row's limits on what it pushes: scaled to at admission where the cost is known then, held while it runs."""
+"""A row's limits on what it pushes, and how they are held.
+
+`max_kl` is held by measurement: a twin without the row's own pushes runs beside it, so that what a forward is about to
+commit has an exact KL before it commits. A forward that would go over what is left is made again with smaller pushes,
+in the end with none. `max_predicted_kl` scales the pushes at admission where their cost is predicted then, and lowers
+gains while the row runs. `max_delta` bounds what a push adds to a state.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +22,20 @@ from steerserve.steering.bounds import Bound
 
 MOST: Final = 1e6
 """Largest limit: beyond any push that can be asked for."""
+MOST_TRIES: Final = 4
+"""Forward passes of one step at most, the last of them without the row's own pushes."""
+AIM: Final = 0.9
+"""Share of what is left that smaller pushes aim at: the KL is no exact square of their size."""
+SPENT: Final = 0.99
+"""Share of `max_kl` at which it counts as spent: the row then pushes no more."""
+DIGITS: Final = 6
+"""Binary digits of a factor: rounded down, so that the last bits of a measured KL, which may depend on the rows beside
+it, change nothing."""
 
 
 def check_limits(limits: Limits) -> None:
     """Raise RequestError for limits that are none."""
-    for name in ("max_kl", "max_delta"):
+    for name in ("max_kl", "max_predicted_kl", "max_delta"):
         value = getattr(limits, name)
         if value is not None and not 0 < value <= MOST:
             raise RequestError(f"{name} must be above 0 and at most {MOST:g}, got {value!r}", f"limits.{name}")
@@ -29,14 +44,14 @@ def check_limits(limits: Limits) -> None:
 
 
 def scale_to(limit: float, limits: Limits, drafts: Sequence[Draft], predicted: float) -> float:
-    """Scale the drafts, which are predicted to cost so much, down to the limit on KL, whatever their schedules: the
-    factor, 1 or less; raises RequestError where the limits refuse instead."""
+    """Scale the drafts, which are predicted to cost so much, down to the limit on the predicted KL, whatever their
+    schedules: the factor, 1 or less; raises RequestError where the limits refuse instead."""
     if predicted <= limit * ROUNDING:
         return 1.0
     if limits.on_exceed == "refuse":
         raise RequestError(
-            f"the interventions are predicted to cost {predicted:.6g} nats a token; max_kl is {limit:g}",
-            "limits.max_kl",
+            f"the interventions are predicted to cost {predicted:.6g} nats a token; max_predicted_kl is {limit:g}",
+            "limits.max_predicted_kl",
         )
     factor = math.sqrt(limit / predicted)
     for drafted in drafts:
@@ -57,9 +72,19 @@ def set_bound(drafts: Sequence[Draft], limits: Limits) -> None:
             push.bound = bound
 
 
+def pushing(request: Request, plan: Packed) -> bool:
+    """Whether a row has pushes of its own at the step that was set."""
+    return any(plan.gain(push) != 0 for push in request.own)
+
+
 def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
-    """Lower the gains of the step that was set where rows would spend more than they have left."""
+    """Lower the gains of the step that was set where rows would spend more predicted KL than they have left, and to 0
+    where the measured KL is spent."""
     for request in requests:
+        limit = request.kl_limit
+        spent = limit is not None and not request.refuses and request.measured_nats >= SPENT * limit
+        if spent and pushing(request, plan):
+            _lower(request, plan, 0.0)
         budget = request.budget
         if budget is None:
             continue
@@ -70,6 +95,36 @@ def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
         if factor < 1.0:
             for push in (push for group in budget.groups for push in group):
                 plan.scale(push, factor)
+
+
+def lowers(requests: Sequence[Request], nats: Sequence[float], plan: Packed) -> bool:
+    """Take note of the KL of what each row is about to commit, and lower the pushes of rows that it would put over
+    their limit: whether the forward is to be made again."""
+    again = False
+    for request, found in zip(requests, nats, strict=True):
+        if not request.measures_kl:
+            continue
+        forward, limit, before = request.made[-1], request.kl_limit, request.measured_nats
+        forward.kl = found
+        # Without pushes it is 0, which is never over; not a number always is.
+        if limit is None or request.refuses or found == 0 or request.measured_nats <= limit:
+            continue
+        left = max(0.0, limit - before)
+        last = forward.tries + 1 == MOST_TRIES or not math.isfinite(found)
+        _lower(request, plan, 0.0 if last else _rounded(math.sqrt(AIM * left / found)))
+        forward.kl, forward.tries, again = 0.0, forward.tries + 1, True
+    return again
+
+
+def _lower(request: Request, plan: Packed, factor: float) -> None:
+    request.made[-1].factor *= factor
+    for push in request.own:
+        plan.scale(push, factor)
+
+
+def _rounded(factor: float) -> float:
+    mantissa, exponent = math.frexp(factor)
+    return math.ldexp(math.floor(math.ldexp(mantissa, DIGITS)), exponent - DIGITS)
 
 
 Refused = Mapping[int, tuple[int, float, float]]
@@ -87,10 +142,16 @@ def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refus
     for request in requests:
         budget = request.budget
         if budget is not None:
-            budget.charge(request.made[-1].commits / request.params.max_tokens)
+            # What the measured limit made smaller after the budget had seen it.
+            budget.charge(request.made[-1].commits / request.params.max_tokens * request.made[-1].factor ** 2)
             if budget.refuses and budget.exceeded:
-                said = f"max_kl: {budget.spent:.4g} nats a token are over the limit of {budget.limit:g}"
-                over.setdefault(request.id, Failed(request.id, said, limit="limits.max_kl"))
+                said = f"max_predicted_kl: {budget.spent:.4g} nats a token are over the limit of {budget.limit:g}"
+                over.setdefault(request.id, Failed(request.id, said, limit="limits.max_predicted_kl"))
+        limit = request.kl_limit
+        if limit is not None and request.refuses and not request.measured_nats <= limit:
+            each, most = (nats / request.params.max_tokens for nats in (request.measured_nats, limit))
+            said = f"max_kl: {each:.4g} measured nats a token are over the limit of {most:g}"
+            over.setdefault(request.id, Failed(request.id, said, limit="limits.max_kl"))
     if not over:
         return
     for request in requests:

@@ -165,6 +165,11 @@ class Packed:
                 found |= {row if rows is None else rows[row]: told for row, told in refused.items()}
         return found
 
+    def rewind(self) -> None:
+        """See `SteeringPlan.rewind`."""
+        for part in self.parts:
+            part.plan.rewind()
+
     def settle(self) -> None:
         """See `SteeringPlan.settle`."""
         for part in self.parts:

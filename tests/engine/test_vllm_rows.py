@@ -87,7 +87,9 @@ def test_budgets_and_bounds_are_held_as_by_the_torch_engine(
     model: DiffusionLM, reference: TorchEngine, tmp_path: Path
 ) -> None:
     old = Intervention(attribute="register/archaic", strength=2.0)
-    spent = row(interventions=(old,), transfer={"type": "threshold", "value": 0.3}, limits=Limits(max_kl=0.05))
+    spent = row(
+        interventions=(old,), transfer={"type": "threshold", "value": 0.3}, limits=Limits(max_predicted_kl=0.05)
+    )
     over = row(interventions=(old,), limits=Limits(max_delta=0.01, on_exceed="refuse"))
     told = []
     for engine in (flat(model, tmp_path, 5), reference):

@@ -52,6 +52,12 @@ class VllmEngine(TorchEngine):
             if getattr(params, name):
                 said = f"{name} must be left out here, got {getattr(params, name)!r}: the vLLM engine has no {reason}"
                 raise RequestError(said, name)
+        if params.limits is not None and params.limits.max_kl is not None:
+            raise RequestError(
+                f"max_kl must be left out here, got {params.limits.max_kl!r}: the vLLM engine has no "
+                f"{REFUSED['measure_kl']}; max_predicted_kl holds the predicted KL, where costs were calibrated",
+                "limits.max_kl",
+            )
         return super().admit(params)
 
     def close(self) -> None:
@@ -62,7 +68,7 @@ class VllmEngine(TorchEngine):
     def _batches(self) -> list[Batch]:
         return [VllmBatch(self.rows, self.model.facts, self.workers, self.known)]
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:  # noqa: ARG002
         assert isinstance(batch, VllmBatch)
         batch.ask(row, position)
         return batch
