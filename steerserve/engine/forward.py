@@ -23,3 +23,5 @@ class Forward:
     """Forward passes that it took: more than one where smaller pushes had to be tried for the limit on KL."""
     factor: float = 1.0
     """By how much the limit on KL multiplied the gains of the row's own pushes."""
+    tried: tuple[float, float] | None = None
+    """The last such factor above 0 that was tried, and the nats that it came to; None where nothing was pushed."""

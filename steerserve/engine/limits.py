@@ -25,7 +25,7 @@ MOST: Final = 1e6
 MOST_TRIES: Final = 4
 """Forward passes of one step at most, the last of them without the row's own pushes."""
 AIM: Final = 0.9
-"""Share of what is left that smaller pushes aim at: the KL is no exact square of their size."""
+"""Share of what is left that smaller pushes aim at."""
 SPENT: Final = 0.99
 """Share of `max_kl` at which it counts as spent: the row then pushes no more."""
 DIGITS: Final = 6
@@ -78,13 +78,12 @@ def pushing(request: Request, plan: Packed) -> bool:
 
 
 def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
-    """Lower the gains of the step that was set where rows would spend more predicted KL than they have left, and to 0
-    where the measured KL is spent."""
+    """Lower the gains of the step that was set where rows would spend more predicted KL than they have left; of rows
+    whose pushes the measured KL has lowered before, to what they come to by that."""
     for request in requests:
-        limit = request.kl_limit
-        spent = limit is not None and not request.refuses and request.measured_nats >= SPENT * limit
-        if spent and pushing(request, plan):
-            _lower(request, plan, 0.0)
+        factor = _first_factor(request) if pushing(request, plan) else 1.0
+        if factor < 1.0:
+            _lower(request, plan, factor)
         budget = request.budget
         if budget is None:
             continue
@@ -106,14 +105,42 @@ def lowers(requests: Sequence[Request], nats: Sequence[float], plan: Packed) -> 
             continue
         forward, limit, before = request.made[-1], request.kl_limit, request.measured_nats
         forward.kl = found
-        # Without pushes it is 0, which is never over; not a number always is.
-        if limit is None or request.refuses or found == 0 or request.measured_nats <= limit:
+        # Without pushes it is 0, which is never over.
+        if found == 0:
             continue
-        left = max(0.0, limit - before)
+        forward.tried = forward.factor, found
+        # Not a number is over, always.
+        if limit is None or request.refuses or request.measured_nats <= limit:
+            continue
         last = forward.tries + 1 == MOST_TRIES or not math.isfinite(found)
-        _lower(request, plan, 0.0 if last else _rounded(math.sqrt(AIM * left / found)))
+        _lower(request, plan, 0.0 if last else _aimed(forward.tried, limit - before) / forward.factor)
         forward.kl, forward.tries, again = 0.0, forward.tries + 1, True
     return again
+
+
+def _first_factor(request: Request) -> float:
+    """By how much the gains of a row are multiplied when a step is first tried: not at all before its limit on KL has
+    lowered any, so that a limit which is never reached changes nothing."""
+    limit = request.kl_limit
+    if limit is None or request.refuses:
+        return 1.0
+    left = limit - request.measured_nats
+    if left <= (1 - SPENT) * limit:
+        return 0.0
+    before = next((one for one in reversed(request.made) if one.tried is not None), None)
+    if before is None or before.tried is None or before.factor == 1:
+        return 1.0
+    return min(1.0, _aimed(before.tried, left))
+
+
+def _aimed(tried: tuple[float, float], left: float) -> float:
+    """The factor that is to come to most of what is left, from one that was tried and the nats that it came to.
+
+    A KL goes with the square of a small push and by less of a large one: in proportion where the push has to become
+    smaller, by the root where it may become larger, a factor comes to less than it aims at rather than to more."""
+    factor, nats = tried
+    share = max(0.0, AIM * left / nats)
+    return _rounded(factor * (share if share < 1 else math.sqrt(share)))
 
 
 def _lower(request: Request, plan: Packed, factor: float) -> None:
