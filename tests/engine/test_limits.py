@@ -53,7 +53,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine) -> Non
     for params in (free, replace(free, transfer=THRESHOLD)):
         plain, events = tiny.solo(served, params)
         for clip in ("clip", "refuse"):
-            limits = Limits(1000.0, 1000.0, 1000.0, clip)  # type: ignore[arg-type]
+            limits = Limits(1000.0, 1000.0, 1000.0, clip)
             limited, same = tiny.solo(served, replace(params, limits=limits))
             assert limited.response == plain.response
             assert isinstance(same[-1], Done) and same[-1].result.receipt is not None

@@ -52,7 +52,7 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
     asked: dict[str, Any] = {
         "interventions": [SPORTS, ARCHAIC],
         "combine": "joint",
-        "limits": {"max_kl": 0.01, "max_predicted_kl": 0.002, "max_delta": 0.6},
+        "limits": {"max_kl": 1.0, "max_predicted_kl": 0.002, "max_delta": 0.6},
         "measure_kl": True,
         "baseline": True,
     }
@@ -65,7 +65,7 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
     assert receipt["limits"]["clipped"]["predicted_kl_scale"] == plan["limits"]["predicted_kl_scale"] < 1
     assert receipt["limits"]["holds"] == plan["limits"]["holds"]
     assert plan["limits"]["holds"] == {"max_kl": "measured_kl", "max_predicted_kl": "predicted_kl"}
-    assert 0 < receipt["measured_kl"] <= 0.01
+    assert 0 < receipt["measured_kl"] <= 1.0
     assert plan["joint"]["rho"] == receipt["interventions"][0]["rho"] > 1
     assert plan["combine"] == receipt["combine"] == "joint"
     plain = post(client).json()["choices"][0]["text"]
