@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done
+from steerserve.engine.events import Done, Result
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime import load_runtime
 
-ASKED = (0.3, 0.05)
+LIMITS = (("max_predicted_kl", 0.3), ("max_kl", 0.3), ("max_kl", 0.05))
 """Limits, in nats a token."""
 
 
@@ -52,7 +52,7 @@ def receipts(engine: TorchEngine, params: GenerationParams, texts: int, batch: i
     for first in range(0, texts, batch):
         rows = [engine.admit(replace(params, row=row)) for row in range(first, min(first + batch, texts))]
         engine.add(rows)
-        results = {}
+        results: dict[str, Result] = {}
         while len(results) < len(rows):
             results |= {event.request_id: event.result for event in engine.step() if isinstance(event, Done)}
         found += [results[row.id].receipt or {} for row in rows]
@@ -88,13 +88,13 @@ def measure(
     """One record for each push and limit."""
     for name, push in pushes(engine, strength, features, base.seed):
         free = replace(base, interventions=(push,), measure_kl=True)
-        yield record(name, "none", None, receipts(engine, free, texts, batch))
-        for asked in ASKED:
-            if push.attribute is not None:
-                limited = replace(free, limits=Limits(max_predicted_kl=asked))
-                yield record(name, "max_predicted_kl", asked, receipts(engine, limited, texts, batch))
-            limited = replace(free, limits=Limits(max_kl=asked))
-            yield record(name, "max_kl", asked, receipts(engine, limited, texts, batch))
+        unlimited = record(name, "none", None, receipts(engine, free, texts, batch))
+        yield unlimited
+        for kind, asked in LIMITS:
+            # Without a calibrated cost nothing is predicted that could be limited.
+            if kind == "max_kl" or unlimited["predicted"] is not None:
+                limited = replace(free, limits=replace(Limits(), **{kind: asked}))
+                yield record(name, kind, asked, receipts(engine, limited, texts, batch))
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -138,29 +138,35 @@ def main(given: Sequence[str] | None = None) -> None:
     base = GenerationParams(
         max_tokens=arguments.tokens, steps=arguments.steps, seed=arguments.seed, ignore_eos=True, prompt=""
     )
-    records = []
-    for one in measure(engine, base, arguments.strength, arguments.features, arguments.texts, arguments.batch):
-        print(one["push"], one["limit"], one["asked"], f"{one['measured']:.4f}", f"{one['largest']:.4f}", flush=True)
-        records.append(one)
-    result = {
+    result: dict[str, Any] = {
         "torch": torch.__version__,
         "device": str(engine.device),
         "family": engine.model.facts.family,
         **{name: getattr(arguments, name) for name in ("texts", "tokens", "steps", "strength", "features", "seed")},
-        "records": records,
+        "records": [],
     }
-    print(table(records))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for one in measure(engine, base, arguments.strength, arguments.features, arguments.texts, arguments.batch):
+        print(one["push"], one["limit"], one["asked"], f"{one['measured']:.4f}", f"{one['largest']:.4f}", flush=True)
+        result["records"].append(one)
+        # After each line: a long run that is stopped has told what it has measured.
+        write(result, arguments.out)
+    print(table(result["records"]))
+
+
+def write(result: dict[str, Any], out: Path | None) -> None:
+    """Write JSON and, beside it, the table."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         head = (
-            f"`python bench/max_kl.py`: {result['family']} on {result['device']}, {arguments.texts} texts of "
-            f"{arguments.tokens} tokens in {arguments.steps} steps for each line, unconditional, the model's own order "
-            f"and temperature. Nats a token: `predicted` and `measured` are means over texts, `largest` the largest "
+            f"`python bench/max_kl.py`: {result['family']} on {result['device']}, {result['texts']} texts of "
+            f"{result['tokens']} tokens in {result['steps']} steps for each line, unconditional, the model's own order "
+            f"and temperature; attributes at {result['strength']:g} residual, features at twice their largest "
+            f"activation. Nats a token: `predicted` and `measured` are means over texts, `largest` the largest "
             f"measured; `over`: texts measured above the limit. `passes`: forward passes, and `acts`: mean strength, "
             f"both against the line without a limit.\n\n"
         )
-        arguments.out.with_suffix(".md").write_text(head + table(records) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(head + table(result["records"]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
