@@ -26,7 +26,7 @@ from steerserve.engine.torch_engine import TorchEngine
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime import load_runtime
 
-LIMITS = (("max_predicted_kl", 0.3), ("max_kl", 0.3), ("max_kl", 0.05))
+LIMITS = (Limits(max_predicted_kl=0.3), Limits(max_kl=0.3), Limits(max_kl=0.05))
 """Limits, in nats a token."""
 
 
@@ -90,11 +90,12 @@ def measure(
         free = replace(base, interventions=(push,), measure_kl=True)
         unlimited = record(name, "none", None, receipts(engine, free, texts, batch))
         yield unlimited
-        for kind, asked in LIMITS:
+        for limits in LIMITS:
             # Without a calibrated cost nothing is predicted that could be limited.
+            kind = "max_predicted_kl" if limits.max_kl is None else "max_kl"
             if kind == "max_kl" or unlimited["predicted"] is not None:
-                limited = replace(free, limits=replace(Limits(), **{kind: asked}))
-                yield record(name, kind, asked, receipts(engine, limited, texts, batch))
+                made = receipts(engine, replace(free, limits=limits), texts, batch)
+                yield record(name, kind, getattr(limits, kind), made)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
