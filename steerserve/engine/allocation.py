@@ -116,7 +116,7 @@ def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> li
         return [f"no predicted KL: {drafted.unpriced}"]
     if rewrites and not drafted.neutral:
         return ["no predicted KL: tokens may be written more than once"]
-    return [] if drafted.governor is None else ["the predicted KL is the most that it may come to"]
+    return [] if drafted.governor is None else ["the predicted KL is that of the most it may push"]
 
 
 def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:

@@ -27,7 +27,7 @@ MOST_TRIES: Final = 4
 AIM: Final = 0.9
 """Share of what is left that smaller pushes aim at."""
 SPENT: Final = 0.99
-"""Share of `max_kl` at which it counts as spent: the row then pushes no more."""
+"""Share of `max_kl` at which a row whose pushes were made smaller for it pushes no more."""
 DIGITS: Final = 6
 """Binary digits of a factor: rounded down, so that the last bits of a measured KL, which may depend on the rows beside
 it, change nothing."""
@@ -81,8 +81,8 @@ def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
     """Lower the gains of the step that was set where rows would spend more predicted KL than they have left; of rows
     whose pushes the measured KL has lowered before, to what they come to by that."""
     for request in requests:
-        factor = _first_factor(request) if pushing(request, plan) else 1.0
-        if factor < 1.0:
+        factor = _first_factor(request)
+        if factor < 1.0 and pushing(request, plan):
             _lower(request, plan, factor)
         budget = request.budget
         if budget is None:
@@ -124,13 +124,11 @@ def _first_factor(request: Request) -> float:
     limit = request.kl_limit
     if limit is None or request.refuses:
         return 1.0
-    left = limit - request.measured_nats
-    if left <= (1 - SPENT) * limit:
-        return 0.0
     before = next((one for one in reversed(request.made) if one.tried is not None), None)
     if before is None or before.tried is None or before.factor == 1:
         return 1.0
-    return min(1.0, _aimed(before.tried, left))
+    left = limit - request.measured_nats
+    return min(1.0, _aimed(before.tried, left)) if left > (1 - SPENT) * limit else 0.0
 
 
 def _aimed(tried: tuple[float, float], left: float) -> float:

@@ -20,8 +20,8 @@ class Policy:
 
     max_strength: Mapping[str, float] | None = None
     """Largest strength by unit (`factor` for operators without one): the peaks of a request's interventions in a unit
-    add up to at most this, and a unit that is not named is refused; nats add up as those of pushes that point the same
-    way, which go with the square of their size. None: no limit."""
+    add up to at most this, and a unit that is not named is refused; nats, which are predicted ones, add up as those of
+    pushes that point the same way, which go with the square of their size. None: no limit."""
     max_kl: float | None = None
     """Largest measured KL of a row's own interventions, in nats a response token: put on every row that has any, as
     `limits.max_kl`, and held there. None: no limit."""

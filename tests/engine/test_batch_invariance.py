@@ -129,7 +129,7 @@ def test_one_by_one_and_all_together(tmp_path: Path, family: str) -> None:
     asked = [replace(one, limits=Limits(max_kl=0.05)) if i % 4 == 1 else one for i, one in enumerate(rows(1))]
     got = tiny.run(served, *asked)
     assert len({tuple(request.response) for request, _ in got}) > 28
-    assert sum(result.forward_passes > result.steps for _, result in got) > 3
+    assert any(result.forward_passes > result.steps for _, result in got)
     assert_alike(served, got)
 
 
