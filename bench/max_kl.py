@@ -2,11 +2,12 @@
 
     python bench/max_kl.py [--model DIR] [--texts 64] [--features 3] [--out bench/results/max_kl.json]
 
-Every attribute at `--strength` of the residual norm and random features of the first SAEs at twice their largest
-activation, all uniform; each without a limit, with `max_predicted_kl` (attributes alone: features have no calibrated
-cost) and with `max_kl`, over the same noise. Every run is measured. `over` counts the texts whose measured KL is above
-the limit; `passes` is forward passes against the run without a limit, `acts` the mean share of the strength that was
-left. Prints a table, and writes JSON and a Markdown file beside it.
+Every attribute at `--strength` of the residual norm and random features of the first SAEs at `--feature-strength` times
+their largest activation, all uniform; each without a limit, with `max_predicted_kl` (attributes alone: features have no
+calibrated cost) and with `max_kl`, over the same noise. Every run is measured. `over` counts the texts whose measured
+KL is above the limit; `passes` is forward passes against the run without a limit, `acts` the mean share of the strength
+that was left. Prints a table, and writes JSON and a Markdown file beside it after each line; goes on where it was
+stopped.
 """
 
 import argparse
@@ -28,12 +29,16 @@ from steerserve.runtime import load_runtime
 
 LIMITS = (Limits(max_predicted_kl=0.3), Limits(max_kl=0.3), Limits(max_kl=0.05))
 """Limits, in nats a token."""
+SETTINGS = ("texts", "tokens", "steps", "strength", "feature_strength", "features", "seed")
+"""What the records of a run depend on, beside the model."""
 
 
-def pushes(engine: TorchEngine, strength: float, features: int, seed: int) -> Iterator[tuple[str, Intervention]]:
+def pushes(
+    engine: TorchEngine, strengths: tuple[float, float], features: int, seed: int
+) -> Iterator[tuple[str, Intervention]]:
     """What is pushed, with its name."""
     for name in sorted(engine.catalogue.attributes):
-        yield name, Intervention(attribute=name, strength=strength, unit="residual", schedule="uniform")
+        yield name, Intervention(attribute=name, strength=strengths[0], unit="residual", schedule="uniform")
     generator = torch.Generator().manual_seed(seed)
     saes = [one for one in engine.catalogue.saes.values() if one.stats is not None]
     for sae in (saes[i % len(saes)] for i in range(features)):
@@ -42,7 +47,9 @@ def pushes(engine: TorchEngine, strength: float, features: int, seed: int) -> It
         index = int(live[int(torch.randint(len(live), (1,), generator=generator))])
         yield (
             f"{sae.facts.id}:{index}",
-            Intervention(feature=FeatureRef(sae.facts.id, index), strength=2.0, unit="max_act", schedule="uniform"),
+            Intervention(
+                feature=FeatureRef(sae.facts.id, index), strength=strengths[1], unit="max_act", schedule="uniform"
+            ),
         )
 
 
@@ -83,19 +90,28 @@ def record(name: str, kind: str, asked: float | None, made: Sequence[dict[str, A
 
 
 def measure(
-    engine: TorchEngine, base: GenerationParams, strength: float, features: int, texts: int, batch: int
+    engine: TorchEngine,
+    base: GenerationParams,
+    strengths: tuple[float, float],
+    features: int,
+    texts: int,
+    batch: int,
+    known: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One record for each push and limit."""
-    for name, push in pushes(engine, strength, features, base.seed):
+    """One record for each push and limit, those of `known` as they are; strengths: of attributes and of features."""
+    kept = {(one["push"], one["limit"], one["asked"]): one for one in known}
+    for name, push in pushes(engine, strengths, features, base.seed):
         free = replace(base, interventions=(push,), measure_kl=True)
-        unlimited = record(name, "none", None, receipts(engine, free, texts, batch))
-        yield unlimited
-        for limits in LIMITS:
+        for limits in (None, *LIMITS):
+            kind = "none" if limits is None else "max_predicted_kl" if limits.max_kl is None else "max_kl"
             # Without a calibrated cost nothing is predicted that could be limited.
-            kind = "max_predicted_kl" if limits.max_kl is None else "max_kl"
-            if kind == "max_kl" or unlimited["predicted"] is not None:
-                made = receipts(engine, replace(free, limits=limits), texts, batch)
-                yield record(name, kind, getattr(limits, kind), made)
+            if kind == "max_predicted_kl" and engine.admit(free).plan["predicted_kl"] is None:
+                continue
+            asked = None if limits is None else getattr(limits, kind)
+            if (name, kind, asked) in kept:
+                yield kept[name, kind, asked]
+            else:
+                yield record(name, kind, asked, receipts(engine, replace(free, limits=limits), texts, batch))
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -128,6 +144,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--feature-strength", type=float, default=8.0)
     parser.add_argument("--features", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,10 +160,13 @@ def main(given: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
         "device": str(engine.device),
         "family": engine.model.facts.family,
-        **{name: getattr(arguments, name) for name in ("texts", "tokens", "steps", "strength", "features", "seed")},
-        "records": [],
+        **{name: getattr(arguments, name) for name in SETTINGS},
     }
-    for one in measure(engine, base, arguments.strength, arguments.features, arguments.texts, arguments.batch):
+    before = json.loads(arguments.out.read_text()) if arguments.out is not None and arguments.out.is_file() else {}
+    same = all(before.get(name) == value for name, value in result.items())
+    known, result["records"] = before["records"] if same else [], []
+    strengths = arguments.strength, arguments.feature_strength
+    for one in measure(engine, base, strengths, arguments.features, arguments.texts, arguments.batch, known):
         print(one["push"], one["limit"], one["asked"], f"{one['measured']:.4f}", f"{one['largest']:.4f}", flush=True)
         result["records"].append(one)
         # After each line: a long run that is stopped has told what it has measured.
@@ -162,8 +182,9 @@ def write(result: dict[str, Any], out: Path | None) -> None:
         head = (
             f"`python bench/max_kl.py`: {result['family']} on {result['device']}, {result['texts']} texts of "
             f"{result['tokens']} tokens in {result['steps']} steps for each line, unconditional, the model's own order "
-            f"and temperature; attributes at {result['strength']:g} residual, features at twice their largest "
-            f"activation. Nats a token: `predicted` and `measured` are means over texts, `largest` the largest "
+            f"and temperature; attributes at {result['strength']:g} residual, features at "
+            f"{result['feature_strength']:g} times their largest activation. Nats a token: `predicted` and `measured` "
+            f"are means over texts, `largest` the largest "
             f"measured; `over`: texts measured above the limit. `passes`: forward passes, and `acts`: mean strength, "
             f"both against the line without a limit.\n\n"
         )
