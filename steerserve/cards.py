@@ -72,7 +72,7 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
         "units": list(UNITS),
         "combine": [one for one in COMBINE if one != "joint" or engine.catalogue.joint is not None],
         "controls": list(CONTROLS),
-        "limits": ["max_kl", "max_delta"],
+        "limits": ["max_kl", "max_predicted_kl", "max_delta"],
         "probes": [one.name for one in engine.catalogue.attributes.values() if one.probe is not None],
         "scopes": [*SCOPE_NAMES, "positions"],
         "schedules": list(schedulers.SCHEDULES),

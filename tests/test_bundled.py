@@ -11,7 +11,7 @@ from openai import NotFoundError, OpenAI
 
 from bench.readings import measured
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, TraceParams
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.verdicts import probes, verdicts
 from steerserve.runtime import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
@@ -117,6 +117,26 @@ def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> Non
     ids = [engine.tokenizer.encode(text, add_special_tokens=False).ids for text in [*shows, *does_not]]
     found = [one[name] for one in verdicts(engine.model, ids, asked)]
     assert min(found[: len(shows)]) > max(found[len(shows) :])
+
+
+@pytest.mark.parametrize("max_kl", [0.3, 0.02])
+def test_a_limit_on_the_measured_kl_holds_at_bundled_strengths(runtime: Runtime, max_kl: float) -> None:
+    push = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
+    feature = Intervention(feature=FeatureRef("layer-3-mask", 93), strength=2.0, unit="max_act", scope="masked")
+    base = GenerationParams(prompt="the", max_tokens=24, steps=24, ignore_eos=True, measure_kl=True)
+    for one, seeds in ((push, (1, 2, 3)), (feature, (1,))):
+        rows = [replace(base, seed=seed, interventions=(one,)) for seed in seeds]
+        limited = [replace(row, limits=Limits(max_kl=max_kl)) for row in rows]
+        found = [result.receipt for _, result in tiny.run(runtime.engine, *rows, *limited)]
+        for free, held in zip(found[: len(rows)], found[len(rows) :], strict=True):
+            assert free is not None and held is not None
+            assert 0 < held["measured_kl"] <= max_kl
+            if free["measured_kl"] > max_kl:
+                assert held["measured_kl"] > 0.9 * max_kl
+                assert held["limits"]["clipped"]["kl_steps"] > 0
+                assert held["forward_passes"] <= 1.5 * free["forward_passes"]
+            else:
+                assert held["interventions"] == free["interventions"]
 
 
 def test_its_size_is_what_a_wheel_can_carry() -> None:

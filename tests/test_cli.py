@@ -30,7 +30,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("serve",): ("--model", "--sae", "--attributes", "--dtype", "--device", "--tokenizer", "--revision", "--sha256")
     + ("--sae-layers", "--sae-k", "--host", "--port", "--max-rows", "--max-queue"),
     ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
-    + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine"),
+    + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine", "--max-kl"),
     ("inspect",): ("--json",),
     ("train",): (),
     ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
@@ -199,8 +199,9 @@ def test_generate_shows_a_baseline_with_the_order_of_what_is_pushed(
     folder = attributes(tiny_model, tmp_path)
     command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "12", "--json"]
     command += ["--attributes", str(folder), "--order", '{"type": "sae_attribute", "weight": 0.9}']
-    assert main([*command, "--attribute", "topic/sports=4", "--baseline", "--measure-kl"]) == 0
+    assert main([*command, "--attribute", "topic/sports=4", "--baseline", "--max-kl", "0.01"]) == 0
     beside = json.loads(capsys.readouterr().out)
+    assert 0 < beside["receipt"]["measured_kl"] <= beside["receipt"]["limits"]["max_kl"] == 0.01
     command[-1] = '{"type": "sae_attribute", "weight": 0.9, "attribute": "topic/sports"}'
     assert main(command) == 0
     alone = json.loads(capsys.readouterr().out)

@@ -120,6 +120,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "like better",
     )
     how = STEERING.add_to(parser, "how to steer (for every push)")
+    how.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="push no further than this from the unsteered text: measured nats a token, at the cost of a second row",
+    )
     how.add_argument("--scope", choices=SCOPE_NAMES, help="positions to push at; the attribute's own where left out")
     add_artifacts(parser)
     MODEL.add_to(parser, "model")
@@ -204,10 +210,14 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, showing every step where standard output is a terminal."""
+    from steerserve.engine.params import Limits
+
     check_folders(arguments, "model", "sae", "attributes")
     params: GenerationParams = GENERATION.build(
         arguments, prompt=arguments.prompt, interventions=interventions(arguments)
     )
+    if arguments.max_kl is not None:
+        params = replace(params, limits=Limits(max_kl=arguments.max_kl))
     if arguments.refine is not None:
         params = refining(params, arguments.refine)
     engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)

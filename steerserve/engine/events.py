@@ -36,8 +36,9 @@ class Trace:
     """What was read of the steered row at this step.
 
     Of an attribute the mean of <h, v> over the response, in residual units, of the state as it arrives at the
-    attribute's first layer: before this step's push there, behind those of earlier layers. Of a feature, named `sae:index`, its mean activation after the pushes there, over the positions that its SAE is for:
-    masked or committed ones of the response, or all of it where the SAE does not say.
+    attribute's first layer: before this step's push there, behind those of earlier layers. Of a feature, named
+    `sae:index`, its mean activation after the pushes there, over the positions that its SAE is for: masked or committed
+    ones of the response, or all of it where the SAE does not say.
     """
 
     request_id: str

@@ -196,10 +196,10 @@ def _own_strength(attribute: Attribute, pushes: Sequence[Push]) -> float | None:
 
 
 def _came_to(drafted: Draft) -> dict[str, Any]:
-    """What a strength in nats is in the attribute's own unit."""
+    """What a strength in nats is in the attribute's own unit, by the cost that was calibrated: a prediction."""
     if drafted.unit != "kl" or drafted.attribute is None:
         return {}
-    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit}}
+    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit, "by": "predicted_kl"}}
 
 
 def _never_better(table: GainTable) -> list[str]:

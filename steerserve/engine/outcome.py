@@ -59,7 +59,7 @@ def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text:
         text=written.text,
         finish_reason="content_filter" if request.aborted else "stop" if written.ended else "length",
         steps=request.step,
-        forward_passes=request.forwards,
+        forward_passes=request.forward_passes,
         prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
         receipt=_with_rest(receipt(request, catalogue), request, written, text),
         trace=tuple(request.trace),

@@ -56,7 +56,9 @@ class Limits:
     """What a row's own interventions may come to together."""
 
     max_kl: float | None = None
-    """Predicted trajectory KL in nats a response token."""
+    """Measured KL from the row without its own interventions, in nats a response token; costs that row beside it."""
+    max_predicted_kl: float | None = None
+    """The same as calibrated costs predict it, to second order: a forecast, which costs nothing."""
     max_delta: float | None = None
     """|delta| / |h| of the sum of the pushes at a layer, at every position."""
     on_exceed: OnExceed = "clip"

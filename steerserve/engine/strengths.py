@@ -38,9 +38,9 @@ def checked_strength(one: Intervention, attribute: Attribute | None, unit: str, 
 
 
 def from_kl(catalogue: Catalogue, attribute: Attribute, nats: float, param: str) -> float:
-    """The strength in the attribute's own unit whose uniform push costs so many nats a response token, with the sign
-    given: sign(s) sqrt(2 |s| / sum c). The attribute has a calibrated cost; raises RequestError where it is too large.
-    """
+    """The strength in the attribute's own unit whose uniform push is predicted to cost so many nats a response token,
+    with the sign given: sign(s) sqrt(2 |s| / sum c). The attribute has a calibrated cost; raises RequestError where it
+    is too large."""
     strength = math.copysign(math.sqrt(2 * abs(nats) / float(density(catalogue, attribute).mean())), nats)
     if abs(strength) > LARGEST[attribute.unit]:
         raise RequestError(

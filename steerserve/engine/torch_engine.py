@@ -19,7 +19,7 @@ from steerserve.engine.changes import commit, commits, note, readings, revisions
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
-from steerserve.engine.limits import account, end
+from steerserve.engine.limits import account, end, lowers
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.outcome import result, settled, writing
 from steerserve.engine.params import GenerationParams
@@ -27,6 +27,7 @@ from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
 from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
+from steerserve.engine.sampler import Draw
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import continuation
 from steerserve.engine.unapplied import missed, unapplied
@@ -205,11 +206,8 @@ class TorchEngine:
         row, position = batch.open()
         worth = choose_blindly(batch, row, position)
         row, position = row[worth], position[worth]
-        seen = self._see(batch, row, position)
-        drawn = seen.draw(row, position)
-        chosen = choose(batch, row, position, drawn)
+        seen, drawn, chosen = self._attempt(batch, row, position)
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
-        seen.measure_divergence(row, position)
         note_alternatives(batch, seen, row, position)
         lost = batch.lost()
         traces, values, refused = readings(batch), read(batch), batch.plan.refused()
@@ -257,9 +255,22 @@ class TorchEngine:
                 batch.close()
             self.batches = []
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
-        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for."""
-        return States(batch, self.model, row, position)
+    def _attempt(self, batch: Batch, row: Tensor, position: Tensor) -> tuple[Seen, Draw, Tensor]:
+        """Make the forward pass, draw candidates at (row [N], position [N]) and choose those that commit [N] bool; all
+        of it again, with smaller pushes of a row, where that would put it over its limit on KL. The other rows come out
+        of it the same: their forward is the same one."""
+        seen = self._see(batch, row, position)
+        while True:
+            drawn = seen.draw(row, position)
+            chosen = choose(batch, row, position, drawn)
+            if not lowers(batch.requests, seen.divergence(row[chosen], position[chosen]), batch.plan):
+                return seen, drawn, chosen
+            seen = self._see(batch, row, position, again=True)
+
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:
+        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for;
+        again: see `Batch.forward`."""
+        return States(batch, self.model, row, position, again)
 
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""

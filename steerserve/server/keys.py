@@ -42,7 +42,8 @@ class KeyEntry(Strict):
     rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
     max_strength: dict[Annotated[str, Field(pattern="^(residual|max_act|raw|stored|kl|factor)$")], Limit] | None = None
-    max_kl: Limit | None = None
+    max_kl: float | None = Field(default=None, gt=0, le=1e6)
+    max_predicted_kl: Limit | None = None
     denied_attributes: list[Name] = []
     operators: list[Operator] | None = Field(default=None, min_length=1)
     vectors: bool | None = None
@@ -143,6 +144,7 @@ def _key(entry: KeyEntry, param: str) -> Key:
     policy = Policy(
         max_strength=entry.max_strength,
         max_kl=entry.max_kl,
+        max_predicted_kl=entry.max_predicted_kl,
         denied_attributes=tuple(entry.denied_attributes),
         operators=tuple(entry.operators) if entry.operators is not None else None,
         vectors=free if entry.vectors is None else entry.vectors,

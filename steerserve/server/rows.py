@@ -158,7 +158,7 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         top_logprobs=body.alternatives or 0,
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,
-        limits=Limits(limits.max_kl, limits.max_delta, limits.on_exceed) if limits is not None else None,
+        limits=Limits(**limits.model_dump()) if limits is not None else None,
         control=body.steering.control,
         measure_kl=body.steering.measure_kl,
         trace=None if trace is None else _trace(trace),

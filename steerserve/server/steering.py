@@ -133,15 +133,18 @@ class Limits(Strict):
     """What the interventions may come to together."""
 
     max_kl: float | None = Field(default=None, gt=0, le=1e6)
-    """Predicted KL from the unsteered model, in nats a token of the response."""
+    """Measured KL from the unsteered model, in nats a token of the response, held by a row without the interventions
+    that runs beside each steered one."""
+    max_predicted_kl: float | None = Field(default=None, gt=0, le=1e6)
+    """The same as calibrated costs predict it: a forecast, for attributes that have them."""
     max_delta: float | None = Field(default=None, gt=0, le=1e6)
     """|delta| / |h| of all pushes at a layer together, at each position."""
     on_exceed: OnExceed = "clip"
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
-        if self.max_kl is None and self.max_delta is None:
-            raise ValueError("must have max_kl, max_delta or both")
+        if self.max_kl is None and self.max_predicted_kl is None and self.max_delta is None:
+            raise ValueError("must have at least one of max_kl, max_predicted_kl and max_delta")
         return self
 
 

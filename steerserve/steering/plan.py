@@ -78,6 +78,11 @@ class SteeringPlan:
                     found.setdefault(row, layer)
         return found
 
+    def rewind(self) -> None:
+        """Take back what the last forward counted as applied: the step that was set is made again."""
+        for site in self.sites.values():
+            site.rewind()
+
     def settle(self) -> None:
         """Let what the step that was set did count as applied: its forward is not made again."""
         for site in self.sites.values():

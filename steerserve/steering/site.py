@@ -219,12 +219,17 @@ class Site:
         """Let what the step that was set has added to the sums stand."""
         self.before = None
 
-    def forget(self) -> None:
-        """Take back what the step that was set has added to the sums, unless it is settled."""
+    def rewind(self) -> None:
+        """Take back what the step that was set has added to the sums, unless it is settled: it is made again."""
         if self.before is not None:
             self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, *clipped = self.before
+            self.pushed = None
             if self.bounds is not None:
                 [self.bounds.clipped] = clipped
+
+    def forget(self) -> None:
+        """The same, and have no way back any more."""
+        self.rewind()
         self.before = None
 
     def _sums(self) -> tuple[Tensor, ...]:

@@ -492,8 +492,8 @@ def test_limits_hold_over_all_rounds(served: TorchEngine, on_exceed: Any) -> Non
     params = replace(PLAIN, interventions=(push,), measure_kl=True, trace=TraceParams((ARCHAIC,), 2))
     _, _, free, _ = solo(served, params)
     assert free.receipt is not None
-    spent = free.receipt["predicted_kl"]
-    assert spent > 0 and free.receipt["measured_kl"] > 0
+    spent = free.receipt["measured_kl"]
+    assert spent > 0 and free.receipt["predicted_kl"] > 0
     assert [one.step for one in free.trace] == list(range(0, free.steps, 2))
     # The draft alone is within the limit.
     limits = Limits(max_kl=spent * 0.8, on_exceed=on_exceed)
@@ -503,7 +503,7 @@ def test_limits_hold_over_all_rounds(served: TorchEngine, on_exceed: Any) -> Non
         return
     result = tiny.results(events)[request.id]
     assert result.receipt is not None
-    assert result.receipt["predicted_kl"] <= spent * 0.8 * (1 + 1e-6)
+    assert 0 < result.receipt["measured_kl"] <= spent * 0.8
     assert result.receipt["limits"]["clipped"]["kl_steps"] > 0
     assert len(result.receipt["refined"]["rounds"]) == 6
 

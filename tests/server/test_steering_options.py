@@ -53,7 +53,7 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
     asked: dict[str, Any] = {
         "interventions": [SPORTS, ARCHAIC],
         "combine": "joint",
-        "limits": {"max_kl": 0.002, "max_delta": 0.6},
+        "limits": {"max_kl": 1.0, "max_predicted_kl": 0.002, "max_delta": 0.6},
         "measure_kl": True,
         "baseline": True,
     }
@@ -63,8 +63,10 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
     receipt = answer.json()["steering"]
     assert plan["predicted_kl"] == pytest.approx(0.002)
     assert receipt["predicted_kl"] == pytest.approx(0.002)
-    assert receipt["limits"]["clipped"]["kl_scale"] == plan["limits"]["kl_scale"] < 1
-    assert receipt["measured_kl"] > 0
+    assert receipt["limits"]["clipped"]["predicted_kl_scale"] == plan["limits"]["predicted_kl_scale"] < 1
+    assert receipt["limits"]["holds"] == plan["limits"]["holds"]
+    assert plan["limits"]["holds"] == {"max_kl": "measured_kl", "max_predicted_kl": "predicted_kl"}
+    assert 0 < receipt["measured_kl"] <= 1.0
     assert plan["joint"]["rho"] == receipt["interventions"][0]["rho"] > 1
     assert plan["combine"] == receipt["combine"] == "joint"
     plain = post(client).json()["choices"][0]["text"]
@@ -91,8 +93,11 @@ def test_controls_stand_beside_a_baseline(client: TestClient, control: str) -> N
             {"combine": "joint", "interventions": [SPORTS | {"schedule": "uniform"}]},
             "steering.interventions[0].schedule",
         ),
-        ({"limits": {"max_kl": 1.0}, "interventions": [VECTOR]}, "steering.limits.max_kl"),
-        ({"limits": {"max_kl": 1e-6, "on_exceed": "refuse"}, "interventions": [SPORTS]}, "steering.limits.max_kl"),
+        ({"limits": {"max_predicted_kl": 1.0}, "interventions": [VECTOR]}, "steering.limits.max_predicted_kl"),
+        (
+            {"limits": {"max_predicted_kl": 1e-6, "on_exceed": "refuse"}, "interventions": [SPORTS]},
+            "steering.limits.max_predicted_kl",
+        ),
         ({"control": "matched_norm", "interventions": [VECTOR]}, "steering.control"),
         ({"interventions": [VECTOR | {"unit": "kl"}]}, "steering.interventions[0].unit"),
         ({"interventions": [{"attribute": "plain", "unit": "kl", "strength": 1.0}]}, "steering.interventions[0].unit"),
@@ -116,12 +121,33 @@ def test_a_row_over_its_own_limit_is_the_request_s_fault(client: TestClient) -> 
     assert frames[-1]["error"]["code"] == "limit_exceeded"
 
 
-def test_a_key_s_limit_on_kl_is_judged_on_the_plan(engine: TorchEngine, tmp_path: Path) -> None:
-    with serving(engine, keys_file(tmp_path, entry(max_kl=0.002))) as client:
+def test_a_row_over_its_measured_kl_is_the_request_s_fault(client: TestClient) -> None:
+    limits = {"max_kl": 1e-3, "on_exceed": "refuse"}
+    answer = post(client, interventions=[VECTOR], limits=limits)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "limit_exceeded", "steering.limits.max_kl")
+
+
+def test_a_key_s_limit_on_kl_is_held_in_every_row(engine: TorchEngine, tmp_path: Path) -> None:
+    with serving(engine, keys_file(tmp_path, entry(max_kl=0.05))) as client:
+        for limits, most in ((None, 0.05), ({"max_kl": 1.0, "max_delta": 9.0}, 0.05), ({"max_kl": 0.01}, 0.01)):
+            answer = post(client, interventions=[VECTOR], limits=limits)
+            assert answer.status_code == 200, answer.text
+            receipt = answer.json()["steering"]
+            assert receipt["limits"]["max_kl"] == most
+            assert 0 < receipt["measured_kl"] <= most
+        assert post(client).status_code == 200
+        fields = {"model": "tiny", "prompt": "the king", "max_tokens": 12, "diffusion": {"cfg_scale": 1.0}}
+        answer = client.post("/v1/completions", json=fields | {"steering": {"interventions": [VECTOR]}})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, "diffusion.cfg_scale")
+
+
+def test_a_key_s_limit_on_predicted_kl_is_judged_on_the_plan(engine: TorchEngine, tmp_path: Path) -> None:
+    with serving(engine, keys_file(tmp_path, entry(max_predicted_kl=0.002))) as client:
         assert post(client, interventions=[SPORTS]).status_code == 403
         assert post(client, interventions=[VECTOR]).status_code == 403
         assert post(client, interventions=[SPORTS], control="random").status_code == 403
-        assert post(client, interventions=[SPORTS], limits={"max_kl": 0.002}).status_code == 200
+        assert post(client, interventions=[SPORTS], limits={"max_predicted_kl": 0.002}).status_code == 200
         assert post(client, interventions=[SPORTS | {"strength": 0.1}]).status_code == 200
         assert post(client).status_code == 200
 
@@ -135,7 +161,7 @@ def test_a_mandatory_push_is_out_of_their_reach(engine: TorchEngine, tmp_path: P
         [plain] = post(client, "/v1/steering/preview", interventions=[warm]).json()["plans"]
         for options in (
             {"control": "sign_flip"},
-            {"limits": {"max_kl": 1e-5, "max_delta": 1e-4}},
+            {"limits": {"max_kl": 1e-3, "max_predicted_kl": 1e-5, "max_delta": 1e-4}},
             {"combine": "independent", "measure_kl": True},
         ):
             answer = post(client, interventions=[warm], baseline=True, **options)

@@ -70,7 +70,8 @@ def test_the_torch_engine_answers_the_same(client: TestClient, folders: tuple[Pa
 def test_capabilities_say_what_is_refused_and_it_is(client: TestClient) -> None:
     told = client.get("/capabilities").json()
     assert told["engine"] == "vllm"
-    assert set(told["refused"]) == {"cache", "cfg_scale", "measure_kl", "refine", "verdicts"}
+    assert set(told["refused"]) == {"cache", "cfg_scale", "limits.max_kl", "measure_kl", "refine", "verdicts"}
+    assert "max_kl" not in told["limits"]
     guided = ask(client, {}, cfg_scale=1.0)
     assert guided.status_code == 400
     assert guided.json()["error"]["param"] == "diffusion.cfg_scale"

@@ -131,8 +131,9 @@ class VllmBatch(Batch):
         logprobs = torch.cat([_widened(reply.logprobs, count) for reply in self.replies])
         return tokens[index], logprobs[index]
 
-    def measure_divergence(self, row: Tensor, position: Tensor) -> None:
-        """See `Seen.measure_divergence`: rows that ask for it are not admitted."""
+    def divergence(self, row: Tensor, position: Tensor) -> list[float]:  # noqa: ARG002
+        """See `Seen.divergence`: rows that ask for it are not admitted."""
+        return [0.0] * len(self.requests)
 
     def top_features(self, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
         """See `Batch.top_features`."""
