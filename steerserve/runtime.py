@@ -113,6 +113,7 @@ def load_runtime(
         model_id=name,
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
+        vocabulary=engine.vocabulary,
         end_ids=frozenset(facts.end_ids),
         max_length=min(facts.max_length, config.max_canvas),
         load=lambda: {

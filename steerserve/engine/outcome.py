@@ -1,7 +1,8 @@
 """When a row has ended, and what it came to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.events import Result
@@ -9,8 +10,12 @@ from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.text import cut_at_stop
 
-Text = Callable[[Request, Sequence[int]], str]
-"""The text of tokens of a row's response."""
+class Text(Protocol):
+    """The text of tokens of a row's response; with `more` to come, only what they cannot change."""
+
+    def __call__(self, request: Request, response: Sequence[int], more: bool = False) -> str:
+        """The text."""
+        ...
 
 
 def settled(request: Request, end_ids: Sequence[int], text: Text) -> bool:
@@ -23,7 +28,7 @@ def settled(request: Request, end_ids: Sequence[int], text: Text) -> bool:
         or request.prefix == request.length
         or any(end in prefix for end in end_ids)
         or bool(request.params.stop)
-        and cut_at_stop(text(request, prefix), request.params.stop)[1]
+        and cut_at_stop(text(request, prefix, more=True), request.params.stop)[1]
     )
 
 
@@ -46,7 +51,9 @@ def writing(request: Request, end_ids: Sequence[int], text: Text) -> Writing:
     ends = [i for i, token in enumerate(tokens) if token in end_ids]
     tokens = tokens[: ends[0]] if ends else tokens
     places = [i for i, token in enumerate(tokens) if token != request.mask_id]
-    words, stopped = cut_at_stop(text(request, [tokens[i] for i in places]), request.params.stop)
+    # What only a stop string has ended may end amid a character.
+    more = not (request.over or request.aborted or ends or request.prefix == request.length)
+    words, stopped = cut_at_stop(text(request, [tokens[i] for i in places], more), request.params.stop)
     return Writing(places, words, bool(ends) or stopped)
 
 

@@ -92,7 +92,8 @@ def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequen
     tokens = [i for i, token in enumerate(before) if token != request.mask_id]
 
     def stopped(count: int) -> bool:
-        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]]), request.params.stop)[1]
+        more = count < len(tokens)
+        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]], more), request.params.stop)[1]
 
     if request.params.stop:
         # A text with a stop string keeps it however it goes on, so that few of its beginnings need be decoded.

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -28,7 +29,7 @@ from steerserve.engine.reactions import react, read
 from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen, States
-from steerserve.engine.text import continuation
+from steerserve.engine.text import certain, continuation, vocabulary
 from steerserve.engine.verdicts import judge, judgements, reader
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -47,6 +48,7 @@ class TorchEngine:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
         self.reader = reader(tokenizer, catalogue)
         """What finished texts are read with to be judged."""
+        self.vocabulary = vocabulary(tokenizer)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.waiting = Queue(model.facts)
@@ -281,5 +283,7 @@ class TorchEngine:
         texts = [writing(request, self.model.facts.end_ids, self._text).text for request in requests]
         return judgements(texts, requests, self.catalogue, self.model, self.reader)
 
-    def _text(self, request: Request, response: Sequence[int]) -> str:
-        return continuation(self.decode, request.prompt_ids, response)
+    def _text(self, request: Request, response: Sequence[int], more: bool = False) -> str:
+        """See `steerserve.engine.outcome.Text`."""
+        decode = partial(continuation, self.decode, request.prompt_ids)
+        return certain(decode, response, self.vocabulary) if more else decode(response)

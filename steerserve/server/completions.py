@@ -137,7 +137,7 @@ class Completions:
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
             openings={
-                row.prompt: Opening(one.prompt_ids, self._service.decode)
+                row.prompt: Opening(one.prompt_ids, self._service.decode, self._service.vocabulary)
                 for one, row in zip(admitted, rows, strict=True)
             },
             decode=self._service.decode,
@@ -161,6 +161,7 @@ class Completions:
                 row.params.max_tokens,
                 row.params.stop,
                 answer.revised_by.get(request_id),
+                self._service.vocabulary,
             )
             for request_id, row in answer.rows.items()
         }

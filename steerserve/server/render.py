@@ -1,12 +1,11 @@
 """OpenAI objects from the results of a request's rows."""
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steerserve.engine.events import Result, Trace
-from steerserve.server.pieces import Decoder, Opening, pieces
+from steerserve.server.pieces import Decoder, Opening, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
@@ -147,8 +146,7 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.rows[request_id].params.stop:
             return result
-        decode, tokens = self.behind(request_id), result.tokens
-        count = bisect_left(range(len(tokens)), len(result.text), key=lambda count: len(decode(tokens[:count])))
+        count = len(shown(result, self.openings[self.rows[request_id].prompt], self.decode))
         return replace(result, logprobs=result.logprobs[:count])
 
     def _candidate(self, request_id: str) -> dict[str, Any]:

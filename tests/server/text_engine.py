@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Trace
 from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import continuation
+from steerserve.engine.text import Vocabulary, continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
@@ -26,6 +26,11 @@ END = 256
 WORDS = ("naïve", "the", "▯", "stop", "sea", "📈", "won", "\n", "of", "café")
 ATTRIBUTES = ("topic/sports", "sentiment/positive")
 SAMPLERS = {"order": ("confidence", "random"), "transfer": ("linear", "cosine", "remdm")}
+VOCABULARY = Vocabulary(
+    name=lambda token: "<end>" if token == END else f"token_id:{token}",
+    raw=lambda token: bytes([token]) if token < END else None,
+    is_skipped=lambda token: token >= END,
+)
 SLIPS = (*b"ae st", *"é".encode(), END)
 """Tokens that are committed by mistake."""
 
@@ -259,6 +264,7 @@ def service_of(engine: TextEngine) -> Service:
         model_id="text",
         created=1_700_000_000,
         decode=decode,
+        vocabulary=VOCABULARY,
         end_ids=frozenset({END}),
         max_length=512,
         load=engine.load,

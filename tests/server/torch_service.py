@@ -11,6 +11,7 @@ def service_of(engine: TorchEngine, model_id: str = "text") -> Service:
         model_id=model_id,
         created=0,
         decode=engine.decode,
+        vocabulary=engine.vocabulary,
         end_ids=frozenset(facts.end_ids),
         max_length=facts.max_length,
         load=lambda: {
