@@ -6,6 +6,18 @@ from typing import Any, Final, Literal
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """A row has made a step; comes before everything else that the step led to. Only of rows that ask for it
+    (`tell_steps`)."""
+
+    request_id: str
+    steps: int
+    """Steps that it has made, this one among them."""
+    forward_passes: int
+    """Forward passes made for it."""
+
+
+@dataclass(frozen=True)
 class Committed:
     """Positions of the response (0-based) that became tokens at this step; `logprobs` only where asked for.
 
@@ -99,6 +111,6 @@ class Failed:
     """The field of the request whose limit it went over."""
 
 
-Event = Committed | Revised | Trace | Steered | Done | Failed
+Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]
+__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Stepped", "Trace"]

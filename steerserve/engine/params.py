@@ -126,6 +126,8 @@ class GenerationParams:
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
+    tell_steps: bool = False
+    """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None

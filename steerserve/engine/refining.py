@@ -9,6 +9,7 @@ import torch
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
+from steerserve.engine.changes import stepped
 from steerserve.engine.events import WORDLESS, Committed, Event, Revised
 from steerserve.engine.outcome import Text
 from steerserve.engine.refinement import Draft, Refinement, likelihood
@@ -62,6 +63,9 @@ def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], text: Text, even
     turns = [_turn(row, request, *told, end_ids, text) for (row, request), told in zip(done, found, strict=True)]
     _set(batch, turns)
     # Up to here memory may run out, and all is done again from the same rows as if it had not been begun.
+    for turn in turns:
+        turn.refinement.passes += turn.passed
+    events += stepped([turn.request for turn in turns], more=0)
     for turn in turns:
         _tell(turn, events)
 
@@ -130,7 +134,6 @@ def _tell(turn: Turn, events: list[Event]) -> None:
     """Change the row, and tell it as of the step that was made last."""
     request, best, mask = turn.request, turn.best, turn.request.mask_id
     step = request.step - 1
-    turn.refinement.passes += turn.passed
     turn.refinement.weigh(turn.draft)
     request.canvas[request.start : request.stop] = turn.canvas
     request.logprobs, request.top_logprobs = dict(best.logprobs), dict(best.top_logprobs)

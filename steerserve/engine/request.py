@@ -73,6 +73,11 @@ class Request(Course):
         return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
 
     @property
+    def passes(self) -> int:
+        """Forward passes made for it so far, those that judged its drafts among them."""
+        return self.forwards + (0 if self.refinement is None else self.refinement.passes)
+
+    @property
     def guided(self) -> bool:
         return self.params.cfg_scale > 0
 

@@ -16,7 +16,7 @@ from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.changes import commit, commits, note, readings, revisions, take_back
+from steerserve.engine.changes import commit, commits, note, readings, revisions, stepped, take_back
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
@@ -220,6 +220,7 @@ class TorchEngine:
         batch.remember()
         # Up to here memory may run out, and the step is made again as if it had not been begun.
         batch.count()
+        events += stepped(batch.requests)
         events += note(batch.requests, traces)
         events += take_back(batch.requests, taken)
         events += commit(batch.requests, found)

@@ -6,7 +6,7 @@ from steerserve.engine.events import Committed, Revised
 from steerserve.engine.text import INCOMPLETE, Vocabulary, certain
 
 MASK = "\u25af"
-"""How a position without a token is shown, and what is there of a character while some of it is masked."""
+"""How a position without a token is shown."""
 
 
 class Canvas:
@@ -68,9 +68,9 @@ class Canvas:
         return self._send(text)
 
     def provisional(self) -> str:
-        """The whole response now, `▯` for each masked position, up to the first end token; and `▯` for what is no
-        character yet, since a mask stands beside it."""
-        text = ""
+        """The whole response now, `▯` for each masked position, up to the first end token; without what may yet become
+        a character, since a mask stands beside it."""
+        text, masks = "", 0
         before: list[int] = []
         run: list[int] = []
         for position in range(self._length):
@@ -80,10 +80,11 @@ class Canvas:
             if token is not None:
                 run.append(token)
                 continue
-            text += _unfinished(self._piece(before, run), text.endswith(MASK), True) + MASK
+            text += _finished(self._piece(before, run), masks > 0, True) + MASK
+            masks += 1
             before += run
             run = []
-        return text + _unfinished(self._piece(before, run), text.endswith(MASK), False)
+        return text + _finished(self._piece(before, run), masks > 0, False)
 
     def _piece(self, before: list[int], run: list[int]) -> str:
         # Decoded as a continuation, since a token's text may depend on not being the first; the one token before is
@@ -113,12 +114,10 @@ class Canvas:
         return piece
 
 
-def _unfinished(text: str, after_mask: bool, before_mask: bool) -> str:
-    """The text of tokens between masked positions, with MASK for what is no character where it meets one."""
-    inner = text.lstrip(INCOMPLETE) if after_mask else text
-    head = len(text) - len(inner)
-    inner = inner.rstrip(INCOMPLETE) if before_mask else inner
-    return MASK * head + inner + MASK * (len(text) - head - len(inner))
+def _finished(text: str, after_mask: bool, before_mask: bool) -> str:
+    """The text of tokens between masked positions, without what is no character where it meets one."""
+    text = text.lstrip(INCOMPLETE) if after_mask else text
+    return text.rstrip(INCOMPLETE) if before_mask else text
 
 
 def _overlap(text: str, stop: str) -> int:

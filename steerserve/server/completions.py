@@ -140,6 +140,7 @@ class Completions:
                 row.prompt: Opening(one.prompt_ids, self._service.decode, self._service.vocabulary)
                 for one, row in zip(admitted, rows, strict=True)
             },
+            suffix_tokens=len(admitted[0].suffix_ids),
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,

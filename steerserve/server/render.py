@@ -4,11 +4,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.events import Result, Trace
+from steerserve.engine.events import Committed, Event, Result, Revised, Stepped, Trace
 from steerserve.server.pieces import Decoder, Opening, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
+
+
+@dataclass
+class Tally:
+    """What a row that still runs has come to."""
+
+    tokens: int = 0
+    """Tokens that stand."""
+    steps: int = 0
+    forward_passes: int = 0
+
+    def take(self, event: Event) -> None:
+        """Count what an event of the row tells."""
+        if isinstance(event, Stepped):
+            self.steps, self.forward_passes = event.steps, event.forward_passes
+        elif isinstance(event, Committed):
+            self.tokens += len(event.tokens)
+        elif isinstance(event, Revised):
+            self.tokens -= len(event.positions)
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,8 @@ class Answer:
     openings: Mapping[int, Opening]
     """What stands before the responses, by the index of the prompt."""
     decode: Decoder
+    suffix_tokens: int = 0
+    """Tokens behind each of the responses."""
     echo: bool = False
     """Whether the prompt is part of the text."""
     logprobs: bool = True
@@ -96,24 +117,22 @@ class Answer:
             told["candidate"] = self.rows[request_id].choice
         return result.receipt if not told else (result.receipt or {"interventions": []}) | told
 
-    def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
+    def usage(self, running: Mapping[str, Tally] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
 
-        committed: tokens of the rows that still run, for a usage so far.
+        running: what the rows have come to that still run, for a usage so far.
         """
-        prompts: dict[int, int] = {}
-        completion = 0
-        for request_id, row in self.rows.items():
-            result = self.results.get(request_id)
-            prompts[row.prompt] = len(self.openings[row.prompt].ids) if result is None else result.prompt_tokens
-            if not row.baseline:
-                completion += len(result.tokens) if result is not None else (committed or {}).get(request_id, 0)
+        prompt = sum(len(one.ids) + self.suffix_tokens for one in self.openings.values())
+        tallies = dict(running or {}) | {
+            key: Tally(len(one.tokens), one.steps, one.forward_passes) for key, one in self.results.items()
+        }
+        completion = sum(one.tokens for key, one in tallies.items() if not self.rows[key].baseline)
         return {
-            "prompt_tokens": sum(prompts.values()),
+            "prompt_tokens": prompt,
             "completion_tokens": completion,
-            "total_tokens": sum(prompts.values()) + completion,
-            "denoising_steps": sum(result.steps for result in self.results.values()),
-            "forward_passes": sum(result.forward_passes for result in self.results.values()),
+            "total_tokens": prompt + completion,
+            "denoising_steps": sum(one.steps for one in tallies.values()),
+            "forward_passes": sum(one.forward_passes for one in tallies.values()),
         }
 
     def body(self) -> dict[str, Any]:

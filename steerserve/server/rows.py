@@ -154,6 +154,7 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=body.alternatives is not None or ranking.by_logprobs,
         top_logprobs=body.alternatives or 0,
+        tell_steps=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,
         limits=Limits(limits.max_kl, limits.max_delta, limits.on_exceed) if limits is not None else None,

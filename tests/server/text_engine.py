@@ -15,7 +15,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Trace
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Stepped, Trace
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.text import Vocabulary, continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError
@@ -63,6 +63,7 @@ class TextRequest:
     steps: int
     step: int = 0
     traces: list[Trace] = field(default_factory=list)
+    suffix_ids: tuple[int, ...] = ()
     since: int = 0
     earlier: list[tuple[float | None, int]] = field(default_factory=list)
     """Strengths of interventions that were replaced, and until when they held."""
@@ -185,6 +186,8 @@ class TextEngine:
     def _advance(self, request: TextRequest) -> list[Event]:
         params, size = request.params, len(request.order)
         events: list[Event] = []
+        if params.tell_steps:
+            events.append(Stepped(request.id, request.step + 1, request.step + 1))
         if params.trace is not None and request.step % params.trace.every == 0:
             values = dict.fromkeys(params.trace.attributes, 0.5)
             request.traces.append(Trace(request.id, request.step, request.step / request.steps, values))
