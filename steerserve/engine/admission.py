@@ -22,6 +22,7 @@ from steerserve.engine.readings import check_readings
 from steerserve.engine.refinement import check_refine, refinement, stretch_of
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
+from steerserve.engine.scoring import check_scoring, scored_places
 from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError
@@ -45,7 +46,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
     longest = min(facts.max_length, config.max_canvas)
-    _whole("max_tokens", params.max_tokens, 1, longest)
+    _whole("max_tokens", params.max_tokens, 0, longest)
     total = len(prompt) + params.max_tokens + len(suffix)
     if total > longest:
         raise RequestError(
@@ -53,6 +54,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
             f"of {total} tokens; at most {longest} are taken",
             "max_tokens",
         )
+    check_scoring(params, len(prompt) - (facts.bos_id is not None), config.max_steps)
+    writes = params.max_tokens > 0
+    # What writes nothing is checked as what writes one token.
+    params = params if writes else replace(params, max_tokens=1, steps=1, block_length=None)
     block = params.max_tokens if params.block_length is None else params.block_length
     _whole("block_length", block, 1, params.max_tokens)
     if params.max_tokens % block:
@@ -116,9 +121,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     judging = probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
     plan = {
-        "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
-        "steps": steps,
-        "max_steps": most,
+        "canvas": {"prompt": len(prompt), "response": params.max_tokens if writes else 0, "suffix": len(suffix)},
+        "steps": steps if writes else 0,
+        "max_steps": most if writes else 0,
+        "prompt_passes": len(scored_places(prompt, facts)) if params.prompt_logprobs else 0,
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
@@ -152,6 +158,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         refinement=refined,
         budget=allocation.budget,
         cache=cache,
+        writes=writes,
     )
     plan["rows_per_step"] = request.rows
     return request

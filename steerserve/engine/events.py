@@ -67,6 +67,15 @@ WORDLESS: Final = -30.0
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A token and its log-probability, with the likeliest tokens at its place and theirs, largest first."""
+
+    token: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished row."""
 
@@ -88,6 +97,11 @@ class Result:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
     asked for."""
+    end: Scored | None = None
+    """The end token that ended it, which is none of `tokens`; only with `logprobs`."""
+    prompt: tuple[Scored | None, ...] | None = None
+    """The tokens of the prompt, BOS included; None for the first that the caller gave and what stands before it. Only
+    where asked for."""
     verdicts: Mapping[str, float] | None = None
     """Log-odds in nats that the text has each attribute, by the attribute's probe; only where asked for."""
 
@@ -113,4 +127,4 @@ class Failed:
 
 Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Stepped", "Trace"]
+__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Scored", "Steered", "Stepped", "Trace"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Result
+from steerserve.engine.events import Result, Scored
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.text import cut_at_stop
@@ -71,4 +71,27 @@ def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text:
         trace=tuple(request.trace),
         logprobs=tuple(request.logprobs[i] for i in written.places) if request.params.logprobs else None,
         top_logprobs=tuple(request.top_logprobs[i] for i in written.places) if request.top_logprobs else None,
+        end=_end(request, end_ids) if request.params.logprobs and written.ended else None,
     )
+
+
+def unwritten(request: Request) -> Result:
+    """Of a row that writes nothing."""
+    return Result(
+        tokens=(),
+        text="",
+        finish_reason="length",
+        steps=0,
+        forward_passes=0,
+        prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
+        receipt=None,
+        logprobs=() if request.params.logprobs else None,
+    )
+
+
+def _end(request: Request, end_ids: Sequence[int]) -> Scored | None:
+    """The end token of a row, if one ended it; what a stop string has ended may have another behind it."""
+    place = next((i for i, token in enumerate(request.response) if token in end_ids), None)
+    if place is None or place not in request.logprobs:
+        return None
+    return Scored(request.response[place], request.logprobs[place], request.top_logprobs.get(place, ()))

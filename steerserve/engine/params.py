@@ -92,7 +92,8 @@ class GenerationParams:
     prompt: str | tuple[int, ...] = ""
     suffix: str | tuple[int, ...] = ""
     max_tokens: int = 64
-    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
+    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule. 0: nothing is
+    written, and what is left is what `prompt_logprobs` tells."""
     steps: int | None = None
     """Denoising steps; None: one per response token."""
     block_length: int | None = None
@@ -126,6 +127,9 @@ class GenerationParams:
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
+    prompt_logprobs: bool = False
+    """Whether to tell the log-probability of each token of the prompt but the first, with `top_logprobs` alternatives:
+    see `steerserve.engine.scoring`."""
     tell_steps: bool = False
     """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())

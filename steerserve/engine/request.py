@@ -53,6 +53,8 @@ class Request(Course):
     passed_over: int = 0
     """Steps at which rows behind it in the queue went past it."""
     finished: bool = False
+    writes: bool = True
+    """Whether it has a response; else `canvas` and `params` are those of one position, which is never written."""
 
     @property
     def chooses_blindly(self) -> bool:

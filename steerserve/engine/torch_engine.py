@@ -22,12 +22,13 @@ from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
 from steerserve.engine.limits import account
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
-from steerserve.engine.outcome import result, settled, writing
+from steerserve.engine.outcome import result, settled, unwritten, writing
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
 from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
+from steerserve.engine.scoring import Scoring
 from steerserve.engine.seen import Seen, States
 from steerserve.engine.text import certain, continuation, vocabulary
 from steerserve.engine.verdicts import judge, judgements, reader
@@ -69,6 +70,8 @@ class TorchEngine:
         """Steps made so far, the clock of the queue."""
         self.failures = 0
         """Steps in a row that failed."""
+        self.scoring = Scoring(model.facts, self._admit)
+        """The rows that have written what they will, and whose prompts have yet to be scored."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""
 
@@ -89,7 +92,8 @@ class TorchEngine:
 
     def admit(self, params: GenerationParams) -> Request:
         """See `Engine.admit`; safe from any thread."""
-        request = admit(params, self.catalogue, self.tokenizer, self.config)
+        request = self._admit(params)
+        self.scoring.check(request)
         self.limits.check(footprint(request, self.model.facts))
         return request
 
@@ -97,13 +101,16 @@ class TorchEngine:
         """See `Engine.add`."""
         if len(requests) > self.config.max_queue:
             raise RequestError(f"{len(requests)} rows, but the queue holds {self.config.max_queue} at most", "n")
-        free = self.config.max_queue - len(self.waiting)
-        if len(requests) > free:
+        held = len(self.waiting) + len(self.scoring)
+        if len(requests) > self.config.max_queue - held:
             raise QueueFullError(
-                f"the queue holds {len(self.waiting)} of {self.config.max_queue} rows: no room for {len(requests)}",
+                f"the queue holds {held} of {self.config.max_queue} rows: no room for {len(requests)}",
                 self.retry_after(),
             )
-        self.waiting.add(requests, self.steps)
+        self.waiting.add([one for one in requests if one.writes], self.steps)
+        for request in requests:
+            if not request.writes:
+                self.scoring.add(request, unwritten(request))
 
     def retry_after(self) -> float:
         """Seconds until half of what waits will have run, at the measured rate; at least one."""
@@ -130,6 +137,7 @@ class TorchEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.waiting.clear()
+        self.scoring.clear()
         self.rows, self.batches = [], []
 
     @torch.inference_mode()
@@ -147,7 +155,13 @@ class TorchEngine:
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
             self.rows, self.batches = [], []
+        if self.scoring:
+            kept = sum(footprint(request, self.model.facts).kept for request in self.running)
+            events += self.scoring.step(self.model, self.limits, kept)
         return events
+
+    def _admit(self, params: GenerationParams) -> Request:
+        return admit(params, self.catalogue, self.tokenizer, self.config)
 
     def _try_step(self, events: list[Event]) -> bool:
         """Whether the step fit into memory; what was done of it is added to `events` in any case."""
@@ -241,6 +255,7 @@ class TorchEngine:
         events += steered
         gone = [request for request in self.unfinished if request.id in aborted]
         events += [Failed(request.id, "aborted", aborted=True) for request in gone]
+        events += self.scoring.drop(aborted)
         for request in gone:
             request.finished = True
         if gone:
@@ -270,11 +285,15 @@ class TorchEngine:
             batch.flush()
         results = [result(request, ends, self.catalogue, self._text) for request in done]
         judge(results, done, self.catalogue, self.model, self.reader)
-        told = [Done(request.id, result) for request, result in zip(done, results, strict=True)]
+        ended = list(zip(done, results, strict=True))
+        told = [Done(request.id, one) for request, one in ended if not request.params.prompt_logprobs]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
         events += told
+        for request, one in ended:
+            if request.params.prompt_logprobs:
+                self.scoring.add(request, one)
         if not self.running:
             self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows

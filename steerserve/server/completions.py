@@ -3,6 +3,7 @@
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ class Completions:
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
             openings={
-                row.prompt: Opening(one.prompt_ids, self._service.decode, self._service.vocabulary)
+                row.prompt: self._opening(one.prompt_ids)
                 for one, row in zip(admitted, rows, strict=True)
             },
             suffix_tokens=len(admitted[0].suffix_ids),
@@ -152,6 +153,12 @@ class Completions:
         generation = Generation(answer, subscription, self._worker, self._metrics, began, forget, self._turns)
         self._generations.add(generation)
         return body, generation
+
+    def _opening(self, ids: Sequence[int]) -> Opening:
+        service = self._service
+        # The caller has not given it, and it is in no text: lists of the prompt's tokens are of those that were given.
+        added = service.bos_id is not None and service.vocabulary.is_skipped(service.bos_id)
+        return Opening(ids, service.decode, service.vocabulary, int(added))
 
     def _stream(self, body: GenerationRequest, generation: Generation, request: Request) -> EventStream:
         answer = generation.answer

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from steerserve.engine.events import Result
+from steerserve.engine.events import Result, Scored
 from steerserve.engine.text import INCOMPLETE, Vocabulary, continuation
 from steerserve.server.wording import Piece, Words
 
@@ -39,13 +39,17 @@ class Said(NamedTuple):
 class Opening:
     """A prompt as the texts behind it need it, worked out once for all its rows. Any thread may use it."""
 
-    def __init__(self, ids: Sequence[int], decode: Decoder, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(
+        self, ids: Sequence[int], decode: Decoder, vocabulary: Vocabulary | None = None, added: int = 0
+    ) -> None:
+        """added: tokens that the engine has put before those of the caller, and that no list of these names."""
         self.ids = ids
+        self._added = added
         self.vocabulary = vocabulary or Vocabulary()
         self._decode = decode
         self._tail: list[int] | None = None
         self._text: str | None = None
-        self._pieces: list[Piece] | None = None
+        self._said: list[Said] | None = None
 
     @property
     def text(self) -> str:
@@ -54,13 +58,21 @@ class Opening:
             self._text = self._decode(self.ids)
         return self._text
 
-    @property
-    def pieces(self) -> list[Piece]:
-        """Its tokens, which have no log-probabilities."""
-        if self._pieces is None:
-            told = zip(self.ids, texts(self.ids, self._decode, self._decode), strict=True)
-            self._pieces = [Piece(words(token, said, self.vocabulary), said.offset, None) for token, said in told]
-        return self._pieces
+    def pieces(self, scored: Sequence[Scored | None] | None) -> list[Piece]:
+        """Its tokens, with what a row has found of them; None: nothing."""
+        if self._said is None:
+            self._said = texts(self.ids, self._decode, self._decode)
+        found = []
+        for i, (token, said) in enumerate(zip(self.ids, self._said, strict=True)):
+            one = None if scored is None else scored[i]
+            if one is None:
+                piece = Piece(words(token, said, self.vocabulary), said.offset, None)
+            else:
+                before = self.ids[max(0, i - 1) : i]
+                beside = told_beside(one.top_logprobs, token, said, before, self._decode, self.vocabulary)
+                piece = Piece(words(token, said, self.vocabulary), said.offset, one.logprob, beside)
+            found.append(piece)
+        return found[self._added :]
 
     def behind(self, response: Sequence[int]) -> str:
         """The text of response tokens behind this prompt, of which only the last tokens are decoded with them."""
@@ -78,10 +90,7 @@ def pieces(result: Result, opening: Opening, decode: Decoder, start: int) -> lis
         alternatives: tuple[tuple[Words, float], ...] = ()
         if result.top_logprobs is not None:
             before = result.tokens[i - 1 : i] if i else opening.ids[-1:]
-            alternatives = tuple(
-                (words(other, said if other == token else beside(other, before, decode), known), logprob)
-                for other, logprob in result.top_logprobs[i]
-            )
+            alternatives = told_beside(result.top_logprobs[i], token, said, before, decode, known)
         found.append(Piece(words(token, said, known), start + said.offset, result.logprobs[i], alternatives))
     return found
 
@@ -91,6 +100,32 @@ def shown(result: Result, opening: Opening, decode: Decoder) -> list[Said]:
     one too, or those up to the stop string that has cut the text."""
     cut = len(opening.behind(result.tokens)) > len(result.text)
     return texts(result.tokens, decode, opening.behind, len(result.text) if cut else None)
+
+
+def ending(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
+    """The end token that ended a row, which adds nothing to its text; none where there is none."""
+    one, known = result.end, opening.vocabulary
+    if one is None:
+        return []
+    said = Said("", len(result.text), True)
+    before = result.tokens[-1:] or opening.ids[-1:]
+    alternatives = told_beside(one.top_logprobs, one.token, said, before, decode, known)
+    return [Piece(words(one.token, said, known), start + said.offset, one.logprob, alternatives)]
+
+
+def told_beside(
+    pairs: Sequence[tuple[int, float]],
+    token: int,
+    said: Said,
+    before: Sequence[int],
+    decode: Decoder,
+    known: Vocabulary,
+) -> tuple[tuple[Words, float], ...]:
+    """Alternatives to a token that is `said`, in words, with their log-probabilities."""
+    return tuple(
+        (words(other, said if other == token else beside(other, before, decode), known), logprob)
+        for other, logprob in pairs
+    )
 
 
 def beside(token: int, before: Sequence[int], decode: Decoder) -> Said:

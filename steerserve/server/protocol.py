@@ -48,8 +48,9 @@ class GenerationRequest(Strict):
     """What every request that generates has: OpenAI's fields, and `diffusion` and `steering` beside them."""
 
     model: str = Field(max_length=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Positions of the response; 0 only with `echo`, which then answers the prompt alone."""
+    max_completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -85,7 +86,8 @@ class GenerationRequest(Strict):
     @property
     def length(self) -> int:
         """Positions of the response."""
-        return self.max_tokens or self.max_completion_tokens or DEFAULT_LENGTH
+        named = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+        return DEFAULT_LENGTH if named is None else named
 
     @property
     def alternatives(self) -> int | None:
@@ -98,6 +100,13 @@ class GenerationRequest(Strict):
             raise fields.blame("max_completion_tokens", f"contradicts max_tokens, which is {self.max_tokens}")
         if None not in (self.ignore_eos, self.diffusion.ignore_eos) and self.ignore_eos != self.diffusion.ignore_eos:
             raise fields.blame("ignore_eos", "contradicts diffusion.ignore_eos")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_write(self) -> Self:
+        for name in ("max_tokens", "max_completion_tokens"):
+            if getattr(self, name) == 0 and not getattr(self, "echo", False):
+                raise fields.blame(name, "must be greater than or equal to 1, or 0 to echo a prompt alone, got 0")
         return self
 
     @model_validator(mode="after")
@@ -130,7 +139,9 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
     """Asks for the log-probability of each token when it was committed, and of so many alternatives."""
     echo: bool = False
-    """The prompt, as the model read it, before the text."""
+    """The prompt, as the model read it, before the text. With `logprobs` each of its tokens but the first has its
+    log-probability: each in turn is masked and told by the rest of the prompt, under the pushes of the request, at the
+    cost of a forward pass each."""
 
     @property
     def alternatives(self) -> int | None:

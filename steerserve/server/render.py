@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.events import Committed, Event, Result, Revised, Stepped, Trace
-from steerserve.server.pieces import Decoder, Opening, pieces, shown
+from steerserve.engine.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
+from steerserve.server.pieces import Decoder, Opening, ending, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
@@ -184,8 +184,20 @@ class Answer:
         if result.logprobs is None or not self.logprobs:
             return None
         opening = self.openings[self.rows[request_id].prompt]
-        said = pieces(result, opening, self.decode, len(self.opening(request_id)))
-        return self.wording.logprobs([*opening.pieces, *said] if self.echo else said)
+        start = len(self.opening(request_id))
+        said = pieces(result, opening, self.decode, start)
+        if self.echo:
+            # The end token too: evaluation harnesses leave out the last one, taking it for the one that was generated.
+            said = [*opening.pieces(self._scored(request_id)), *said, *ending(result, opening, self.decode, start)]
+        return self.wording.logprobs(said)
+
+
+    def _scored(self, request_id: str) -> tuple[Scored | None, ...] | None:
+        """What has been found of a row's prompt, by the row itself or by another of its prompt."""
+        prompt = self.rows[request_id].prompt
+        keys = [request_id, *(key for key, row in self.rows.items() if row.prompt == prompt)]
+        found = (self.results[key].prompt for key in keys if key in self.results)
+        return next((one for one in found if one is not None), None)
 
 
 def _verdicts(result: Result) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Service:
     """The raw vectors that are loaded: JSON facts by name."""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     """What the engine can honour, as JSON."""
+    bos_id: int | None = None
+    """Token id that the engine puts before every prompt."""
     features: Features | None = None
     """What the features of the SAEs are and what activates them. None where the engine cannot tell."""
     chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None

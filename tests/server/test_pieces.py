@@ -143,7 +143,7 @@ def test_texts_and_offsets_are_those_of_decoding_every_prefix(
     found = texts(tokens, kind.decode, opening.behind, length)
     assert [one[:2] for one in found] == plainly(kind.decode, prompt, tokens, length)
     assert [one[:2] for one in texts(prompt, kind.decode, kind.decode)] == plainly(kind.decode, [], prompt, None)
-    assert [one.offset for one in opening.pieces] == [offset for _, offset in plainly(kind.decode, [], prompt, None)]
+    assert [one.offset for one in opening.pieces(None)] == [offset for _, offset in plainly(kind.decode, [], prompt, None)]
     whole = opening.behind(tokens)
     before, both = kind.decode(prompt), kind.decode([*prompt, *tokens])
     assert whole == (both[len(before) :] if both.startswith(before) else kind.decode(tokens))

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Stepped, Trace
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Scored, Steered, Stepped, Trace
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.text import Vocabulary, continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError
@@ -42,6 +42,8 @@ def decode(ids: Sequence[int]) -> str:
 
 def response_tokens(params: GenerationParams) -> list[int]:
     """What a row denoises to: words drawn by seed and row, in capitals where it is steered, perhaps ended early."""
+    if not params.max_tokens:
+        return []
     draw = random.Random(f"{params.seed} {params.row} {params.prompt}")
     text = "".join(" " + draw.choice(WORDS) for _ in range(params.max_tokens))
     if any(one.strength != 0 for one in params.interventions):
@@ -110,7 +112,7 @@ class TextEngine:
         prompt_ids = tuple(params.prompt.encode()) if isinstance(params.prompt, str) else params.prompt
         if any(token > END for token in prompt_ids):
             raise RequestError(f"prompt: token ids must be 0 to {END}", "prompt")
-        steps = min(params.steps or params.max_tokens, params.max_tokens)
+        steps = max(1, min(params.steps or params.max_tokens, params.max_tokens))
         tokens = response_tokens(params)
         order = list(range(len(tokens)))
         random.Random(f"{params.seed} {params.row}").shuffle(order)
@@ -245,8 +247,17 @@ def result_of(request: TextRequest) -> Result:
         top_logprobs=tuple(likeliest(token)[: params.top_logprobs] for token in tokens)
         if params.top_logprobs
         else None,
+        prompt=scored_prompt(request),
         verdicts={name: random.Random(f"{name} {text}").gauss(0, 3) for name in params.verdicts} or None,
     )
+
+
+def scored_prompt(request: TextRequest) -> tuple[Scored | None, ...] | None:
+    """Each token of the prompt but the first, as likely as its letter is early."""
+    if not request.params.prompt_logprobs:
+        return None
+    found = [Scored(one, -one / 64, likeliest(one)[: request.params.top_logprobs]) for one in request.prompt_ids]
+    return (None, *found[1:]) if found else ()
 
 
 def likeliest(token: int) -> tuple[tuple[int, float], ...]:
