@@ -127,4 +127,16 @@ class Failed:
 
 Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Scored", "Steered", "Stepped", "Trace"]
+__all__ = [
+    "WORDLESS",
+    "Committed",
+    "Done",
+    "Event",
+    "Failed",
+    "Result",
+    "Revised",
+    "Scored",
+    "Steered",
+    "Stepped",
+    "Trace",
+]

@@ -10,6 +10,7 @@ from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
 from steerserve.engine.text import cut_at_stop
 
+
 class Text(Protocol):
     """The text of tokens of a row's response; with `more` to come, only what they cannot change."""
 

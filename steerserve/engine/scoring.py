@@ -157,11 +157,11 @@ class Scoring:
 
     def _chosen(self, chunk: list[tuple[Ended, int]], limits: Limits, kept: int) -> list[Request]:
         """The rows of the next forward, what they are for being put into `chunk`."""
-        taken, rows = Footprint(kept=kept), []
-        for one, place in ((one, place) for one in self._rows for place in self._left(one)):
+        taken, rows = Footprint(kept=kept), list[Request]()
+        for ended, place in ((one, place) for one in self._rows for place in self._left(one)):
             # So that it is known whose row it is that cannot be admitted.
-            chunk.append((one, place))
-            request = self._admit(self._asked(one.request, place))
+            chunk.append((ended, place))
+            request = self._admit(self._asked(ended.request, place))
             together = taken + footprint(request, self._facts)
             if rows and (len(rows) >= self._most or not limits.hold(together)):
                 chunk.pop()

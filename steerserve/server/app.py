@@ -114,4 +114,3 @@ async def _on_error(request: Request, error: Exception) -> Response:
     answer = answer_to(cast(SteerserveError, error))
     request.state.visit.reason = answer.code
     return answer.response()
-

@@ -137,10 +137,7 @@ class Completions:
             seed=seed,
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
-            openings={
-                row.prompt: self._opening(one.prompt_ids)
-                for one, row in zip(admitted, rows, strict=True)
-            },
+            openings={row.prompt: self._opening(one.prompt_ids) for one, row in zip(admitted, rows, strict=True)},
             suffix_tokens=len(admitted[0].suffix_ids),
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,

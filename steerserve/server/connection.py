@@ -29,7 +29,9 @@ class Reader(h11.Connection):
     def next_event(self) -> Any:
         """See `h11.Connection.next_event`."""
         event = super().next_event()
-        named = _ABSOLUTE.match(event.target) if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return event
+        named = _ABSOLUTE.match(event.target)
         if named is None:
             return event
         rest = event.target[named.end() :]

@@ -191,7 +191,6 @@ class Answer:
             said = [*opening.pieces(self._scored(request_id)), *said, *ending(result, opening, self.decode, start)]
         return self.wording.logprobs(said)
 
-
     def _scored(self, request_id: str) -> tuple[Scored | None, ...] | None:
         """What has been found of a row's prompt, by the row itself or by another of its prompt."""
         prompt = self.rows[request_id].prompt

@@ -151,7 +151,7 @@ def test_aborting_and_failing_ends_the_row_alone(tmp_path: Path, monkeypatch: py
     assert events[0] == Failed(gone.id, "aborted", aborted=True)
     calls = 0
 
-    def lost(*given: Any) -> Any:
+    def lost(*_: Any) -> Any:
         nonlocal calls
         calls += 1
         raise torch.OutOfMemoryError if calls < 3 else RuntimeError("secret detail")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -62,12 +61,10 @@ def streamed(served: TorchEngine, params: GenerationParams) -> tuple[str, str, i
     served.add([request])
 
     def behind(ids: object) -> str:
-        return served._text(request, list(ids))  # type: ignore[call-overload]  # noqa: SLF001
+        return served._text(request, list(ids))  # type: ignore[call-overload]
 
     within = request.plan["revised_within"] if request.plan["revises"] else None
-    canvas = Canvas(
-        behind, frozenset({tiny.EOS}), params.max_tokens, params.stop, within, vocabulary(served.tokenizer)
-    )
+    canvas = Canvas(behind, frozenset({tiny.EOS}), params.max_tokens, params.stop, within, vocabulary(served.tokenizer))
     sent = ""
     for event in tiny.drain(served):
         if isinstance(event, Committed):

@@ -49,7 +49,7 @@ def by_http_client(url: str) -> int:
 
 def by_urllib(url: str) -> int:
     try:
-        urllib.request.urlopen(urllib.request.Request(url + PATH, LARGE), timeout=60)  # noqa: S310
+        urllib.request.urlopen(urllib.request.Request(url + PATH, LARGE), timeout=60)
     except urllib.error.HTTPError as error:
         with error:
             assert error.read()

@@ -143,7 +143,9 @@ def test_texts_and_offsets_are_those_of_decoding_every_prefix(
     found = texts(tokens, kind.decode, opening.behind, length)
     assert [one[:2] for one in found] == plainly(kind.decode, prompt, tokens, length)
     assert [one[:2] for one in texts(prompt, kind.decode, kind.decode)] == plainly(kind.decode, [], prompt, None)
-    assert [one.offset for one in opening.pieces(None)] == [offset for _, offset in plainly(kind.decode, [], prompt, None)]
+    assert [one.offset for one in opening.pieces(None)] == [
+        offset for _, offset in plainly(kind.decode, [], prompt, None)
+    ]
     whole = opening.behind(tokens)
     before, both = kind.decode(prompt), kind.decode([*prompt, *tokens])
     assert whole == (both[len(before) :] if both.startswith(before) else kind.decode(tokens))
@@ -194,12 +196,15 @@ def test_a_tail_has_all_that_has_a_text_of_a_short_prompt() -> None:
 @pytest.mark.parametrize("name", [*NAMES, "byte fallback"])
 @settings(max_examples=40)
 @given(data=st.data())
-def test_the_bytes_of_tokens_joined_are_those_of_the_text(kinds: dict[str, Kind], name: str, data: st.DataObject) -> None:
+def test_the_bytes_of_tokens_joined_are_those_of_the_text(
+    kinds: dict[str, Kind], name: str, data: st.DataObject
+) -> None:
     kind = kinds[name]
     prompt, tokens = kind.encode(data.draw(TEXTS)), kind.encode(data.draw(TEXTS))
     cut = data.draw(st.integers(0, len(tokens)))
     opening = Opening(prompt, kind.decode, kind.vocabulary)
-    said = [words(token, one, kind.vocabulary) for token, one in zip(tokens, texts(tokens, kind.decode, opening.behind))]
+    told = zip(tokens, texts(tokens, kind.decode, opening.behind), strict=True)
+    said = [words(token, one, kind.vocabulary) for token, one in told]
     assert b"".join(one.raw for one in said).decode() == opening.behind(tokens)
     # Of a beginning they are the bytes there are, whole characters or not.
     begun = b"".join(one.raw for one in said[:cut]).decode(errors="ignore")

@@ -50,8 +50,8 @@ class VllmEngine(TorchEngine):
         """See `Engine.admit`; raises RequestError also for what this engine cannot do."""
         if params.prompt_logprobs:
             raise RequestError(
-                "leave out echo or logprobs: the vLLM engine has no log-probabilities of prompts, since its workers tell "
-                "of the positions alone that are drawn",
+                "leave out echo or logprobs: the vLLM engine has no log-probabilities of prompts, since its workers "
+                "tell of the positions alone that are drawn",
                 "prompt_logprobs",
             )
         for name, reason in REFUSED.items():
