@@ -27,6 +27,19 @@ class Vocabulary:
     is_skipped: Callable[[int], bool] = lambda token: False  # noqa: ARG005
     """Whether a token is left out of every text, special ones and ids without a token: its neighbours are joined."""
 
+    def told(self, token: int, text: str) -> str:
+        """What to call a token that adds `text`: its name where it adds nothing, and where it is only a part of a
+        character its bytes, as OpenAI has it (`bytes:\\xe2\\x82`). Tokens that are not the same are called otherwise."""
+        raw = self.raw(token)
+        if self.is_skipped(token) or raw is None:
+            return self.name(token) if self.is_skipped(token) else text
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        # A space that comes first may be left out of the text; bytes beside broken ones are none of its characters.
+        return text if INCOMPLETE not in text else raw.decode()
+
     def steady(self, tokens: Sequence[int]) -> Sequence[int]:
         """Tokens without the run of bytes that they end with, where tokens that follow may change all of the run."""
         if not self.in_runs:

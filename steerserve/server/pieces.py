@@ -137,20 +137,20 @@ def beside(token: int, before: Sequence[int], decode: Decoder) -> Said:
 
 def words(token: int, said: Said, known: Vocabulary) -> Words:
     """What a token says, in words and in bytes."""
-    if known.is_skipped(token):
-        return Words(known.name(token), b"")
     raw = known.raw(token)
-    if raw is None:
+    if known.is_skipped(token) or raw is None:
+        return Words(known.told(token, said.text), b"" if known.is_skipped(token) else said.text.encode())
+    if said.whole and _is_text(raw):
         return Words(said.text, said.text.encode())
+    return Words(known.told(token, raw.decode(errors="replace")), raw)
+
+
+def _is_text(raw: bytes) -> bool:
     try:
-        text = raw.decode()
+        raw.decode()
     except UnicodeDecodeError:
-        text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-    else:
-        # A space that comes first may be left out of the text.
-        if said.whole:
-            return Words(said.text, said.text.encode())
-    return Words(text, raw)
+        return False
+    return True
 
 
 def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[Said]:

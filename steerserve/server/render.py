@@ -165,7 +165,8 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.rows[request_id].params.stop:
             return result
-        count = len(shown(result, self.openings[self.rows[request_id].prompt], self.decode))
+        opening = self.openings[self.rows[request_id].prompt]
+        count = len(shown(result, opening, self.decode)) if result.text else 0
         return replace(result, logprobs=result.logprobs[:count])
 
     def _candidate(self, request_id: str) -> dict[str, Any]:

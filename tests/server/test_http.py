@@ -11,9 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
-import requests
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
@@ -58,15 +57,16 @@ def by_urllib(url: str) -> int:
 
 
 def by_requests(url: str) -> int:
-    return requests.post(url + PATH, data=LARGE, timeout=60).status_code
+    requests = pytest.importorskip("requests")
+    return int(requests.post(url + PATH, data=LARGE, timeout=60).status_code)
 
 
 def by_httpx(url: str) -> int:
-    return httpx.post(url + PATH, content=LARGE, timeout=60).status_code
+    return httpx2.post(url + PATH, content=LARGE, timeout=60).status_code
 
 
 def in_chunks(url: str) -> int:
-    return httpx.post(url + PATH, content=(LARGE[i : i + 65536] for i in range(0, SIZE, 65536)), timeout=60).status_code
+    return httpx2.post(url + PATH, content=(LARGE[i : i + 65536] for i in range(0, SIZE, 65536)), timeout=60).status_code
 
 
 def by_curl(url: str) -> int:
