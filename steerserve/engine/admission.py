@@ -46,7 +46,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
     longest = min(facts.max_length, config.max_canvas)
-    _whole("max_tokens", params.max_tokens, 0, longest)
+    _whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs else 1, longest)
     total = len(prompt) + params.max_tokens + len(suffix)
     if total > longest:
         raise RequestError(

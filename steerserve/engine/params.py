@@ -92,8 +92,8 @@ class GenerationParams:
     prompt: str | tuple[int, ...] = ""
     suffix: str | tuple[int, ...] = ""
     max_tokens: int = 64
-    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule. 0: nothing is
-    written, and what is left is what `prompt_logprobs` tells."""
+    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule. 0, only
+    with `prompt_logprobs`: nothing is written."""
     steps: int | None = None
     """Denoising steps; None: one per response token."""
     block_length: int | None = None

@@ -49,7 +49,7 @@ class GenerationRequest(Strict):
 
     model: str = Field(max_length=256)
     max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Positions of the response; 0 only with `echo`, which then answers the prompt alone."""
+    """Positions of the response; 0, only with `echo` and `logprobs`: the prompt alone is answered."""
     max_completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -94,6 +94,11 @@ class GenerationRequest(Strict):
         """Alternatives to each token whose log-probabilities are wanted; None: not even the token's own."""
         return None
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are wanted."""
+        return False
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -105,8 +110,8 @@ class GenerationRequest(Strict):
     @model_validator(mode="after")
     def _something_to_write(self) -> Self:
         for name in ("max_tokens", "max_completion_tokens"):
-            if getattr(self, name) == 0 and not getattr(self, "echo", False):
-                raise fields.blame(name, "must be greater than or equal to 1, or 0 to echo a prompt alone, got 0")
+            if getattr(self, name) == 0 and not self.scores_prompt:
+                raise fields.blame(name, "must be greater than or equal to 1, or 0 with echo and logprobs, got 0")
         return self
 
     @model_validator(mode="after")
@@ -147,6 +152,11 @@ class CompletionRequest(GenerationRequest):
     def alternatives(self) -> int | None:
         """See `GenerationRequest.alternatives`."""
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """See `GenerationRequest.scores_prompt`."""
+        return self.echo and self.logprobs is not None
 
     @model_validator(mode="after")
     def _events_tell_the_response(self) -> Self:

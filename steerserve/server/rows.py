@@ -51,11 +51,14 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
             name if made > 1 else "prompt",
         )
     common = _params(body, seed, ranking)
+    if body.steering.baseline and not common.max_tokens:
+        raise RequestError("steering.baseline needs a response, and max_tokens is 0", "steering.baseline")
     rows = []
     for choice in range(len(prompts) * made):
         prompt = choice // made
-        # One row tells for all of its prompt, but in a stream, where each choice is told as soon as it has ended.
-        scored = common.prompt_logprobs and (body.stream or choice % made == 0)
+        # One row tells for all of its prompt, but in a stream, where each choice is told as soon as it has ended, and
+        # where rows have nothing else to tell.
+        scored = common.prompt_logprobs and (body.stream or choice % made == 0 or not common.max_tokens)
         params = replace(common, prompt=prompts[prompt], row=choice, prompt_logprobs=scored)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
@@ -158,7 +161,7 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=body.alternatives is not None or ranking.by_logprobs,
         top_logprobs=body.alternatives or 0,
-        prompt_logprobs=isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None,
+        prompt_logprobs=body.scores_prompt,
         tell_steps=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,

@@ -136,8 +136,8 @@ def test_prompts_without_a_token_to_score_end_at_once(tmp_path: Path) -> None:
     for prompt in ((), (7,)):
         [(request, result)] = tiny.run(served, replace(ASKED, prompt=prompt))
         assert result.prompt == (None,) * len(request.prompt_ids) and result.forward_passes == 0
-    [(_, result)] = tiny.run(served, replace(ASKED, prompt_logprobs=False))
-    assert (result.prompt, result.text, result.steps) == (None, "", 0)
+    with pytest.raises(RequestError, match="max_tokens must be a whole number from 1"):
+        served.admit(replace(ASKED, prompt_logprobs=False))
 
 
 def test_aborting_and_failing_ends_the_row_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,9 +108,15 @@ def test_a_prompt_alone_is_echoed_where_nothing_is_to_be_written(client: TestCli
     assert [choice["logprobs"]["tokens"] for choice in whole["choices"]] == [["h", "i"], ["y", "o", "u"]]
     assert {choice["finish_reason"] for choice in whole["choices"]} == {"length"}
     assert whole["usage"]["completion_tokens"] == 0 and whole["usage"]["prompt_tokens"] == 5
-    for body in ({"max_tokens": 0}, {"max_completion_tokens": 0, "echo": False}):
-        refused = client.post("/v1/completions", json={"model": "text", "prompt": "hi"} | body)
-        assert refused.status_code == 400 and refused.json()["error"]["param"] in body
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True}, "max_tokens"),
+        ({"max_completion_tokens": 0, "logprobs": 1}, "max_completion_tokens"),
+        ({"max_tokens": 0, "echo": True, "logprobs": 1, "steering": {"baseline": True}}, "steering.baseline"),
+    ]
+    for body, param in refused:
+        answer = client.post("/v1/completions", json={"model": "text", "prompt": "hi"} | body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     chat = {"model": "text", "messages": [{"role": "user", "content": "x"}], "max_tokens": 0}
     assert client.post("/v1/chat/completions", json=chat).json()["error"]["param"] == "max_tokens"
 
