@@ -26,6 +26,8 @@ JUDGED: Final = frozenset(
         "ends_last",
         "logprobs",
         "top_logprobs",
+        "prompt_logprobs",
+        "tell_steps",
         "interventions",
         "trace",
         "abort_when",

@@ -76,6 +76,8 @@ def test_the_rows_own_pushes_are_in_them(tmp_path: Path) -> None:
     served = tiny.engine(replace_nothing_forbidden(tiny.bert()), tmp_path)
     [(_, plain), (request, pushed)] = tiny.run(served, ASKED, replace(ASKED, interventions=(PUSH,)))
     assert scores(plain) != scores(pushed)
+    [(_, imposed)] = tiny.run(served, replace(ASKED, interventions=(replace(PUSH, mandatory=True),)))
+    assert scores(imposed) == scores(pushed)
     for place in (2, 4, len(request.prompt_ids) - 1):
         one = (pushed.prompt or ())[place]
         assert one is not None and one.logprob == pytest.approx(alone(served, request, place), abs=1e-4)

@@ -66,7 +66,9 @@ def by_httpx(url: str) -> int:
 
 
 def in_chunks(url: str) -> int:
-    return httpx2.post(url + PATH, content=(LARGE[i : i + 65536] for i in range(0, SIZE, 65536)), timeout=60).status_code
+    return httpx2.post(
+        url + PATH, content=(LARGE[i : i + 65536] for i in range(0, SIZE, 65536)), timeout=60
+    ).status_code
 
 
 def by_curl(url: str) -> int:
