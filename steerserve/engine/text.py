@@ -29,7 +29,7 @@ class Vocabulary:
 
     def told(self, token: int, text: str) -> str:
         """What to call a token that adds `text`: its name where it adds nothing, and where it is only a part of a
-        character its bytes, as OpenAI has it (`bytes:\\xe2\\x82`). Tokens that are not the same are called otherwise."""
+        character its bytes, as OpenAI has it (`bytes:\\xe2\\x82`): tokens that are not the same are told apart."""
         raw = self.raw(token)
         if self.is_skipped(token) or raw is None:
             return self.name(token) if self.is_skipped(token) else text

@@ -78,8 +78,12 @@ class Lingering:
         if self._reader.their_state not in (h11.SEND_BODY, h11.ERROR) or not self._transport.can_write_eof():
             self._transport.close()
             return
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client has closed already
+            self._transport.close()
+            return
         self._left = DROPPED_BYTES
-        self._transport.write_eof()
         self._transport.resume_reading()
         self._timers = [self._loop.call_later(DROPPING_SECONDS, self._transport.close), self._silence()]
 

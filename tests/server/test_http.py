@@ -3,6 +3,8 @@
 import http.client
 import json
 import shutil
+import socket
+import struct
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,7 +20,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.server import connection
 from tests.server.planned_engine import SECRET, entry, keys_file
-from tests.server.sockets import Listening, listening, read_all, request
+from tests.server.sockets import Listening, eventually, listening, read_all, request
 from tests.server.text_engine import TextEngine, serving
 
 SIZE = 12 << 20
@@ -110,6 +112,17 @@ def test_nor_does_a_client_that_falls_silent_hold_its_connection(server: Listeni
         client.sendall(request(b"x", length=SIZE))
         # The end of the answer is told at once, and is not waited for.
         assert read_all(client).startswith(b"HTTP/1.1 413")
+
+
+def test_one_that_is_gone_before_its_answer_fails_nothing(server: Listening) -> None:
+    count = len(server.visits)
+    for _ in range(20):
+        client = server.connect()
+        client.sendall(request(b"x" * 1000, length=SIZE))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    eventually(lambda: len(server.visits) == count + 20)
+    assert {visit.outcome for visit in server.visits[count:]} <= {"invalid", "disconnected"}
 
 
 def test_a_head_that_cannot_be_read_is_answered_while_it_is_sent(server: Listening) -> None:
