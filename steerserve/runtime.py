@@ -118,10 +118,11 @@ def load_runtime(
         model_id=name,
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
+        vocabulary=engine.vocabulary,
         end_ids=frozenset(facts.end_ids),
         max_length=min(facts.max_length, config.max_canvas),
         load=lambda: {
-            "queue_length": len(engine.waiting),
+            "queue_length": len(engine.waiting) + len(engine.scoring),
             "running_rows": len(engine.running),
             "max_queue": config.max_queue,
             "max_rows": config.max_rows,
@@ -145,6 +146,7 @@ def load_runtime(
         saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
         vectors={one.name: vector_card(one, norms) for one in named.values()},
         capabilities=capabilities(engine) | told(backend),
+        bos_id=facts.bos_id,
         features=features,
         chat=chat(opened),
     )

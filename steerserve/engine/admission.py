@@ -22,6 +22,7 @@ from steerserve.engine.readings import check_readings
 from steerserve.engine.refinement import check_refine, refinement, stretch_of
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
+from steerserve.engine.scoring import check_scoring, scored_places
 from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError
@@ -46,7 +47,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
     longest = min(facts.max_length, config.max_canvas)
-    _whole("max_tokens", params.max_tokens, 1, longest)
+    _whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs else 1, longest)
     total = len(prompt) + params.max_tokens + len(suffix)
     if total > longest:
         raise RequestError(
@@ -54,6 +55,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
             f"of {total} tokens; at most {longest} are taken",
             "max_tokens",
         )
+    check_scoring(params, len(prompt) - (facts.bos_id is not None), config.max_steps)
+    writes = params.max_tokens > 0
+    # What writes nothing is checked as what writes one token.
+    params = params if writes else replace(params, max_tokens=1, steps=1, block_length=None)
     block = params.max_tokens if params.block_length is None else params.block_length
     _whole("block_length", block, 1, params.max_tokens)
     if params.max_tokens % block:
@@ -120,10 +125,11 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     judging = probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
     plan = {
-        "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
-        "steps": asked_steps,
+        "canvas": {"prompt": len(prompt), "response": params.max_tokens if writes else 0, "suffix": len(suffix)},
+        "steps": asked_steps if writes else 0,
         "steps_bind": transfer.binds,
-        "max_steps": most,
+        "max_steps": most if writes else 0,
+        "prompt_passes": len(scored_places(prompt, facts)) if params.prompt_logprobs else 0,
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
@@ -158,6 +164,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         budget=allocation.budget,
         cache=cache,
         bare_cache=None if cache is None else RowCache(cache.settings),
+        writes=writes,
     )
     plan["reads"] = request.read_of
     plan["rows_per_step"] = request.rows

@@ -10,13 +10,18 @@ from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Revised, Trace
+from steerserve.engine.events import Committed, Revised, Stepped, Trace
 from steerserve.engine.request import Request
 
 Place = tuple[int, int]
 """A row of the batch and a canvas position."""
 Commit = tuple[int, int, float]
 """A canvas position, a token, and the log of its probability."""
+
+
+def stepped(requests: Sequence[Request], more: int = 1) -> list[Stepped]:
+    """Tell of the step that those of `requests` which ask for it are making, `more` than they have made."""
+    return [Stepped(one.id, one.step + more, one.passes) for one in requests if one.params.tell_steps]
 
 
 def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[list[Commit]]:

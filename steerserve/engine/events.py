@@ -9,6 +9,18 @@ FINISH_REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """A row has made a step; comes before everything else that the step led to. Only of rows that ask for it
+    (`tell_steps`)."""
+
+    request_id: str
+    steps: int
+    """Steps that it has made, this one among them."""
+    forward_passes: int
+    """Forward passes made for it."""
+
+
+@dataclass(frozen=True)
 class Committed:
     """Positions of the response (0-based) that became tokens at this step; `logprobs` only where asked for.
 
@@ -64,6 +76,15 @@ WORDLESS: Final = -30.0
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A token and its log-probability, with the likeliest tokens at its place and theirs, largest first."""
+
+    token: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished row."""
 
@@ -86,6 +107,11 @@ class Result:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
     asked for."""
+    end: Scored | None = None
+    """The end token that ended it, which is none of `tokens`; only with `logprobs`."""
+    prompt: tuple[Scored | None, ...] | None = None
+    """The tokens of the prompt, BOS included; None for the first that the caller gave and what stands before it. Only
+    where asked for."""
     verdicts: Mapping[str, float] | None = None
     """Log-odds in nats that the text has each attribute, by the attribute's probe; only where asked for."""
 
@@ -111,7 +137,7 @@ class Failed:
     """Whether it ended because a push that was due did not change the states it is for: steering does not take."""
 
 
-Event = Committed | Revised | Trace | Steered | Done | Failed
+Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed
 
 __all__ = [
     "FINISH_REASONS",
@@ -122,6 +148,8 @@ __all__ = [
     "Failed",
     "Result",
     "Revised",
+    "Scored",
     "Steered",
+    "Stepped",
     "Trace",
 ]

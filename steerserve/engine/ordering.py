@@ -9,7 +9,7 @@ from torch import Tensor
 from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.changes import revisions, take_back
+from steerserve.engine.changes import revisions, stepped, take_back
 from steerserve.engine.events import Event
 from steerserve.engine.sampler import Draw
 
@@ -35,6 +35,7 @@ def skip_idle(batch: Batch, events: list[Event]) -> bool:
             return bool(ended)
         taken = revisions(batch, idle)
         batch.mask(taken)
+        events += stepped(idle)
         events += take_back(batch.requests, taken)
         for request in idle:
             block = request.block

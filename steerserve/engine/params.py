@@ -95,7 +95,8 @@ class GenerationParams:
     prompt: str | tuple[int, ...] = ""
     suffix: str | tuple[int, ...] = ""
     max_tokens: int = 64
-    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
+    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule. 0, only
+    with `prompt_logprobs`: nothing is written."""
     steps: int | None = None
     """Denoising steps; None: one per response token. Under a transfer that they do not bind (`threshold`,
     `entropy_bound`) blocks go on until they are full."""
@@ -132,6 +133,11 @@ class GenerationParams:
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
+    prompt_logprobs: bool = False
+    """Whether to tell the log-probability of each token of the prompt but the first, with `top_logprobs` alternatives:
+    see `steerserve.engine.scoring`."""
+    tell_steps: bool = False
+    """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ import torch
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
+from steerserve.engine.changes import stepped
 from steerserve.engine.events import WORDLESS, Committed, Event, Revised
 from steerserve.engine.outcome import Text
 from steerserve.engine.refinement import Draft, Refinement, likelihood
@@ -53,6 +54,9 @@ def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], text: Text, even
     turns = [_turn(row, request, *told, end_ids, text) for (row, request), told in zip(done, found, strict=True)]
     _set(batch, turns)
     # Up to here memory may run out, and all is done again from the same rows as if it had not been begun.
+    for turn in turns:
+        turn.refinement.passes += turn.passed
+    events += stepped([turn.request for turn in turns], more=0)
     for turn in turns:
         _tell(turn, events)
 
@@ -112,7 +116,8 @@ def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequen
     tokens = [i for i, token in enumerate(before) if token != request.mask_id]
 
     def stopped(count: int) -> bool:
-        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]]), request.params.stop)[1]
+        more = count < len(tokens)
+        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]], more), request.params.stop)[1]
 
     if request.params.stop:
         # A text with a stop string keeps it however it goes on, so that few of its beginnings need be decoded.
@@ -148,7 +153,6 @@ def _set(batch: Batch, turns: Sequence[Turn]) -> None:
 def _tell(turn: Turn, events: list[Event]) -> None:
     """Change the row, and tell it as of the step that was made last."""
     request, step = turn.request, turn.request.step - 1
-    turn.refinement.passes += turn.passed
     turn.refinement.weigh(turn.draft)
     request.canvas[request.start : request.stop] = turn.canvas
     _take(request, turn.best, turn.draft, step, events)

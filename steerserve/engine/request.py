@@ -60,6 +60,8 @@ class Request(Course):
     passed_over: int = 0
     """Steps at which rows behind it in the queue went past it."""
     finished: bool = False
+    writes: bool = True
+    """Whether it has a response; else `canvas` and `params` are those of one position, which is never written."""
 
     @property
     def chooses_blindly(self) -> bool:
@@ -88,6 +90,11 @@ class Request(Course):
     def barred_ends(self) -> int:
         """How many of the model's end tokens it may not draw, the end of text first; more than there are: all."""
         return MAX_ENDS if self.params.ignore_eos else int(self.params.logits_eos_inf)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes made for it so far, those that judged its drafts among them."""
+        return self.forward_passes + (0 if self.refinement is None else self.refinement.passes)
 
     @property
     def guided(self) -> bool:

@@ -88,6 +88,21 @@ def alternatives(
     return torch.cat(tokens), torch.cat(values)
 
 
+def scores(model: DiffusionLM, hidden: Tensor, token: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability [N] of token [N] at hidden [N, hidden_size], and of the likeliest tokens there [N, count] with
+    theirs, largest first: of the model's own distribution, from which nothing but the mask token is left out."""
+    own, tokens, values = [], [], []
+    for at in blocks(len(hidden), model.facts.vocab_size):
+        logits = _logits(model, hidden[at])
+        logits[:, model.facts.mask_id] = -torch.inf
+        log_p = logits.log_softmax(dim=1)
+        best = log_p.topk(min(count, log_p.shape[1]), dim=1)
+        own.append(log_p.gather(1, token[at, None])[:, 0])
+        tokens.append(best.indices)
+        values.append(best.values)
+    return torch.cat(own), torch.cat(tokens), torch.cat(values)
+
+
 def pad_rows(hidden: Tensor) -> Tensor:
     """hidden [N, hidden_size] with rows of zeros added up to the height from which matrix products round rows alike."""
     missing = LEAST - len(hidden)

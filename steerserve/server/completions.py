@@ -3,6 +3,7 @@
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -136,10 +137,8 @@ class Completions:
             seed=seed,
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
-            openings={
-                row.prompt: Opening(one.prompt_ids, self._service.decode)
-                for one, row in zip(admitted, rows, strict=True)
-            },
+            openings={row.prompt: self._opening(one.prompt_ids) for one, row in zip(admitted, rows, strict=True)},
+            suffix_tokens=len(admitted[0].suffix_ids),
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
@@ -152,6 +151,12 @@ class Completions:
         self._generations.add(generation)
         return body, generation
 
+    def _opening(self, ids: Sequence[int]) -> Opening:
+        service = self._service
+        # The caller has not given it, and it is in no text: lists of the prompt's tokens are of those that were given.
+        added = service.bos_id is not None and service.vocabulary.is_skipped(service.bos_id)
+        return Opening(ids, service.decode, service.vocabulary, int(added))
+
     def _stream(self, body: GenerationRequest, generation: Generation, request: Request) -> EventStream:
         answer = generation.answer
         canvases = {
@@ -161,6 +166,7 @@ class Completions:
                 row.params.max_tokens,
                 row.params.stop,
                 answer.revised_by.get(request_id),
+                self._service.vocabulary,
             )
             for request_id, row in answer.rows.items()
         }

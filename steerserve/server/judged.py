@@ -27,6 +27,8 @@ JUDGED: Final = frozenset(
         "logits_eos_inf",
         "logprobs",
         "top_logprobs",
+        "prompt_logprobs",
+        "tell_steps",
         "interventions",
         "trace",
         "abort_when",

@@ -1,15 +1,33 @@
 """OpenAI objects from the results of a request's rows."""
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.events import Result, Trace
-from steerserve.server.pieces import Decoder, Opening, pieces
+from steerserve.engine.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
+from steerserve.server.pieces import Decoder, Opening, ending, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
+
+
+@dataclass
+class Tally:
+    """What a row that still runs has come to."""
+
+    tokens: int = 0
+    """Tokens that stand."""
+    steps: int = 0
+    forward_passes: int = 0
+
+    def take(self, event: Event) -> None:
+        """Count what an event of the row tells."""
+        if isinstance(event, Stepped):
+            self.steps, self.forward_passes = event.steps, event.forward_passes
+        elif isinstance(event, Committed):
+            self.tokens += len(event.tokens)
+        elif isinstance(event, Revised):
+            self.tokens -= len(event.positions)
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,8 @@ class Answer:
     openings: Mapping[int, Opening]
     """What stands before the responses, by the index of the prompt."""
     decode: Decoder
+    suffix_tokens: int = 0
+    """Tokens behind each of the responses."""
     echo: bool = False
     """Whether the prompt is part of the text."""
     logprobs: bool = True
@@ -97,24 +117,22 @@ class Answer:
             told["candidate"] = self.rows[request_id].choice
         return result.receipt if not told else (result.receipt or {"interventions": []}) | told
 
-    def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
+    def usage(self, running: Mapping[str, Tally] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
 
-        committed: tokens of the rows that still run, for a usage so far.
+        running: what the rows have come to that still run, for a usage so far.
         """
-        prompts: dict[int, int] = {}
-        completion = 0
-        for request_id, row in self.rows.items():
-            result = self.results.get(request_id)
-            prompts[row.prompt] = len(self.openings[row.prompt].ids) if result is None else result.prompt_tokens
-            if not row.baseline:
-                completion += len(result.tokens) if result is not None else (committed or {}).get(request_id, 0)
+        prompt = sum(len(one.ids) + self.suffix_tokens for one in self.openings.values())
+        tallies = dict(running or {}) | {
+            key: Tally(len(one.tokens), one.steps, one.forward_passes) for key, one in self.results.items()
+        }
+        completion = sum(one.tokens for key, one in tallies.items() if not self.rows[key].baseline)
         return {
-            "prompt_tokens": sum(prompts.values()),
+            "prompt_tokens": prompt,
             "completion_tokens": completion,
-            "total_tokens": sum(prompts.values()) + completion,
-            "denoising_steps": sum(result.steps for result in self.results.values()),
-            "forward_passes": sum(result.forward_passes for result in self.results.values()),
+            "total_tokens": prompt + completion,
+            "denoising_steps": sum(one.steps for one in tallies.values()),
+            "forward_passes": sum(one.forward_passes for one in tallies.values()),
         }
 
     def body(self) -> dict[str, Any]:
@@ -147,8 +165,8 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.rows[request_id].params.stop:
             return result
-        decode, tokens = self.behind(request_id), result.tokens
-        count = bisect_left(range(len(tokens)), len(result.text), key=lambda count: len(decode(tokens[:count])))
+        opening = self.openings[self.rows[request_id].prompt]
+        count = len(shown(result, opening, self.decode)) if result.text else 0
         return replace(result, logprobs=result.logprobs[:count])
 
     def _candidate(self, request_id: str) -> dict[str, Any]:
@@ -167,8 +185,19 @@ class Answer:
         if result.logprobs is None or not self.logprobs:
             return None
         opening = self.openings[self.rows[request_id].prompt]
-        said = pieces(result, opening, self.decode, len(self.opening(request_id)))
-        return self.wording.logprobs([*opening.pieces, *said] if self.echo else said)
+        start = len(self.opening(request_id))
+        said = pieces(result, opening, self.decode, start)
+        if self.echo:
+            # The end token too: evaluation harnesses leave out the last one, taking it for the one that was generated.
+            said = [*opening.pieces(self._scored(request_id)), *said, *ending(result, opening, self.decode, start)]
+        return self.wording.logprobs(said)
+
+    def _scored(self, request_id: str) -> tuple[Scored | None, ...] | None:
+        """What has been found of a row's prompt, by the row itself or by another of its prompt."""
+        prompt = self.rows[request_id].prompt
+        keys = [request_id, *(key for key, row in self.rows.items() if row.prompt == prompt)]
+        found = (self.results[key].prompt for key in keys if key in self.results)
+        return next((one for one in found if one is not None), None)
 
 
 def _verdicts(result: Result) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """From a validated request to the rows an engine runs, and from an engine's complaint back to the request's field."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steerserve.engine.base import Engine
@@ -52,13 +51,19 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
             name if made > 1 else "prompt",
         )
     common = _params(body, seed, ranking)
+    if body.steering.baseline and not common.max_tokens:
+        raise RequestError("steering.baseline needs a response, and max_tokens is 0", "steering.baseline")
     rows = []
     for choice in range(len(prompts) * made):
         prompt = choice // made
-        params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
+        # One row tells for all of its prompt, but in a stream, where each choice is told as soon as it has ended, and
+        # where rows have nothing else to tell.
+        scored = common.prompt_logprobs and (body.stream or choice % made == 0 or not common.max_tokens)
+        params = replace(common, prompt=prompts[prompt], row=choice, prompt_logprobs=scored)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
-            rows.append(Row(unsteered(params), choice, prompt, baseline=True))
+            # Of a twin no log-probabilities are told.
+            rows.append(Row(replace(unsteered(params), prompt_logprobs=False), choice, prompt, baseline=True))
     return rows
 
 
@@ -100,6 +105,8 @@ def _request_path(param: str | None, row: Row, body: GenerationRequest | Change)
     if param is None:
         return None
     head = re.split(r"[.\[]", param, maxsplit=1)[0]
+    if head == "prompt_logprobs":
+        return "echo"
     if head == "interventions":
         return path_of(param, body.steering if isinstance(body, GenerationRequest) else body)
     if head == "prompt" and not isinstance(body, CompletionRequest):
@@ -156,6 +163,8 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=body.alternatives is not None or ranking.by_logprobs,
         top_logprobs=body.alternatives or 0,
+        prompt_logprobs=body.scores_prompt,
+        tell_steps=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,
         limits=Limits(**limits.model_dump()) if limits is not None else None,

@@ -50,6 +50,12 @@ class VllmEngine(TorchEngine):
 
     def admit(self, params: GenerationParams) -> Request:
         """See `Engine.admit`; raises RequestError also for what this engine cannot do."""
+        if params.prompt_logprobs:
+            raise RequestError(
+                "leave out echo or logprobs: the vLLM engine has no log-probabilities of prompts, since its workers "
+                "tell of the positions alone that are drawn",
+                "prompt_logprobs",
+            )
         for name, reason in REFUSED.items():
             given = params.limits and params.limits.max_kl if name == MEASURED else getattr(params, name)
             if given:
