@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup
 from steerserve.errors import RequestError
 
@@ -208,6 +208,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.refine is not None:
         params = refining(params, arguments.refine)
     engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)
+    check_files(arguments, tokenizer=model_config.tokenizer)
 
     from rich.console import Console
 

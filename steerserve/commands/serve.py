@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
@@ -56,6 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     check_folders(arguments, "model", "sae", "attributes")
     server_config, engine_config = SERVER.build(arguments), ENGINE.build(arguments)
     model_config, sae_config, backend = MODEL.build(arguments), SAES.build(arguments), BACKEND.build(arguments)
+    check_files(arguments, tokenizer=model_config.tokenizer)
+    if server_config.keys is not None:
+        from steerserve.server.keys import read_keys
+
+        # Before the model is loaded, which may take minutes.
+        read_keys(server_config.keys)
     keep_freed_memory()
 
     from rich.console import Console
