@@ -43,10 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     from steerserve.server.body import validate
     from steerserve.server.keys import KeyEntry
 
-    if arguments.hash:
-        key = sys.stdin.readline().rstrip("\r\n")
-    else:
-        key = f"sk-steer-{secrets.token_urlsafe(KEY_BYTES)}"
+    made = f"sk-steer-{secrets.token_urlsafe(KEY_BYTES)}"
+    key = sys.stdin.readline().rstrip("\r\n") if arguments.hash else made
     entry = {"name": arguments.name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
     validate(entry, KeyEntry)
     if not arguments.hash:

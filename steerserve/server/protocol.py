@@ -49,6 +49,8 @@ class GenerationRequest(Strict):
 
     model: str = Field(max_length=256)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Positions of the response. Of more than fits on the canvas a request without `diffusion` and `ignore_eos` gets
+    what does, and its choices say so in `notes`; with either it is refused."""
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)

@@ -69,7 +69,7 @@ class Answer:
         return self._text(request_id)
 
     def choice(self, index: int) -> dict[str, Any]:
-        """A finished choice: OpenAI's fields, and `steering`, `trace` and `baseline` where there are such."""
+        """A finished choice: OpenAI's fields, and `steering`, `notes`, `trace` and `baseline` where there are such."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
         return {"index": index} | self._said(keys[False]) | self.about(index)
 
@@ -81,6 +81,8 @@ class Answer:
         steering = self.steering(keys[False])
         if steering is not None:
             found["steering"] = steering
+        if self.rows[keys[False]].notes:
+            found["notes"] = self.rows[keys[False]].notes
         if result.trace:
             found["trace"] = [trace(one) for one in result.trace]
         if True in keys:
