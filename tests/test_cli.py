@@ -231,7 +231,7 @@ def test_generate_refines_by_what_is_pushed_or_judged_by(
         ([*judged, *against], -1),
     ):
         draft = told_as_json([*command, *flags, *judged], capsys)
-        found = told_as_json([*command, *flags, "--refine", "6", "--baseline"], capsys)
+        found = told_as_json([*command, *flags, "--refine", "6", "--baseline", "--receipt", "full"], capsys)
         told = found["receipt"]["refined"]
         for score, said in ((told["first_score"], draft), (told["score"], found)):
             odds = sign * said["verdicts"]["topic/sports"]

@@ -14,6 +14,7 @@ from steerserve.errors import RequestError
 if TYPE_CHECKING:
     from steerserve.engine.events import Result
     from steerserve.engine.params import GenerationParams, Intervention
+    from steerserve.server.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -83,6 +84,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="text to go on from (default: none)")
     parser.add_argument("--baseline", action="store_true", help="also run unsteered with the same noise, side by side")
     parser.add_argument("--json", action="store_true", help="write text, tokens and receipt as one JSON object")
+    parser.add_argument(
+        "--receipt",
+        choices=("short", "full"),
+        default="short",
+        help="how much of the receipt --json tells (default: short)",
+    )
     GENERATION.add_to(parser, "diffusion")
     group = parser.add_argument_group("what to steer by (each may be repeated)")
     group.add_argument(
@@ -228,15 +235,19 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         runtime.engine.close()
     if arguments.json:
-        sys.stdout.write(json.dumps(report(results), ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report(results, arguments.receipt), ensure_ascii=False, indent=2) + "\n")
     elif not console.is_terminal:
         lines = [result.text if len(results) == 1 else f"{name}: {result.text}" for name, result in results.items()]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def report(results: "dict[str, Result]") -> dict[str, Any]:
+def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
-    first, *_ = results.values()
-    body = asdict(first)
-    return body | ({"baseline": asdict(results["baseline"])} if "baseline" in results else {})
+    from steerserve.server.receipts import in_form
+
+    told = {
+        name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()
+    }
+    first, *_ = told.values()
+    return first | ({"baseline": told["baseline"]} if "baseline" in told else {})

@@ -144,6 +144,7 @@ class Completions:
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
             ranking=ranking_of(body),
+            receipts=body.steering.receipt,
             revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)

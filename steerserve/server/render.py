@@ -8,6 +8,7 @@ from typing import Any
 from steerserve.engine.events import Result, Trace
 from steerserve.server.pieces import Decoder, Opening, pieces
 from steerserve.server.ranking import Ranking, probability, ranked, score
+from steerserve.server.receipts import Form, in_form
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
 
@@ -31,6 +32,8 @@ class Answer:
     logprobs: bool = True
     """Whether log-probabilities are told where the engine has recorded them."""
     ranking: Ranking = Ranking()
+    receipts: Form = "short"
+    """How much is told of what was applied."""
     revised_by: Mapping[str, int] = field(default_factory=dict)
     """For the rows that may take tokens back: length of the blocks within which they do."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -97,7 +100,9 @@ class Answer:
         told = _verdicts(result)
         if self.ranking.chooses:
             told["candidate"] = self.rows[request_id].choice
-        return result.receipt if not told else (result.receipt or {"interventions": []}) | told
+        if result.receipt is None and not told:
+            return None
+        return in_form(result.receipt or {"interventions": []}, self.receipts) | told
 
     def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
@@ -120,17 +125,15 @@ class Answer:
         }
 
     def body(self) -> dict[str, Any]:
-        """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one. With
-        more candidates than choices it also says what they were ranked by and how each of them did."""
+        """The whole answer. Each choice has its own receipt; with more candidates than choices, `steering` beside them
+        says what they were ranked by and how each of them did."""
         rankings = self._rankings()
         answered = [key for keys in rankings for key in (keys[: self.ranking.n] if self.ranking.chooses else keys)]
         choices = [self.choice(self.rows[key].choice) | {"index": index} for index, key in enumerate(answered)]
         body = self.head(self.wording.answer) | {"choices": choices, "usage": self.usage()}
-        if "steering" in choices[0]:
-            body["steering"] = choices[0]["steering"]
         if self.ranking.chooses:
             told = [self._candidate(key) for keys in rankings for key in keys]
-            body["steering"] = body["steering"] | {"rank": self.ranking.rank, "candidates": told}
+            body["steering"] = {"rank": self.ranking.rank, "candidates": told}
         return body
 
     def _rankings(self) -> list[list[str]]:

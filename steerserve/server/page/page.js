@@ -107,7 +107,7 @@ function addPush() {
 function body() {
   const interventions = [...at("pushes").children].map((box) => box.intervention());
   const names = [...new Set(interventions.map((one) => one.attribute))];
-  const steering = { interventions, baseline: true };
+  const steering = { interventions, baseline: true, receipt: "full" };
   if (names.length) steering.trace = { attributes: names, positions: true };
   return {
     model: at("model").dataset.id,
