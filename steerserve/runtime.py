@@ -91,7 +91,7 @@ def load_runtime(
     named = {} if vectors is None else load_vectors(vectors, facts.num_layers, facts.hidden_size)
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
-    name = model_config.served_name or ("bundled" if model == BUNDLED / "model" else model.resolve().name)
+    name = served_name(model, model_config)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
@@ -144,6 +144,12 @@ def load_runtime(
         chat=chat(opened),
     )
     return Runtime(engine, service)
+
+
+def served_name(model: Path, config: ModelConfig) -> str:
+    """The name that requests give a model: the chosen one, else `bundled` or its folder's."""
+    own = model.resolve() == (BUNDLED / "model").resolve()
+    return config.served_name or ("bundled" if own else model.resolve().name)
 
 
 def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | None:

@@ -15,7 +15,7 @@ from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.pickles import convert
-from steerserve.runtime import load_runtime
+from steerserve.runtime import BUNDLED, load_runtime, served_name
 from steerserve.steering.attribute import load_attribute
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes
@@ -229,3 +229,13 @@ def test_a_familys_defaults_hold_where_the_folder_says_nothing(tiny_model: Path,
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "transfer": {"type": "cosine"}}')
     defaults = load_runtime(folder, None, None, EngineConfig()).engine.catalogue.defaults
     assert (defaults.temperature, defaults.order, defaults.transfer) == (0.7, "confidence", {"type": "cosine"})
+
+
+def test_whatever_leads_to_the_bundled_model_it_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = tmp_path / "linked"
+    linked.symlink_to(BUNDLED / "model")
+    monkeypatch.chdir(BUNDLED)
+    for path in (BUNDLED / "model", Path("model"), Path("saes/../model"), linked):
+        assert served_name(path, ModelConfig()) == "bundled"
+    assert served_name(Path("model"), ModelConfig(served_name="mine")) == "mine"
+    assert served_name(tmp_path, ModelConfig()) == tmp_path.name

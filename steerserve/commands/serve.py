@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import shlex
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from steerserve.runtime import load_runtime
     from steerserve.server.app import create_app
     from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
-    from steerserve.server.process import ServerProcess, address_of
+    from steerserve.server.process import ServerProcess
     from steerserve.server.tracing import Tracing, exporter_to
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -86,6 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
     def dropped(lines: int) -> None:
         app.state.metrics.log_lines_dropped.inc(lines)
 
+    def ready(host: str, port: int) -> None:
+        service = runtime.service
+        for line in ready_lines(host, port, service.model_id, service.attributes, server_config.keys is not None):
+            said(line)
+
     requests, events = Lines(standard(sys.stdout, 1), dropped), Lines(standard(sys.stderr, 2), dropped)
     log = [RequestLog(requests, server_config.log_prompts)] if server_config.log_requests else []
     reports: list[Report] = [*log, *([tracing] if tracing is not None else [])]
@@ -97,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
             app,
             server_config,
             said,
-            lambda host, port: said(ready_line(address_of(host, port), runtime.service.model_id)),
+            ready,
         ).serve_until_stopped()
     finally:
         if tracing is not None:
@@ -106,7 +113,26 @@ def run(arguments: argparse.Namespace) -> int:
         events.close()
 
 
-def ready_line(address: str, model: str) -> str:
-    """What is printed once the server listens: its address, and a request that can be pasted into a shell."""
-    body = json.dumps({"model": model, "prompt": "The", "max_tokens": 48})
-    return f"ready at {address}  try: curl -s {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+EXAMPLE = "topic/sports"
+"""The attribute that the request on the screen pushes, where it is served."""
+
+
+def ready_lines(host: str, port: int, model: str, attributes: Collection[str], keys: bool) -> list[str]:
+    """What is printed once the server listens: its address, a steered request that can be pasted into a shell, and the
+    playground's address.
+
+    keys: whether callers need one.
+    """
+    from steerserve.server.process import address_of
+
+    # An address to listen on, which is none to call.
+    address = address_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    body: dict[str, Any] = {"model": model, "prompt": "the", "max_tokens": 48}
+    if attributes:
+        pushed = EXAMPLE if EXAMPLE in attributes else min(attributes)
+        body["steering"] = {"interventions": [{"attribute": pushed}], "baseline": True}
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
+    curl = (
+        f"curl -s {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    )
+    return [f"ready at {address_of(host, port)}  try: {curl}", f"playground at {address}/playground"]
