@@ -107,7 +107,7 @@ function addPush() {
 function body() {
   const interventions = [...at("pushes").children].map((box) => box.intervention());
   const names = [...new Set(interventions.map((one) => one.attribute))];
-  const steering = { interventions, baseline: true, receipt: "full" };
+  const steering = { interventions, baseline: true };
   if (names.length) steering.trace = { attributes: names, positions: true };
   return {
     model: at("model").dataset.id,
@@ -125,6 +125,7 @@ async function generate(event) {
   const asked = body();
   asked.stream = true;
   asked.diffusion.stream_mode = "events";
+  if (asked.steering) asked.steering.receipt = "full"; // the picture shows the strength of every step
   running = new AbortController();
   run = { tokens: asked.max_tokens, steps: asked.diffusion.steps, commits: new Map(), readings: [], receipt: null };
   at("run").disabled = true;
