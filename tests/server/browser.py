@@ -61,6 +61,10 @@ class Page:
                 found: dict[str, Any] = told["result"]
                 return found
 
+    def screen(self, width: int) -> None:
+        """Show the page on a phone's screen of so many CSS pixels."""
+        self.do("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=True)
+
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript, or its promise, comes to."""
         told = self.do("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
@@ -73,8 +77,8 @@ class Page:
 
 
 @contextmanager
-def opened(url: str, profile: Path, width: int, height: int = 900) -> Iterator[Page]:
-    """A page on a screen of so many CSS pixels; skips the test where there is no Chromium that starts."""
+def opened(url: str, profile: Path, width: int) -> Iterator[Page]:
+    """A page on a screen of so many CSS pixels; skips the test where there is no Chromium."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("needs chromium")
@@ -92,7 +96,7 @@ def opened(url: str, profile: Path, width: int, height: int = 900) -> Iterator[P
     os.close(their_answers)
     try:
         page = Page(commands, answers)
-        page.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=True)
+        page.screen(width)
         page.do("Page.navigate", url=url)
         page.wait("document.readyState === 'complete'")
         yield page
