@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from steerserve.backends import Folders, check_backend, check_graphs, told, vllm
 from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
-from steerserve.engine.admission import check_method
+from steerserve.engine.admission import admit, check_method
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cuda_graphs import CudaRecorder
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.graphs import GraphedLM
 from steerserve.engine.joint_file import load_joint
+from steerserve.engine.params import GenerationParams
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
@@ -58,12 +60,14 @@ def load_runtime(
     sae_config: SaeConfig | None = None,
     vectors: Path | None = None,
     backend: BackendConfig | None = None,
+    check: Callable[[Callable[[GenerationParams], Any], int], None] | None = None,
 ) -> Runtime:
     """Load, check that everything belongs together, and test that steering takes; raises ArtifactError.
 
     Without a model the bundled one is loaded with its SAEs and attributes; a model of one's own comes with the SAEs
     and attributes named beside it, or with none; vectors is a file or folder of directions by name. Everything that can
     be refused is, before the weights are loaded; `say` is told then what they take.
+    check: called before the weights are loaded with what admits rows and the length of the longest canvas; may raise.
     """
     model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
     backend = backend or BackendConfig()
@@ -91,10 +95,13 @@ def load_runtime(
     named = {} if vectors is None else load_vectors(vectors, facts.num_layers, facts.hidden_size)
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
-    name = served_name(model, model_config)
+    name, longest = served_name(model, model_config), min(facts.max_length, config.max_canvas)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
+    if check is not None:
+        known = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
+        check(partial(admit, catalogue=known, tokenizer=opened.tokenizer, config=config), longest)
     if backend.engine == "vllm":
         catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
         engine: TorchEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
@@ -114,7 +121,7 @@ def load_runtime(
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
         end_ids=frozenset(facts.end_ids),
-        max_length=min(facts.max_length, config.max_canvas),
+        max_length=longest,
         load=lambda: {
             "queue_length": len(engine.waiting),
             "running_rows": len(engine.running),
@@ -129,7 +136,7 @@ def load_runtime(
             "revision": model_config.revision,
             "dtype": type_name(opened.dtype),
             "device": str(opened.device),
-            "max_model_len": min(facts.max_length, config.max_canvas),
+            "max_model_len": longest,
             "num_layers": facts.num_layers,
             "hidden_size": facts.hidden_size,
             "vocab_size": facts.vocab_size,

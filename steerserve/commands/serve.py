@@ -6,8 +6,9 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if server_config.keys is not None:
         from steerserve.server.keys import read_keys
 
-        # Before the model is loaded, which may take minutes.
+        # Before the model is opened, which may take minutes.
         read_keys(server_config.keys)
     keep_freed_memory()
 
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from steerserve.runtime import load_runtime
     from steerserve.server.app import create_app
+    from steerserve.server.guard import try_mandatory
+    from steerserve.server.keys import Keyring
     from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
     from steerserve.server.process import ServerProcess
     from steerserve.server.tracing import Tracing, exporter_to
@@ -83,7 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     tracing = Tracing(exporter_to(server_config.otel_endpoint)) if server_config.otel_endpoint is not None else None
     folders = (arguments.model, arguments.sae, arguments.attributes)
-    runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors, backend)
+
+    def check_keys(admit: Callable[[Any], Any], max_length: int) -> None:
+        if server_config.keys is not None:
+            Keyring(server_config.keys, partial(try_mandatory, admit, max_length=max_length))
+
+    runtime = load_runtime(
+        *folders, engine_config, model_config, said, sae_config, arguments.vectors, backend, check_keys
+    )
 
     def dropped(lines: int) -> None:
         app.state.metrics.log_lines_dropped.inc(lines)

@@ -79,3 +79,15 @@ def test_a_key_that_is_there_is_hashed(monkeypatch: pytest.MonkeyPatch, capsys: 
     said = capsys.readouterr()
     assert json.loads(said.out) == {"name": "team", "sha256": hashlib.sha256(b"mine").hexdigest()}
     assert said.err == ""
+
+
+def test_what_a_key_imposes_is_checked_before_the_weights_are_loaded(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the weights take is said before they are loaded, and here not even that."""
+    file = tmp_path / "keys.json"
+    mandatory = [{"attribute": "no/such", "strength": 1.0}]
+    file.write_text(json.dumps({"name": "team", "sha256": "0" * 64, "mandatory": mandatory}))
+    assert main(["serve", "--model", str(tiny_model), "--keys", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "keys[0].mandatory" in error and "no/such" in error and " parameters, " not in error
