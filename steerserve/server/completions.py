@@ -24,7 +24,7 @@ from steerserve.server.pieces import Opening
 from steerserve.server.protocol import CompletionRequest, GenerationRequest, StreamOptions
 from steerserve.server.pushes import check_model
 from steerserve.server.render import Answer
-from steerserve.server.rows import Row, admit, rows_of
+from steerserve.server.rows import Row, admit_fitting, rows_of
 from steerserve.server.service import Service
 from steerserve.server.sse import EventStream, lines
 from steerserve.server.streaming import VIEWS
@@ -92,7 +92,7 @@ class Completions:
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
-                plans.setdefault(row.prompt, one.plan)
+                plans.setdefault(row.prompt, one.plan | ({"notes": row.notes} if row.notes else {}))
         listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
         ranking = ranking_of(body)
         asked = {"rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
@@ -123,7 +123,7 @@ class Completions:
         seed = body.seed if body.seed is not None else secrets.randbits(53)
         most = self._service.rows_per_request(self._config.max_rows_per_request)
         rows = rows_of(body, seed, most, prompts)
-        return body, seed, rows, admit(self._service.engine, rows, body)
+        return body, seed, *admit_fitting(self._service.engine, rows, body)
 
     async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:
         began = time.perf_counter()
@@ -143,6 +143,7 @@ class Completions:
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
             ranking=ranking_of(body),
+            receipts=body.steering.receipt,
             revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)

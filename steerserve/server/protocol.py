@@ -52,7 +52,9 @@ class GenerationRequest(Strict):
 
     model: str = Field(max_length=256)
     max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Positions of the response; 0, only with `echo` and `logprobs`: the prompt alone is answered."""
+    """Positions of the response; 0, only with `echo` and `logprobs`: the prompt alone is answered. Of more than fits on
+    the canvas a request without `diffusion` and `ignore_eos` gets what does, and its choices say so in `notes`; with
+    either it is refused."""
     max_completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)

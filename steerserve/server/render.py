@@ -7,6 +7,7 @@ from typing import Any
 from steerserve.engine.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
 from steerserve.server.pieces import Decoder, Opening, ending, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
+from steerserve.server.receipts import Form, in_form
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
 
@@ -51,6 +52,8 @@ class Answer:
     logprobs: bool = True
     """Whether log-probabilities are told where the engine has recorded them."""
     ranking: Ranking = Ranking()
+    receipts: Form = "short"
+    """How much is told of what was applied."""
     revised_by: Mapping[str, int] = field(default_factory=dict)
     """For the rows that may take tokens back: length of the blocks within which they do."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -89,7 +92,7 @@ class Answer:
         return self._text(request_id)
 
     def choice(self, index: int) -> dict[str, Any]:
-        """A finished choice: OpenAI's fields, and `steering`, `trace` and `baseline` where there are such."""
+        """A finished choice: OpenAI's fields, and `steering`, `notes`, `trace` and `baseline` where there are such."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
         return {"index": index} | self._said(keys[False]) | self.about(index)
 
@@ -101,6 +104,8 @@ class Answer:
         steering = self.steering(keys[False])
         if steering is not None:
             found["steering"] = steering
+        if self.rows[keys[False]].notes:
+            found["notes"] = self.rows[keys[False]].notes
         if result.trace:
             found["trace"] = [trace(one) for one in result.trace]
         if True in keys:
@@ -115,7 +120,9 @@ class Answer:
         told = _verdicts(result)
         if self.ranking.chooses:
             told["candidate"] = self.rows[request_id].choice
-        return result.receipt if not told else (result.receipt or {"interventions": []}) | told
+        if result.receipt is None and not told:
+            return None
+        return in_form(result.receipt or {"interventions": []}, self.receipts) | told
 
     def usage(self, running: Mapping[str, Tally] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
@@ -136,17 +143,15 @@ class Answer:
         }
 
     def body(self) -> dict[str, Any]:
-        """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one. With
-        more candidates than choices it also says what they were ranked by and how each of them did."""
+        """The whole answer. Each choice has its own receipt; with more candidates than choices, `steering` beside them
+        says what they were ranked by and how each of them did."""
         rankings = self._rankings()
         answered = [key for keys in rankings for key in (keys[: self.ranking.n] if self.ranking.chooses else keys)]
         choices = [self.choice(self.rows[key].choice) | {"index": index} for index, key in enumerate(answered)]
         body = self.head(self.wording.answer) | {"choices": choices, "usage": self.usage()}
-        if "steering" in choices[0]:
-            body["steering"] = choices[0]["steering"]
         if self.ranking.chooses:
             told = [self._candidate(key) for keys in rankings for key in keys]
-            body["steering"] = body["steering"] | {"rank": self.ranking.rank, "candidates": told}
+            body["steering"] = {"rank": self.ranking.rank, "candidates": told}
         return body
 
     def _rankings(self) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from steerserve.engine.base import Engine
 from steerserve.engine.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.twin import unsteered
-from steerserve.errors import RequestError
+from steerserve.errors import RequestError, TooLongError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
 from steerserve.server.ranking import Ranking
@@ -30,6 +30,15 @@ class Row:
     """Index of its prompt."""
     baseline: bool = False
     """Whether it is the unsteered twin of its choice."""
+    asked: int | None = None
+    """The max_tokens that was asked for, where less of it fits on the canvas and `params` has what does."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done otherwise than asked."""
+        if self.asked is None:
+            return []
+        return [f"max_tokens is {self.params.max_tokens}, not {self.asked}: more does not fit on the canvas"]
 
 
 def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence[Prompt] | None = None) -> list[Row]:
@@ -67,6 +76,28 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
     return rows
 
 
+def admit_fitting(engine: Engine, rows: Sequence[Row], body: GenerationRequest) -> tuple[list[Row], list[Any]]:
+    """Admit every row or none, a row whose response is too long for the canvas with as much of it as fits.
+
+    Clients send a max_tokens of their own that nobody chose. Who chose `diffusion` or `ignore_eos` counts on the
+    length, and is told by the error.
+    """
+    cut = not body.ignore_eos and "diffusion" not in body.model_fields_set
+    fitting, admitted = [], []
+    for row in rows:
+        try:
+            [one] = admit(engine, [row], body)
+        except TooLongError as error:
+            if not cut:
+                raise
+            params = replace(row.params, max_tokens=error.fits)
+            row = replace(row, params=params, asked=row.params.max_tokens)
+            [one] = admit(engine, [row], body)
+        fitting.append(row)
+        admitted.append(one)
+    return fitting, admitted
+
+
 def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
     """Admit every row or none: the first complaint is raised anew with the path the field has in the request."""
     admitted = []
@@ -76,7 +107,8 @@ def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change)
         except RequestError as error:
             if error.param is not None and error.param.startswith("verdicts"):
                 raise explained(error, body) from error
-            raise type(error)(str(error), _request_path(error.param, row, body)) from error
+            error.param = _request_path(error.param, row, body)
+            raise
     return admitted
 
 

@@ -11,6 +11,7 @@ from steerserve.server.easysteer import EasySteer
 from steerserve.server.ember import Ember
 from steerserve.server.fields import Choice, Layer, Name, Strength, Strict
 from steerserve.server.neuronpedia import Neuronpedia
+from steerserve.server.receipts import Form
 from steerserve.steering.names import (
     SCOPE_NAMES,
     Combine,
@@ -174,6 +175,8 @@ class Steering(Change):
     control: Control | None = None
     measure_kl: bool = False
     """Whether to measure the KL from the unsteered model; each steered row then costs two."""
+    receipt: Form = "short"
+    """How much the receipts tell: `short` leaves out hashes and what grows with the steps, `full` nothing."""
     rank: list[Name] | None = Field(default=None, max_length=64)
     """Attributes whose probes judge the finished texts, by which the candidates of `best_of` are ranked and `refine`
     goes: texts that have them first or, behind a minus sign, texts that do not. Left out: with `best_of` above n and

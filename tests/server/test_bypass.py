@@ -262,14 +262,14 @@ def test_the_torch_engine_holds_it_and_its_receipt_says_so(tmp_path: Path) -> No
         [plan] = post(client, "/v1/steering/preview").json()["plans"]
         assert [one["mandatory"] for one in plan["interventions"]] == [True]
         answer = post(client, steering={"baseline": True}).json()
-        [done] = answer["steering"]["interventions"]
+        [done] = answer["choices"][0]["steering"]["interventions"]
         assert (done["name"], done["mandatory"], done["applied"]) == (name, True, True)
         assert answer["choices"][0]["baseline"]["text"] == answer["choices"][0]["text"]
         client.headers["authorization"] = "Bearer free-secret"
         steering = {"interventions": [{"attribute": name, "strength": 0.5, "schedule": "uniform"}]}
         same = post(client, steering=steering).json()
         assert same["choices"][0]["text"] == answer["choices"][0]["text"]
-        assert "mandatory" not in same["steering"]["interventions"][0]
+        assert "mandatory" not in same["choices"][0]["steering"]["interventions"][0]
 
 
 WRONG = [

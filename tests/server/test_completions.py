@@ -51,7 +51,7 @@ def test_baseline_is_the_unsteered_run(client: TestClient) -> None:
         assert choice["baseline"] == {"text": unsteered["text"], "finish_reason": unsteered["finish_reason"]}
         assert choice["text"] == unsteered["text"].upper()
         assert choice["steering"] == {"interventions": [{"strength": 1.0}]}
-    assert steered["steering"] == steered["choices"][0]["steering"]
+    assert "steering" not in steered
     assert steered["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
     assert steered["usage"]["denoising_steps"] == 2 * plain["usage"]["denoising_steps"]
 

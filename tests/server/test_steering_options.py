@@ -1,6 +1,7 @@
 """Joint allocation, limits, measured KL and controls as plain HTTP requests, with and without keys."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,11 +57,12 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
         "limits": {"max_kl": 1.0, "max_predicted_kl": 0.002, "max_delta": 0.6},
         "measure_kl": True,
         "baseline": True,
+        "receipt": "full",
     }
     [plan] = post(client, "/v1/steering/preview", **asked).json()["plans"]
     answer = post(client, **asked)
     assert answer.status_code == 200, answer.text
-    receipt = answer.json()["steering"]
+    receipt = answer.json()["choices"][0]["steering"]
     assert plan["predicted_kl"] == pytest.approx(0.002)
     assert receipt["predicted_kl"] == pytest.approx(0.002)
     assert receipt["limits"]["clipped"]["predicted_kl_scale"] == plan["limits"]["predicted_kl_scale"] < 1
@@ -75,11 +77,69 @@ def test_a_preview_says_what_the_answer_s_receipt_finds(client: TestClient) -> N
     assert "steerserve_steering_predicted_kl_count 1.0" in exposed
 
 
+def receipts(client: TestClient, steps: int, **fields: Any) -> list[dict[str, Any]]:
+    """The receipts of the choices of an answer, in which there are no others."""
+    steering = {"interventions": [SPORTS, ARCHAIC], "measure_kl": True} | fields.pop("steering", {})
+    asked = {"model": "tiny", "prompt": "the king", "max_tokens": 24, "seed": 3, "steering": steering}
+    answer = client.post("/v1/completions", json=asked | {"diffusion": {"steps": steps, "ignore_eos": True}} | fields)
+    assert answer.status_code == 200, answer.text
+    found = [choice["steering"] for choice in answer.json()["choices"]]
+    assert answer.text.count('"interventions"') == len(found)
+    return found
+
+
+def numbers_and_hashes(told: Any) -> Iterator[Any]:
+    """Lists of more than two numbers, and hashes, anywhere in a receipt."""
+    if isinstance(told, dict):
+        for value in told.values():
+            yield from numbers_and_hashes(value)
+    elif isinstance(told, list):
+        if len(told) > 2 and all(isinstance(one, int | float) for one in told):
+            yield told
+        for one in told:
+            yield from numbers_and_hashes(one)
+    elif isinstance(told, str) and re.fullmatch("[0-9a-f]{64}", told):
+        yield told
+
+
+def test_a_receipt_is_told_once_a_choice_and_whole_on_request(client: TestClient) -> None:
+    [short], [full] = receipts(client, 12), receipts(client, 12, steering={"receipt": "full"})
+    assert not list(numbers_and_hashes(short)) and list(numbers_and_hashes(full))
+    for name in ("predicted_kl", "measured_kl"):
+        assert short[name] == pytest.approx(full[name], rel=1e-5) and full[name] is not None
+    for little, whole in zip(short["interventions"], full["interventions"], strict=True):
+        for name in ("name", "applied", "strength", "unit", "scope", "operator", "notes", "clipped"):
+            assert little[name] == whole[name], name
+        assert little["rho"] == pytest.approx(whole["rho"], rel=1e-5)
+        assert little["schedule"]["type"] == whole["schedule"]["type"]
+        strengths = whole["strength_per_step"]
+        assert little["strength_range"] == [min(strengths), max(strengths)]
+        for part, site in zip(little["sites"], whole["sites"], strict=True):
+            assert part["layer"] == site["layer"] and part["positions_touched"] == site["positions_touched"]
+            assert part["delta_ratio_max"] == pytest.approx(site["delta_ratio_max"], rel=1e-5)
+    assert len(receipts(client, 12, n=3)) == 3
+    # A receipt that is short stays so, however many steps there are.
+    assert abs(len(json.dumps(receipts(client, 24)[0])) - len(json.dumps(short))) < 60
+
+
+@pytest.mark.parametrize("form", ["short", "full"])
+def test_streams_tell_the_receipt_in_the_same_form(client: TestClient, form: str) -> None:
+    [receipt] = receipts(client, 12, steering={"receipt": form})
+    steering = {"interventions": [SPORTS, ARCHAIC], "measure_kl": True, "receipt": form}
+    asked = {"model": "tiny", "prompt": "the king", "max_tokens": 24, "seed": 3, "steering": steering, "stream": True}
+    for mode in ("append", "events"):
+        diffusion = {"steps": 12, "ignore_eos": True, "stream_mode": mode}
+        text = client.post("/v1/completions", json=asked | {"diffusion": diffusion}).text
+        frames = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        told = [one.get("steering") or one.get("choices", [{}])[0].get("steering") for one in frames]
+        assert [one for one in told if one] == [receipt]
+
+
 @pytest.mark.parametrize("control", ["random", "sign_flip", "matched_norm"])
 def test_controls_stand_beside_a_baseline(client: TestClient, control: str) -> None:
     answer = post(client, interventions=[SPORTS | {"strength": 5.0}], control=control, baseline=True)
     assert answer.status_code == 200, answer.text
-    receipt = answer.json()["steering"]
+    receipt = answer.json()["choices"][0]["steering"]
     assert receipt["control"] == receipt["interventions"][0]["control"] == control
     plain = post(client).json()["choices"][0]["text"]
     assert answer.json()["choices"][0]["baseline"]["text"] == plain
@@ -166,7 +226,7 @@ def test_a_mandatory_push_is_out_of_their_reach(engine: TorchEngine, tmp_path: P
         ):
             answer = post(client, interventions=[warm], baseline=True, **options)
             assert answer.status_code == 200, answer.text
-            own, imposed = answer.json()["steering"]["interventions"]
+            own, imposed = answer.json()["choices"][0]["steering"]["interventions"]
             assert imposed["mandatory"] is True
             assert imposed["clipped"] == 0
             assert "control" not in imposed

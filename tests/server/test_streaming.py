@@ -212,7 +212,7 @@ def test_typed_events_replay_to_the_answer(client: TestClient) -> None:
     assert committed[-1]["text"] == plain["choices"][0]["text"]
     assert [frame["step"] for frame in mine if frame["type"] == "trace"] == [0, 5, 10, 15]
     [receipt] = [frame["steering"] for frame in frames if frame["type"] == "receipt"]
-    assert receipt == plain["steering"]
+    assert receipt == plain["choices"][0]["steering"]
     done = [frame for frame in frames if frame["type"] == "done"]
     assert {frame["baseline"]: frame["text"] for frame in done} == {
         False: plain["choices"][0]["text"],

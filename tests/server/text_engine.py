@@ -18,7 +18,7 @@ from steerserve.config import ServerConfig
 from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Scored, Steered, Stepped, Trace
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.text import Vocabulary, continuation
-from steerserve.errors import NotFoundError, QueueFullError, RequestError
+from steerserve.errors import NotFoundError, QueueFullError, RequestError, TooLongError
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
 
@@ -102,7 +102,7 @@ class TextEngine:
         if params.prompt == "bad":
             raise RequestError("prompt: bad", "prompt")
         if params.max_tokens > 512:
-            raise RequestError(f"max_tokens: got {params.max_tokens}, at most 512", "max_tokens")
+            raise TooLongError(f"max_tokens: got {params.max_tokens}, at most 512", "max_tokens", 512)
         for index, one in enumerate(params.interventions):
             if one.attribute is not None and one.attribute not in ATTRIBUTES:
                 raise NotFoundError(f"no attribute {one.attribute!r}", f"interventions[{index}].attribute")

@@ -51,7 +51,7 @@ def test_a_steered_answer_differs_from_its_baseline_and_says_what_was_applied(cl
     assert answer.status_code == 200, answer.text
     [choice] = answer.json()["choices"]
     assert choice["text"] != choice["baseline"]["text"]
-    [told] = answer.json()["steering"]["interventions"]
+    [told] = answer.json()["choices"][0]["steering"]["interventions"]
     assert told["applied"]
     assert told["sites"][0]["positions_touched"] > 0
 
