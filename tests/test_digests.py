@@ -1,6 +1,7 @@
 """Digests of large files: right always, remembered where that is safe, and never in the way."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -23,11 +24,8 @@ def settled(path: Path, data: bytes) -> Path:
 
 def forge(digest: str) -> None:
     """Put another digest in the place of every one that is remembered."""
-    text = cache_path().read_text()
-    known = {entry for entry in text.split('"') if len(entry) == 64}
-    for one in known:
-        text = text.replace(one, digest)
-    cache_path().write_text(text)
+    remembered = json.loads(cache_path().read_text(encoding="utf-8"))
+    cache_path().write_text(json.dumps(dict.fromkeys(remembered, digest)), encoding="utf-8")
 
 
 def test_the_digest_is_of_all_bytes_in_order(tmp_path: Path) -> None:

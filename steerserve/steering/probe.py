@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.numerics import aligned
 
 FILE: Final = "probe.safetensors"
 ENTRY: Final = "probe"
@@ -75,7 +76,7 @@ def read_probe(folder: Path) -> Probe | None:
         return None
     try:
         with safe_open(path, "pt") as opened:
-            told, weights = json.loads((opened.metadata() or {})[ENTRY]), opened.get_tensor("weights").float()
+            told, weights = json.loads((opened.metadata() or {})[ENTRY]), aligned(opened.get_tensor("weights").float())
         probe = Probe(
             int(told["layer"]),
             weights,
