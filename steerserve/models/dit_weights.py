@@ -10,6 +10,7 @@ from steerserve.errors import ArtifactError
 from steerserve.models.dit import ROTARY_BASE, Dit, DitConfig, SigmaMap
 from steerserve.models.layout import check_layout
 from steerserve.models.llama import rotary_frequencies
+from steerserve.numerics import aligned
 
 _PREFIXES = ("", "backbone.", "model.", "module.")
 """What published and converted checkpoints put before every name."""
@@ -42,7 +43,9 @@ def adapt_dit(config: DitConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with every modulation computed at sigma 0 [parts * hidden_size], float32."""
     inside = {
-        name.removeprefix("sigma_map."): t.float() for name, t in tensors.items() if name.startswith("sigma_map.")
+        name.removeprefix("sigma_map."): aligned(tensor.float())
+        for name, tensor in tensors.items()
+        if name.startswith("sigma_map.")
     }
     with torch.device("meta"):
         sigma_map = SigmaMap(len(inside["mlp.2.bias"]))
@@ -55,7 +58,7 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if not name.startswith("sigma_map."):
                 folded[name] = tensor
         elif kind == "weight":
-            folded[f"{owner}.constant"] = F.linear(condition, tensor.float(), tensors[f"{owner}.bias"].float())
+            folded[f"{owner}.constant"] = F.linear(condition, aligned(tensor.float()), tensors[f"{owner}.bias"].float())
     return folded
 
 

@@ -14,6 +14,7 @@ from steerserve.models.defaults import FILE, read_generation_config
 from steerserve.models.folder import Family, family_of, read_config, token_ids
 from steerserve.models.layout import check_layout
 from steerserve.models.weights import Weights, read_weights
+from steerserve.numerics import aligned
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Checkpoint:
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> DiffusionLM:
-        """The model in evaluation mode. On the CPU, tensors that have the type already stay mapped: a restart reads
-        only what is not in the page cache."""
-        placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors.items()}
+        """The model in evaluation mode. On the CPU, tensors that have the type already stay mapped, so that a restart
+        reads only what is not in the page cache; float32 ones that do not start on a 64-byte line are copied."""
+        placed = {name: aligned(tensor.to(device=device, dtype=dtype)) for name, tensor in self.tensors.items()}
         self.shell.load_state_dict(placed, strict=True, assign=True)
         self.shell.requires_grad_(False)
         return self.shell.eval()

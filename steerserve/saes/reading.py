@@ -69,8 +69,8 @@ def describe(folder: Path) -> Description:
 
 
 def load_sae(folder: Path, name: str | None = None) -> SparseAutoencoder:
-    """One SAE of any layout, checked, in float32 and memory-mapped where the file allows; its id is `name`, or the
-    folder's name. An ArtifactError names field, value and what fits."""
+    """One SAE of any layout, checked, in float32; its id is `name`, or the folder's name. Its tensors stay mapped where
+    they are float32 on a 64-byte line of the file. An ArtifactError names field, value and what fits."""
     description = describe(folder)
     try:
         if description.layer is None:

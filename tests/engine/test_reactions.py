@@ -279,9 +279,15 @@ SAMPLERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("span", ["block", "response", {"positions": [3, 9]}])
-@pytest.mark.parametrize("condition", [{"progress": {"at_least": 0.5}}, {"progress": {"at_least": 1.0}}, ALWAYS])
+SPANS: list[Any] = ["block", "response", {"positions": [3, 9]}]
+CONDITIONS: list[dict[str, Any]] = [{"progress": {"at_least": 0.5}}, {"progress": {"at_least": 1.0}}, ALWAYS]
+# Each sampler with each span, and with each condition: a Latin square.
+REWRITTEN = [
+    (sampler, span, CONDITIONS[(i + j) % 3]) for i, sampler in enumerate(SAMPLERS) for j, span in enumerate(SPANS)
+]
+
+
+@pytest.mark.parametrize(("sampler", "span", "condition"), REWRITTEN)
 def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
     served: TorchEngine, sampler: dict[str, Any], span: Any, condition: dict[str, Any]
 ) -> None:

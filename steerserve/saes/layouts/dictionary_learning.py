@@ -135,7 +135,7 @@ def describe(folder: Path) -> Description:
 
 
 def read(folder: Path) -> Parts:
-    """The weights under our names; a matrix of a linear layer is a view of what is on disk."""
+    """The weights under our names; a matrix of a linear layer is transposed without a copy."""
     trainer, buffer = read_config(folder)
     form, hidden_size, features = FORMS[trainer["dict_class"]], trainer["activation_dim"], trainer["dict_size"]
     found = read_state(folder / WEIGHTS, form, hidden_size, features)
