@@ -193,7 +193,7 @@ def test_a_key_s_limit_on_kl_is_held_in_every_row(engine: TorchEngine, tmp_path:
         for limits, most in ((None, 0.05), ({"max_kl": 1.0, "max_delta": 9.0}, 0.05), ({"max_kl": 0.01}, 0.01)):
             answer = post(client, interventions=[VECTOR], limits=limits)
             assert answer.status_code == 200, answer.text
-            receipt = answer.json()["steering"]
+            receipt = answer.json()["choices"][0]["steering"]
             assert receipt["limits"]["max_kl"] == most
             assert 0 < receipt["measured_kl"] <= most
         assert post(client).status_code == 200
