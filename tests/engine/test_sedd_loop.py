@@ -135,7 +135,7 @@ CASES = [
     ("euler", "geometric", True, 0.0, 3, 0.1),
     ("analytic", "geometric", False, -3.8, 3, 0.1),
 ]
-"""Predictor, noise, scale_by_sigma, what is added to the logits so that few steps do not write all, steps and eps."""
+"""Predictor, noise, scale_by_sigma, what is added to the logits lest few steps write all at once, steps, eps."""
 
 
 @pytest.mark.parametrize(("predictor", "noise", "scaled", "level", "steps", "eps"), CASES)
