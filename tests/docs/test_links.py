@@ -30,7 +30,7 @@ def test_the_site_has_every_document() -> None:
     site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)  # noqa: S506
     listed = set(_files(site["nav"]))
     assert all((ROOT / name).is_file() for name in listed)
-    assert {str(page.relative_to(ROOT)) for page in PAGES if page.parent.name == "docs"} <= listed
+    assert {str(page.relative_to(ROOT)) for page in PAGES if page.parent == ROOT / "docs"} <= listed
 
 
 def test_every_document_is_linked_from_another() -> None:
@@ -40,7 +40,7 @@ def test_every_document_is_linked_from_another() -> None:
         for target in links(page)
         if not target.startswith("http") and target.partition("#")[0]
     }
-    assert [page.name for page in PAGES if page.parent.name == "docs" and page not in linked] == []
+    assert [page.name for page in PAGES if page.parent == ROOT / "docs" and page not in linked] == []
 
 
 def _files(nav: object) -> list[str]:
