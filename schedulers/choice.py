@@ -1,7 +1,7 @@
 """A caller's choice of a schedule, order or transfer: read strictly, with messages fit for the caller's eyes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from numbers import Integral, Real
 from reprlib import Repr
@@ -13,15 +13,22 @@ Choice = str | Mapping[str, Any]
 T = TypeVar("T")
 
 
-def build(noun: str, known: Mapping[str, type[T]], choice: Choice, also: Sequence[str] = ()) -> T:
+def build(
+    noun: str,
+    known: Mapping[str, type[T]],
+    choice: Choice,
+    also: Sequence[str] = (),
+    names: Collection[str] | None = None,
+) -> T:
     """The frozen config that `choice` names; its dataclass fields are its options.
 
-    `also` names options that the caller has taken out of `choice` already, to be listed as allowed. Raises ValueError:
-    an unknown name lists the known ones, an unknown option the allowed ones, a bad value is named with its rule.
+    `also` names options that the caller has taken out of `choice` already, to be listed as allowed; `names` every name
+    that the caller would have taken, where there are more than the known. Raises ValueError: an unknown name lists the
+    known ones, an unknown option the allowed ones, a bad value is named with its rule.
     """
     name, options = parse(noun, choice)
     if name not in known:
-        raise ValueError(f"unknown {noun} {shown(name)}; known: {', '.join(sorted(known))}")
+        raise ValueError(f"unknown {noun} {shown(name)}; known: {', '.join(sorted(names or known))}")
     kind: Any = known[name]
     allowed: tuple[Field[Any], ...] = fields(kind)
     unknown = sorted(shown(key) for key in options if key not in {field.name for field in allowed})

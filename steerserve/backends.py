@@ -52,6 +52,7 @@ def told(backend: BackendConfig) -> dict[str, Any]:
         "engine": "vllm",
         "device": "vllm",
         "tensor_parallel_size": backend.tensor_parallel_size,
+        "limits": ["max_predicted_kl", "max_delta"],
         "refused": dict(REFUSED),
     }
 

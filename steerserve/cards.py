@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import schedulers
-from steerserve.engine.controls import CONTROLS
+from steerserve.engine.cache import CACHES
 from steerserve.engine.refinement import MAX_ROUNDS
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import CODES
-from steerserve.steering.push import SCOPES
+from steerserve.steering.names import COMBINE, CONTROLS, OPERATORS, SCOPE_NAMES, UNITS
 from steerserve.steering.vectors import NamedVector
 
 
@@ -35,6 +34,7 @@ def sae_card(sae: SparseAutoencoder, norms: Mapping[int, float]) -> dict[str, An
         "k": facts.k,
         "sha256": facts.sha256,
         "trained_on": _trained_on(facts.metadata),
+        "remarks": list(facts.remarks),
         "units": [
             *(["max_act"] if sae.stats is not None else []),
             *(["residual"] if facts.layer in norms else []),
@@ -68,17 +68,18 @@ def capabilities(engine: TorchEngine) -> dict[str, Any]:
     return {
         "engine": "torch",
         "device": str(engine.device),
-        "operators": [op for op in CODES if op != "read"],
-        "units": ["residual", "max_act", "raw", "stored", "kl"],
-        "combine": ["independent", "joint"] if engine.catalogue.joint is not None else ["independent"],
+        "operators": list(OPERATORS),
+        "units": list(UNITS),
+        "combine": [one for one in COMBINE if one != "joint" or engine.catalogue.joint is not None],
         "controls": list(CONTROLS),
-        "limits": ["max_kl", "max_delta"],
+        "limits": ["max_kl", "max_predicted_kl", "max_delta"],
         "probes": [one.name for one in engine.catalogue.attributes.values() if one.probe is not None],
-        "scopes": [*SCOPES, "positions"],
-        "schedules": [*schedulers.STRENGTHS, *schedulers.CONTROLLERS],
+        "scopes": [*SCOPE_NAMES, "positions"],
+        "schedules": list(schedulers.SCHEDULES),
         "norms": list(schedulers.NORMS),
         "orders": list(schedulers.ORDERS),
         "transfers": list(schedulers.TRANSFERS),
+        "caches": list(CACHES),
         "layers": engine.catalogue.facts.num_layers,
         "max_rows": config.max_rows,
         "max_batch_tokens": config.max_batch_tokens,

@@ -2,7 +2,8 @@
 
 SteerserveError
 ├── RequestError        the caller asked for something wrong (400)
-│   └── NotFoundError   it names something that does not exist (404)
+│   ├── NotFoundError   it names something that does not exist (404)
+│   └── TooLongError    its response does not fit on a canvas; a shorter one would
 ├── QueueFullError      no room for the request now (503 with Retry-After)
 └── ArtifactError       a model, SAE or attribute on disk is not what it claims to be (start-up, exit code 2)
     └── SelfTestError   steering does not take on the model that would serve
@@ -27,6 +28,14 @@ class NotFoundError(RequestError):
     """A request that names a model, attribute, SAE or generation that does not exist."""
 
     code = "not_found"
+
+
+class TooLongError(RequestError):
+    """A response that is too long for a canvas. `fits` is the length that is not: 1 or more."""
+
+    def __init__(self, message: str, param: str | None = None, fits: int = 1) -> None:
+        super().__init__(message, param)
+        self.fits = fits
 
 
 class QueueFullError(SteerserveError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from steerserve.backends import Folders, check_backend, check_graphs, told, vllm
 from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
-from steerserve.engine.admission import check_method
+from steerserve.engine.admission import admit, check_method
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cuda_graphs import CudaRecorder
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.graphs import GraphedLM
 from steerserve.engine.joint_file import load_joint
+from steerserve.engine.params import GenerationParams
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
@@ -59,6 +61,7 @@ def load_runtime(
     sae_config: SaeConfig | None = None,
     vectors: Sequence[Path] = (),
     backend: BackendConfig | None = None,
+    check: Callable[[Callable[[GenerationParams], Any], int], None] | None = None,
 ) -> Runtime:
     """Load, check that everything belongs together, and test that steering takes; raises ArtifactError.
 
@@ -66,6 +69,7 @@ def load_runtime(
     a model of one's own comes with the SAEs and attributes named beside it, or with none; vectors are files or folders
     of directions by name. Everything that can be refused is, before the weights are loaded; `say` is told then what
     they take.
+    check: called before the weights are loaded with what admits rows and the length of the longest canvas; may raise.
     """
     model_config, sae_config = model_config or ModelConfig(), sae_config or SaeConfig()
     backend = backend or BackendConfig()
@@ -96,10 +100,13 @@ def load_runtime(
         named |= more
     check_attributes(loaded, loaded_saes)
     norms = residual_norms(loaded, loaded_saes)
-    name = model_config.served_name or ("bundled" if model == BUNDLED / "model" else model.resolve().name)
+    name, longest = served_name(model, model_config), min(facts.max_length, config.max_canvas)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
+    if check is not None:
+        known = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
+        check(partial(admit, catalogue=known, tokenizer=opened.tokenizer, config=config), longest)
     if backend.engine == "vllm":
         catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
         engine: TorchEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
@@ -118,10 +125,11 @@ def load_runtime(
         model_id=name,
         created=int((model / "config.json").stat().st_mtime),
         decode=engine.decode,
+        vocabulary=engine.vocabulary,
         end_ids=frozenset(facts.end_ids),
-        max_length=min(facts.max_length, config.max_canvas),
+        max_length=longest,
         load=lambda: {
-            "queue_length": len(engine.waiting),
+            "queue_length": len(engine.waiting) + len(engine.scoring),
             "running_rows": len(engine.running),
             "max_queue": config.max_queue,
             "max_rows": config.max_rows,
@@ -134,7 +142,7 @@ def load_runtime(
             "revision": model_config.revision,
             "dtype": type_name(opened.dtype),
             "device": str(opened.device),
-            "max_model_len": min(facts.max_length, config.max_canvas),
+            "max_model_len": longest,
             "num_layers": facts.num_layers,
             "hidden_size": facts.hidden_size,
             "vocab_size": facts.vocab_size,
@@ -145,6 +153,7 @@ def load_runtime(
         saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
         vectors={one.name: vector_card(one, norms) for one in named.values()},
         capabilities=capabilities(engine) | told(backend),
+        bos_id=facts.bos_id,
         features=features,
         chat=chat(opened),
     )
@@ -174,6 +183,12 @@ def all_attributes(
     if others and say is not None:
         say(f"joint allocation is by {last}/joint.json, not by that of {', '.join(map(str, others))}")
     return loaded, None if last is None else profiles[last]
+
+
+def served_name(model: Path, config: ModelConfig) -> str:
+    """The name that requests give a model: the chosen one, else `bundled` or its folder's."""
+    own = model.resolve() == (BUNDLED / "model").resolve()
+    return config.served_name or ("bundled" if own else model.resolve().name)
 
 
 def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | None:

@@ -1,6 +1,6 @@
 """A generation in the terminal: the canvas redrawn at every denoising step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from steerserve.engine.base import Engine
 from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised
 from steerserve.engine.params import GenerationParams
+from steerserve.engine.text import INCOMPLETE
 from steerserve.errors import SteerserveError
 
 MASK = "▯"
@@ -32,6 +33,24 @@ class Pieces:
             self._texts[token] = twice[len(once) :] if twice.startswith(once) else once
         return self._texts[token]
 
+    def runs(self, tokens: Sequence[int | None]) -> Iterator[tuple[range, str]]:
+        """The text of tokens from left to right: one by one, but for those that are parts of a character, which are put
+        together; without what is no character yet beside a position that has no token."""
+        first = 0
+        while first < len(tokens):
+            last, part = first + 1, self._is_part(tokens[first])
+            while part and last < len(tokens) and self._is_part(tokens[last]):
+                last += 1
+            run = [token for token in tokens[first:last] if token is not None]
+            text = self._decode(run) if part else "".join(map(self, run))
+            text = text.lstrip(INCOMPLETE) if part and first and tokens[first - 1] is None else text
+            text = text.rstrip(INCOMPLETE) if part and tokens[last : last + 1] == [None] else text
+            yield range(first, last), text
+            first = last
+
+    def _is_part(self, token: int | None) -> bool:
+        return token is not None and INCOMPLETE in self(token)
+
 
 class Canvas:
     """One generation as its events describe it."""
@@ -45,7 +64,8 @@ class Canvas:
         self.result: Result | None = None
         self._plan, self._pieces = plan, pieces
         self._prompt, self._suffix = (
-            text if isinstance(text, str) else "".join(map(pieces, text)) for text in (params.prompt, params.suffix)
+            given if isinstance(given, str) else "".join(text for _, text in pieces.runs(given))
+            for given in (params.prompt, params.suffix)
         )
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -77,11 +97,11 @@ class Canvas:
         if self.result is not None:
             return Text.assemble((self._prompt, "dim"), self.result.text, (self._suffix, "dim"))
         line = Text.assemble((self._prompt, "dim"))
-        for position, token in enumerate(self.tokens):
-            if token is None:
-                line.append(MASK, "bold red" if position in self.revised else "dim cyan")
+        for positions, text in self._pieces.runs(self.tokens):
+            if self.tokens[positions[0]] is None:
+                line.append(MASK, "bold red" if positions[0] in self.revised else "dim cyan")
             else:
-                line.append(self._pieces(token), "bold black on green" if position in self.fresh else "")
+                line.append(text, "bold black on green" if self.fresh.intersection(positions) else "")
         return line.append(self._suffix, "dim")
 
     def status(self) -> Text:

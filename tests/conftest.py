@@ -16,11 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="steerserve-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+# 60 examples of each property at hand, 300 in CI (where `CI` is set); tests that say how many keep to that.
 # How long drawing an example takes is the machine's own, and says nothing of the code.
-settings.register_profile(
-    "steerserve", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("steerserve")
+for name, examples in (("hand", 60), ("ci", 300)):
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "hand")
 
 SENTENCES = tuple(
     f"the {who} {what} the {where}, and {then}."

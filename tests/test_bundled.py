@@ -1,20 +1,28 @@
 """The bundled model, SAEs and attributes through the whole path, up to the official client."""
 
+import io
 import json
+import re
+import shlex
 import threading
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import uvicorn
-from openai import NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from bench.readings import measured
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.verdicts import probes, verdicts
 from steerserve.runtime import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
+from steerserve.server.steering import SteeringPatch
 from tests import tiny
 
 ATTRIBUTES = {
@@ -119,6 +127,26 @@ def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> Non
     assert min(found[: len(shows)]) > max(found[len(shows) :])
 
 
+@pytest.mark.parametrize("max_kl", [0.3, 0.02])
+def test_a_limit_on_the_measured_kl_holds_at_bundled_strengths(runtime: Runtime, max_kl: float) -> None:
+    push = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
+    feature = Intervention(feature=FeatureRef("layer-3-mask", 93), strength=2.0, unit="max_act", scope="masked")
+    base = GenerationParams(prompt="the", max_tokens=24, steps=24, ignore_eos=True, measure_kl=True)
+    for one, seeds in ((push, (1, 2, 3)), (feature, (1,))):
+        rows = [replace(base, seed=seed, interventions=(one,)) for seed in seeds]
+        limited = [replace(row, limits=Limits(max_kl=max_kl)) for row in rows]
+        found = [result.receipt for _, result in tiny.run(runtime.engine, *rows, *limited)]
+        for free, held in zip(found[: len(rows)], found[len(rows) :], strict=True):
+            assert free is not None and held is not None
+            assert 0 < held["measured_kl"] <= max_kl
+            if free["measured_kl"] > max_kl:
+                assert held["measured_kl"] > 0.9 * max_kl
+                assert held["limits"]["clipped"]["kl_steps"] > 0
+                assert held["forward_passes"] <= 1.5 * free["forward_passes"]
+            else:
+                assert held["interventions"] == free["interventions"]
+
+
 def test_its_size_is_what_a_wheel_can_carry() -> None:
     weights = sum(path.stat().st_size for path in (BUNDLED / "model").glob("*.safetensors"))
     assert weights < 64 << 20
@@ -184,6 +212,29 @@ def test_a_feature_of_a_bundled_sae_can_be_clamped(runtime: Runtime) -> None:
     assert result.receipt["interventions"][0]["sites"][0]["positions_touched"] > 0
 
 
+@pytest.mark.parametrize("asked", [5.68, 2.84, 0.0])
+def test_a_clamped_latent_is_read_back_as_asked(runtime: Runtime, asked: float) -> None:
+    """By the encoder, at every masked position of every step; and the projection on its row is another number."""
+    feature = FeatureRef("layer-3-mask", 93)
+    push = Intervention(feature=feature, op="clamp", strength=asked, unit="raw")
+    plain = GenerationParams(max_tokens=24, steps=24, ignore_eos=True, seed=1)
+    row = replace(plain, interventions=(push,), trace=TraceParams(features=(feature,), positions=True))
+    request, events = tiny.solo(runtime.engine, row)
+    result = tiny.results(events)[request.id]
+    _, when = tiny.replayed(events, request)
+    read = []
+    for one in result.trace:
+        assert one.positions is not None
+        masked = [one.positions["layer-3-mask:93"][p] for p in range(24) if when[p] >= one.step]
+        assert one.values["layer-3-mask:93"] == pytest.approx(sum(masked) / len(masked), abs=1e-4)
+        read += masked
+    assert len(read) == sum(range(1, 25))
+    assert max(abs(value - asked) for value in read) < 1e-3
+    assert result.receipt is not None
+    [site] = result.receipt["interventions"][0]["sites"]
+    assert site["strength_activation"] == asked
+
+
 def test_the_official_client_lists_completes_streams_and_steers(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["bundled"]
     plain = client.completions.create(model="bundled", prompt="the", max_tokens=16, seed=1)
@@ -200,3 +251,73 @@ def test_the_official_client_lists_completes_streams_and_steers(client: OpenAI) 
     with pytest.raises(NotFoundError, match="topic/sport'"):
         steering = {"interventions": [{"attribute": "topic/sport"}]}
         client.completions.create(model="bundled", prompt="the", max_tokens=16, extra_body={"steering": steering})
+
+
+def test_a_client_that_chats_with_its_own_defaults_is_answered(client: OpenAI, runtime: Runtime) -> None:
+    """Clients send a max_tokens of their own, such as 256, whatever the model: what fits of it is written."""
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "system", "content": "news of the day"},
+        {"role": "user", "content": "the game"},
+    ]
+    create = partial(client.chat.completions.create, model="bundled", seed=2, temperature=0)
+    answer = create(messages=messages, max_tokens=256)
+    assert answer.choices[0].message.content
+    assert answer.usage is not None and answer.usage.total_tokens <= 128
+    [note] = answer.choices[0].model_extra["notes"]  # type: ignore[index]
+    start = 1 + len(runtime.engine.tokenizer.encode("news of the day the game", add_special_tokens=False).ids)
+    assert note.startswith(f"max_tokens is {128 - start}, not 256")
+    with client.chat.completions.create(
+        model="bundled", seed=2, temperature=0, messages=messages, max_tokens=256, stream=True
+    ) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    assert chunks[-1].finish_reason == answer.choices[0].finish_reason
+    with pytest.raises(BadRequestError, match=f"max_tokens may be {128 - start}"):
+        create(messages=messages, max_tokens=256, extra_body={"diffusion": {"steps": 8}})
+    with pytest.raises(BadRequestError, match="no room") as full:
+        create(messages=[{"role": "user", "content": "the game " * 100}])
+    assert full.value.param == "messages"
+
+
+def test_its_chat_template_is_what_transformers_reads_too(runtime: Runtime) -> None:
+    messages = [
+        {"role": "system", "content": "news\n"},
+        {"role": "user", "content": " "},
+        {"role": "user", "content": "the game"},
+        {"role": "assistant", "content": "was"},
+    ]
+    assert runtime.service.chat is not None
+    assert runtime.service.chat(messages) == "news\nthe game\nwas"
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "model", local_files_only=True)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "news\nthe game\nwas"
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_request_of_the_readme_can_be_pasted(client: OpenAI) -> None:
+    """What the shell makes of each curl is a body that the server takes."""
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl " in block]
+    bodies = []
+    for block in blocks:
+        arguments = shlex.split(block, comments=True)
+        body = json.loads(arguments[arguments.index("-d") + 1])
+        if "PATCH" in arguments:
+            SteeringPatch.model_validate(body)
+        else:
+            bodies.append(body)
+    assert len(bodies) >= 3 and len(blocks) > len(bodies)
+    for body in bodies:
+        told = client.post("/steering/preview", cast_to=object, body=body)
+        assert json.loads(json.dumps(told))["plans"][0]["interventions"]
+
+
+def test_the_client_of_the_readme_steers_what_runs(client: OpenAI) -> None:
+    [example] = re.findall(r"```python\n(stream = client\.completions.*?)```", README, re.DOTALL)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        exec(example, {"client": client})
+    rows, _, text = said.getvalue().partition("\n")
+    assert "from_step" in rows and text.strip()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from steerserve.cli import build_parser, main
 from steerserve.commands import calibrate, generate, serve, train
 from steerserve.commands.flags import FlagGroup
+from steerserve.commands.serve import ready_lines
 from steerserve.steering.probe import Probe
 from tests import tiny
 from tests.conftest import SENTENCES
@@ -30,7 +32,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("serve",): ("--model", "--sae", "--attributes", "--dtype", "--device", "--tokenizer", "--revision", "--sha256")
     + ("--sae-layers", "--sae-k", "--host", "--port", "--max-rows", "--max-queue"),
     ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
-    + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine"),
+    + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine", "--max-kl"),
     ("inspect",): ("--json",),
     ("train",): (),
     ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
@@ -199,8 +201,9 @@ def test_generate_shows_a_baseline_with_the_order_of_what_is_pushed(
     folder = attributes(tiny_model, tmp_path)
     command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "12", "--json"]
     command += ["--attributes", str(folder), "--order", '{"type": "sae_attribute", "weight": 0.9}']
-    assert main([*command, "--attribute", "topic/sports=4", "--baseline", "--measure-kl"]) == 0
+    assert main([*command, "--attribute", "topic/sports=4", "--baseline", "--max-kl", "0.01"]) == 0
     beside = json.loads(capsys.readouterr().out)
+    assert 0 < beside["receipt"]["measured_kl"] <= beside["receipt"]["limits"]["max_kl"] == 0.01
     command[-1] = '{"type": "sae_attribute", "weight": 0.9, "attribute": "topic/sports"}'
     assert main(command) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -231,7 +234,7 @@ def test_generate_refines_by_what_is_pushed_or_judged_by(
         ([*judged, *against], -1),
     ):
         draft = told_as_json([*command, *flags, *judged], capsys)
-        found = told_as_json([*command, *flags, "--refine", "6", "--baseline"], capsys)
+        found = told_as_json([*command, *flags, "--refine", "6", "--baseline", "--receipt", "full"], capsys)
         told = found["receipt"]["refined"]
         for score, said in ((told["first_score"], draft), (told["score"], found)):
             odds = sign * said["verdicts"]["topic/sports"]
@@ -317,8 +320,12 @@ def test_serve_says_where_it_listens_and_stops_on_a_signal(tiny_model: Path) -> 
         try:
             assert " parameters, " in server.stderr.readline()
             line = server.stderr.readline()
-            found = re.match(r"ready at (http://127\.0\.0\.1:\d+)  try: curl -s \1/v1/completions ", line)
+            found = re.match(r"ready at (http://127\.0\.0\.1:\d+)  try: (curl -s \1/v1/completions .*)", line)
             assert found, line
+            assert server.stderr.readline() == f"playground at {found[1]}/playground\n"
+            if shutil.which("curl"):
+                told = subprocess.run(["sh", "-c", found[2]], capture_output=True, text=True, check=True).stdout
+                assert json.loads(told)["choices"][0]["text"] is not None
             with urllib.request.urlopen(found[1] + "/ready", timeout=30) as answer:
                 assert answer.status == 200
             server.send_signal(signal.SIGTERM)
@@ -332,3 +339,23 @@ def test_a_folder_is_not_given_twice(flag: str, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["serve", flag, "one", flag, "two"])
     assert f"{flag} is given twice: one and two" in capsys.readouterr().err
+
+
+def test_the_request_on_the_screen_is_steered_and_can_be_pasted(tmp_path: Path) -> None:
+    for names, pushed in (({"a", "topic/sports"}, "topic/sports"), ({"it's", "zoo"}, "it's"), (set(), None)):
+        first, second = ready_lines("0.0.0.0", 8123, "m o'd", names, keys=True)
+        assert first.startswith("ready at http://0.0.0.0:8123  try: curl ")
+        assert second == "playground at http://127.0.0.1:8123/playground"
+        # What the shell makes of it.
+        fake = tmp_path / "curl"
+        fake.write_text('#!/bin/sh\nfor one in "$@"; do printf "%s\\0" "$one"; done\n')
+        fake.chmod(0o755)
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KEY": "secret"}
+        said = subprocess.run(["sh", "-c", first.partition("try: ")[2]], capture_output=True, text=True, env=path)
+        arguments = said.stdout.split("\0")
+        assert "http://127.0.0.1:8123/v1/completions" in arguments and "Authorization: Bearer secret" in arguments
+        body = json.loads(arguments[arguments.index("-d") + 1])
+        assert body["model"] == "m o'd"
+        steering = {"interventions": [{"attribute": pushed}], "baseline": True}
+        assert body.get("steering") == (steering if pushed is not None else None)
+    assert ready_lines("::", 1, "m", (), keys=False)[1] == "playground at http://[::1]:1/playground"

@@ -1,12 +1,13 @@
 """Digests of large files: right always, remembered where that is safe, and never in the way."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from steerserve.digests import MAX_ENTRIES, cache_path, files_sha256
+from steerserve.digests import cache_path, files_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +24,8 @@ def settled(path: Path, data: bytes) -> Path:
 
 def forge(digest: str) -> None:
     """Put another digest in the place of every one that is remembered."""
-    text = cache_path().read_text()
-    known = {entry for entry in text.split('"') if len(entry) == 64}
-    for one in known:
-        text = text.replace(one, digest)
-    cache_path().write_text(text)
+    remembered = json.loads(cache_path().read_text(encoding="utf-8"))
+    cache_path().write_text(json.dumps(dict.fromkeys(remembered, digest)), encoding="utf-8")
 
 
 def test_the_digest_is_of_all_bytes_in_order(tmp_path: Path) -> None:
@@ -97,7 +95,9 @@ def test_the_cache_stands_where_the_specification_says(monkeypatch: pytest.Monke
     assert cache_path() == Path("/elsewhere/steerserve/digests.json")
 
 
-def test_the_cache_does_not_grow_without_end(tmp_path: Path) -> None:
-    for i in range(MAX_ENTRIES + 5):
-        files_sha256([settled(tmp_path / "a", str(i).encode())])
-    assert cache_path().read_text().count('a\\"') <= MAX_ENTRIES
+def test_the_cache_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerserve.digests.MAX_ENTRIES", 6)
+    for i in range(11):
+        files_sha256([settled(tmp_path / f"file-{i}", str(i).encode())])
+    remembered = json.loads(cache_path().read_text(encoding="utf-8"))
+    assert list(remembered.values()) == [hashlib.sha256(str(i).encode()).hexdigest() for i in range(5, 11)]

@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ MAY_IMPORT = {
     "steerserve.config": {"steerserve.errors"},
     "steerserve.memory": set(),
     "steerserve.extras": {"steerserve.errors"},
+    "steerserve.numerics": set(),
     "steerserve.digests": set(),
     "steerserve.pointers": {"steerserve.errors"},
     "steerserve.pickles": {"steerserve.digests", "steerserve.errors", "steerserve.pointers"},
@@ -28,6 +31,7 @@ MAY_IMPORT = {
         "steerserve.pickles",
         "steerserve.pointers",
         "steerserve.digests",
+        "steerserve.numerics",
         "steerserve.config",
         "steerserve.errors",
     },
@@ -36,6 +40,7 @@ MAY_IMPORT = {
         "steerserve.pickles",
         "steerserve.pointers",
         "steerserve.digests",
+        "steerserve.numerics",
         "steerserve.errors",
     },
     "steerserve.steering": {
@@ -44,6 +49,7 @@ MAY_IMPORT = {
         "steerserve.models",
         "steerserve.pointers",
         "steerserve.extras",
+        "steerserve.numerics",
         "steerserve.errors",
     },
     "steerserve.engine": {
@@ -51,6 +57,7 @@ MAY_IMPORT = {
         "steerserve.steering",
         "steerserve.saes",
         "steerserve.models",
+        "steerserve.numerics",
         "steerserve.config",
         "steerserve.errors",
         "schedulers",
@@ -64,6 +71,7 @@ MAY_IMPORT = {
         "steerserve.engine.refinement",
         "steerserve.engine.text",
         "steerserve.engine.twin",
+        "steerserve.steering.names",
         "steerserve.config",
         "steerserve.extras",
         "steerserve.errors",
@@ -97,8 +105,13 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module a file imports, wherever in the file; for `from package import name`, also `package.name`."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -185,3 +198,23 @@ def test_constraints_pin_what_is_installed_by_name() -> None:
 def test_importing_the_server_loads_no_torch() -> None:
     code = "import sys, steerserve.server.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_transformers_is_loaded_with_a_model_only() -> None:
+    """Importing it takes a second: neither a library of schedules, a command's help nor an app pays for it."""
+    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.torch_engine"
+    code = f"""
+        import sys
+        {building}, steerserve.calibrate.run
+        from steerserve.models import load_tokenizer
+        from steerserve.config import ServerConfig
+        from steerserve.server.app import create_app
+        from tests.server.text_engine import TextEngine, service_of
+
+        create_app(service_of(TextEngine()), ServerConfig())
+        assert "transformers" not in sys.modules, "before a model is loaded"
+        load_tokenizer(steerserve.runtime.BUNDLED / "model")
+        assert "transformers" in sys.modules, "with a model"
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steerserve.errors import ArtifactError
-from steerserve.models import read_config
+from steerserve.models import load_tokenizer, read_config, read_sampler_defaults
 from steerserve.models.weights import read_weights
 from steerserve.pickles import load_pickle
 from steerserve.pointers import refuse_pointer
@@ -26,6 +26,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "last.ckpt": lambda path: read_weights(path.parent),
     "ae.pt": load_pickle,
     "params.npz": read_archive,
+    "tokenizer.json": lambda path: load_tokenizer(path.parent),
+    "tokenizer_config.json": lambda path: load_tokenizer(path.parent),
+    "vocab.json": lambda path: load_tokenizer(path.parent),
+    "merges.txt": lambda path: load_tokenizer(path.parent),
+    "vocab.txt": lambda path: load_tokenizer(path.parent),
+    "chat_template.jinja": lambda path: load_tokenizer(path.parent),
+    "generation_config.json": lambda path: read_sampler_defaults(path.parent),
     "sae_weights.safetensors": read_safetensors,
     "cfg.json": read_json,
     "vector.safetensors": lambda path: load_vectors(path, 3, 32),

@@ -15,7 +15,7 @@ from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.pickles import convert
-from steerserve.runtime import load_runtime
+from steerserve.runtime import BUNDLED, load_runtime, served_name
 from steerserve.steering.attribute import load_attribute
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes
@@ -68,7 +68,7 @@ def test_the_models_own_sampler_defaults_are_read(tiny_model: Path, tmp_path: Pa
     assert runtime.engine.catalogue.defaults.temperature == 0.5
     assert runtime.engine.catalogue.defaults.order == "random"
     (folder / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(ArtifactError, match="temperature must be a float, got 'hot'"):
+    with pytest.raises(ArtifactError, match="temperature must be 0 to 10, got 'hot'"):
         load_runtime(folder, None, None, EngineConfig())
 
 
@@ -240,3 +240,21 @@ def test_a_familys_defaults_hold_where_the_folder_says_nothing(tiny_model: Path,
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "transfer": {"type": "cosine"}}')
     defaults = load_runtime(folder, None, None, EngineConfig()).engine.catalogue.defaults
     assert (defaults.temperature, defaults.order, defaults.transfer) == (0.7, "confidence", {"type": "cosine"})
+
+
+def test_a_setting_that_no_sampler_follows_is_told_at_start(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", "llada", tiny_model)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05, "top_k": -1}')
+    lines: list[str] = []
+    load_runtime(folder, None, None, EngineConfig(), say=lines.append)
+    assert "repetition_penalty 1.05 of generation_config.json is not followed" in lines
+
+
+def test_whatever_leads_to_the_bundled_model_it_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = tmp_path / "linked"
+    linked.symlink_to(BUNDLED / "model")
+    monkeypatch.chdir(BUNDLED)
+    for path in (BUNDLED / "model", Path("model"), Path("saes/../model"), linked):
+        assert served_name(path, ModelConfig()) == "bundled"
+    assert served_name(Path("model"), ModelConfig(served_name="mine")) == "mine"
+    assert served_name(tmp_path, ModelConfig()) == tmp_path.name

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from steerserve.config import EngineConfig
 from steerserve.engine.events import Committed, Revised
 from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.errors import RequestError
+from steerserve.models import load_tokenizer
 from steerserve.runtime import Runtime, load_runtime
 from steerserve.terminal import MASK, Canvas, Pieces, run_requests, strengths_at
 from tests.conftest import SENTENCES
+from tests.models.test_tokenizer import learn
 
 PARAMS = GenerationParams(prompt="the team", max_tokens=6, steps=3, seed=1)
 PUSH = Intervention(
@@ -114,3 +116,19 @@ def test_a_run_that_cannot_be_honoured_is_refused_before_anything_is_drawn(runti
     wrong = GenerationParams(max_tokens=4, steps=-1)
     with pytest.raises(RequestError, match="steps"):
         run_requests(runtime.engine, runtime.decode, {"a": wrong}, None)
+
+
+def test_parts_of_a_character_are_shown_as_the_character(tmp_path: Path) -> None:
+    learn(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, "mdlm")
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids)))
+
+    pieces = Pieces(decode)
+    ids: list[int | None] = list(tokenizer.encode("won 🚀€ the", add_special_tokens=False).ids)
+    assert "".join(text for _, text in pieces.runs(ids)) == "won 🚀€ the"
+    assert [place for places, _ in pieces.runs(ids) for place in places] == list(range(len(ids)))
+    for hidden in range(len(ids)):
+        shown = "".join(text for _, text in pieces.runs([*ids[:hidden], None, *ids[hidden + 1 :]]))
+        assert "\ufffd" not in shown and len(shown) < len("won 🚀€ the")

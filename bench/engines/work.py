@@ -80,7 +80,7 @@ def loop(subject: Subject, name: str, rows: Sequence[GenerationParams], together
     """The published loop over the rows: one after the other, or all in one tensor where they are equally long."""
     facts, device = subject.engine.model.facts, subject.engine.device
     requests = [subject.engine.admit(params) for params in rows]
-    banned = (*facts.forbidden_ids, facts.eos_id)
+    banned = (*facts.forbidden_ids, *facts.end_ids)
     groups = [requests] if together else [[one] for one in requests]
     responses, passes = [], 0
     wait(subject)

@@ -26,12 +26,17 @@ STRENGTHS: Final[Mapping[str, type[StrengthSchedule]]] = {
 CONTROLLERS: Final[Mapping[str, type[Feedback]]] = {"feedback": Feedback}
 """Closed loop: the gain is worked out at each step, from what was read."""
 
+SCHEDULES: Final[tuple[str, ...]] = (*STRENGTHS, *CONTROLLERS)
+"""Every name that a schedule may go by."""
+
 
 def build_strength(choice: Choice) -> tuple[StrengthSchedule, str | None]:
-    """The schedule that `choice` names, and its `norm` (None: the schedule's own); raises ValueError."""
+    """The open-loop schedule that `choice` names, and its `norm` (None: the schedule's own); raises ValueError."""
     name, options = parse("schedule", choice)
+    if name in CONTROLLERS:
+        raise ValueError(f"schedule '{name}' is a closed loop: its gains are not known before the run")
     norm = options.pop("norm", None)
-    schedule = build("schedule", STRENGTHS, {"type": name, **options}, also=["norm"])
+    schedule = build("schedule", STRENGTHS, {"type": name, **options}, also=["norm"], names=SCHEDULES)
     if norm is None:
         return schedule, None
     try:
@@ -57,6 +62,7 @@ __all__ = [
     "Optimal",
     "PRESETS",
     "Piecewise",
+    "SCHEDULES",
     "STRENGTHS",
     "StrengthSchedule",
     "Uniform",

@@ -18,7 +18,7 @@ class Quota:
     step: Tensor
     """[R] int64, this step of the block, from 0; `steps` at the one after the last, where the transfer has one."""
     steps: Tensor
-    """[R] int64, steps of the block."""
+    """[R] int64, steps of the block; the most there may be, where they do not bind the transfer."""
     total: Tensor
     """[R] int64, positions masked when the block began."""
     masked: Tensor
@@ -53,6 +53,9 @@ class Transfer:
     ending: ClassVar[Ending] = "none"
     idles: ClassVar[bool] = False
     """Whether steps may commit nothing even where there are fewer of them than positions."""
+    binds: ClassVar[bool] = True
+    """Whether a block makes the steps that are asked for; where not, it goes on until it is full, one position a step
+    at least, and `Quota.steps` are the most that it may make."""
 
     @property
     def remasks(self) -> bool:

@@ -17,13 +17,15 @@ NAT: Final = 2**32
 class EntropyBound(Transfer):
     """The most of the best candidates whose entropies sum to at most `value` nats beyond their largest, at least one.
 
-    The sum bounds what is lost by sampling them independently. Source: EB-Sampler (arXiv 2505.24857).
+    The sum bounds what is lost by sampling them independently. A block goes on until it is full, whatever the number of
+    steps. Source: EB-Sampler (arXiv 2505.24857).
     """
 
     value: float = 0.1
     """Nats, 0 or more."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    binds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("value", self.value, 0, 1e6)

@@ -79,7 +79,7 @@ class Predictions:
         self.device = next(model.parameters()).device
         self.nudges = Nudges(attributes, canvases.batch, facts.shift, self.device)
         self.heat = temperature if temperature > 0 else 1.0
-        barred = {*facts.forbidden_ids, facts.eos_id, *([facts.mask_id] if facts.parameterisation == "score" else [])}
+        barred = {*facts.forbidden_ids, *facts.end_ids, *([facts.mask_id] if facts.parameterisation == "score" else [])}
         self.barred = torch.tensor(sorted(barred), device=self.device)
         self.row, self.position = canvases.row.to(self.device), canvases.position.to(self.device)
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from schedulers import CONTROLLERS, STRENGTHS, CommitmentProfile
+from schedulers import SCHEDULES, CommitmentProfile
 from steerserve.calibrate.finish import trial_attribute
 from steerserve.calibrate.generation import bounds
 from steerserve.calibrate.recipe import CalibrationRecipe
@@ -26,7 +26,7 @@ from steerserve.models import OpenedModel
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute, FeatureWeight
 
-UNMEASURED: Final = tuple(sorted({*STRENGTHS, *CONTROLLERS} - {"optimal"}))
+UNMEASURED: Final = tuple(sorted({*SCHEDULES} - {"optimal"}))
 """Schedules of an attribute of which only the curve is known."""
 
 

@@ -91,3 +91,12 @@ def check_folders(arguments: argparse.Namespace, *names: str) -> None:
         for folder in value if isinstance(value, list) else [value]:
             if folder is not None and not folder.is_dir():
                 raise ArtifactError(f"--{name.replace('_', '-')}: {folder} is not a folder")
+
+
+def check_files(arguments: argparse.Namespace, **paths: Path | None) -> None:
+    """Raise ArtifactError for a file or folder that a flag names but that is not there; `paths` by flag, beside those
+    that every command with a model takes."""
+    named = [("vectors", path) for path in arguments.vectors] + list(paths.items())
+    for name, path in named:
+        if path is not None and not path.exists():
+            raise ArtifactError(f"--{name.replace('_', '-')}: {path} is not there")

@@ -118,6 +118,15 @@ def type_behind(module: str, name: str) -> ast.expr | None:
     return found.value if isinstance(found, ast.Assign) else None
 
 
+def names_in(module: str, name: str) -> str:
+    """The names that a mapping of a module of ours goes by, with commas between them, read from its source."""
+    for node in _tree(module).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=target), value=ast.Dict(keys=keys)) if target == name:
+                return ", ".join(str(key.value) for key in keys if isinstance(key, ast.Constant))
+    raise TypeError(f"{module} has no mapping {name}")
+
+
 def _tree(module: str) -> ast.Module:
     path = ROOT.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

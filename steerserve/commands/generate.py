@@ -7,13 +7,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
-from steerserve.commands.flags import FlagGroup
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
+from steerserve.commands.flags import FlagGroup, names_in
 from steerserve.errors import RequestError
+from steerserve.steering.names import SCOPE_NAMES
 
 if TYPE_CHECKING:
     from steerserve.engine.events import Result
     from steerserve.engine.params import GenerationParams, Intervention
+    from steerserve.server.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -39,9 +41,10 @@ GENERATION = FlagGroup(
     ),
     helps={
         "suffix": "text after the response: the response is written between prompt and suffix",
-        "order": "which masked position commits next: random, confidence, margin, entropy, sae_stability, "
-        "sae_attribute (which reads what is pushed)",
-        "transfer": "how many positions commit at a step: linear, cosine, or a JSON object with type threshold",
+        "order": "which masked position commits next: "
+        f"{names_in('schedulers.order', 'ORDERS')} (which reads what is pushed), or a JSON object with its options",
+        "transfer": "how many positions commit at a step: "
+        f"{names_in('schedulers.transfer', 'TRANSFERS')}, or a JSON object with its options",
         "temperature": "0 takes the likeliest token",
         "top_p": "sample from the likeliest tokens that hold this much probability",
         "seed": "two runs with one seed draw the same numbers, steered or not",
@@ -55,11 +58,12 @@ STEERING = FlagGroup(
     helps={
         "op": "what a push does to the hidden state",
         "unit": "unit of the strengths; the attribute's own where left out",
-        "schedule": "how hard to push when: uniform, window, piecewise, commitment, or a JSON object with its options",
+        "schedule": "how hard to push when: "
+        f"{names_in('schedulers.strength', 'STRENGTHS')}, {names_in('schedulers.strength', 'CONTROLLERS')}, "
+        "or a JSON object with its options",
         "layers": "layers to push at; the attribute's own where left out",
     },
 )
-SCOPES = ("all", "prompt", "response", "masked", "committed")
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -83,6 +87,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="text to go on from (default: none)")
     parser.add_argument("--baseline", action="store_true", help="also run unsteered with the same noise, side by side")
     parser.add_argument("--json", action="store_true", help="write text, tokens and receipt as one JSON object")
+    parser.add_argument(
+        "--receipt",
+        choices=("short", "full"),
+        default="short",
+        help="how much of the receipt --json tells (default: short)",
+    )
     GENERATION.add_to(parser, "diffusion")
     group = parser.add_argument_group("what to steer by (each may be repeated)")
     group.add_argument(
@@ -117,7 +127,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "like better",
     )
     how = STEERING.add_to(parser, "how to steer (for every push)")
-    how.add_argument("--scope", choices=SCOPES, help="positions to push at; the attribute's own where left out")
+    how.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="push no further than this from the unsteered text: measured nats a token, at the cost of a second row",
+    )
+    how.add_argument("--scope", choices=SCOPE_NAMES, help="positions to push at; the attribute's own where left out")
     add_artifacts(parser)
     MODEL.add_to(parser, "model")
     SAES.add_to(parser, "SAEs")
@@ -201,13 +217,18 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, showing every step where standard output is a terminal."""
+    from steerserve.engine.params import Limits
+
     check_folders(arguments, "model", "sae", "attributes")
     params: GenerationParams = GENERATION.build(
         arguments, prompt=arguments.prompt, interventions=interventions(arguments)
     )
+    if arguments.max_kl is not None:
+        params = replace(params, limits=Limits(max_kl=arguments.max_kl))
     if arguments.refine is not None:
         params = refining(params, arguments.refine)
     engine_config, model_config = ENGINE.build(arguments), MODEL.build(arguments)
+    check_files(arguments, tokenizer=model_config.tokenizer)
 
     from rich.console import Console
 
@@ -227,15 +248,19 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         runtime.engine.close()
     if arguments.json:
-        sys.stdout.write(json.dumps(report(results), ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report(results, arguments.receipt), ensure_ascii=False, indent=2) + "\n")
     elif not console.is_terminal:
         lines = [result.text if len(results) == 1 else f"{name}: {result.text}" for name, result in results.items()]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def report(results: "dict[str, Result]") -> dict[str, Any]:
+def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
-    first, *_ = results.values()
-    body = asdict(first)
-    return body | ({"baseline": asdict(results["baseline"])} if "baseline" in results else {})
+    from steerserve.server.receipts import in_form
+
+    told = {
+        name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()
+    }
+    first, *_ = told.values()
+    return first | ({"baseline": told["baseline"]} if "baseline" in told else {})

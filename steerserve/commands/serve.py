@@ -3,12 +3,15 @@
 import argparse
 import json
 import logging
+import shlex
 import sys
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_folders
+from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
@@ -56,14 +59,22 @@ def run(arguments: argparse.Namespace) -> int:
     check_folders(arguments, "model", "sae", "attributes")
     server_config, engine_config = SERVER.build(arguments), ENGINE.build(arguments)
     model_config, sae_config, backend = MODEL.build(arguments), SAES.build(arguments), BACKEND.build(arguments)
+    check_files(arguments, tokenizer=model_config.tokenizer)
+    if server_config.keys is not None:
+        from steerserve.server.keys import read_keys
+
+        # Before the model is opened, which may take minutes.
+        read_keys(server_config.keys)
     keep_freed_memory()
 
     from rich.console import Console
 
     from steerserve.runtime import load_runtime
     from steerserve.server.app import create_app
+    from steerserve.server.guard import try_mandatory
+    from steerserve.server.keys import Keyring
     from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
-    from steerserve.server.process import ServerProcess, address_of
+    from steerserve.server.process import ServerProcess
     from steerserve.server.tracing import Tracing, exporter_to
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -75,10 +86,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     tracing = Tracing(exporter_to(server_config.otel_endpoint)) if server_config.otel_endpoint is not None else None
     folders = (arguments.model, arguments.sae, arguments.attributes)
-    runtime = load_runtime(*folders, engine_config, model_config, said, sae_config, arguments.vectors, backend)
+
+    def check_keys(admit: Callable[[Any], Any], max_length: int) -> None:
+        if server_config.keys is not None:
+            Keyring(server_config.keys, partial(try_mandatory, admit, max_length=max_length))
+
+    runtime = load_runtime(
+        *folders, engine_config, model_config, said, sae_config, arguments.vectors, backend, check_keys
+    )
 
     def dropped(lines: int) -> None:
         app.state.metrics.log_lines_dropped.inc(lines)
+
+    def ready(host: str, port: int) -> None:
+        service = runtime.service
+        for line in ready_lines(host, port, service.model_id, service.attributes, server_config.keys is not None):
+            said(line)
 
     requests, events = Lines(standard(sys.stdout, 1), dropped), Lines(standard(sys.stderr, 2), dropped)
     log = [RequestLog(requests, server_config.log_prompts)] if server_config.log_requests else []
@@ -91,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             app,
             server_config,
             said,
-            lambda host, port: said(ready_line(address_of(host, port), runtime.service.model_id)),
+            ready,
         ).serve_until_stopped()
     finally:
         if tracing is not None:
@@ -100,7 +123,26 @@ def run(arguments: argparse.Namespace) -> int:
         events.close()
 
 
-def ready_line(address: str, model: str) -> str:
-    """What is printed once the server listens: its address, and a request that can be pasted into a shell."""
-    body = json.dumps({"model": model, "prompt": "The", "max_tokens": 48})
-    return f"ready at {address}  try: curl -s {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+EXAMPLE = "topic/sports"
+"""The attribute that the request on the screen pushes, where it is served."""
+
+
+def ready_lines(host: str, port: int, model: str, attributes: Collection[str], keys: bool) -> list[str]:
+    """What is printed once the server listens: its address, a steered request that can be pasted into a shell, and the
+    playground's address.
+
+    keys: whether callers need one.
+    """
+    from steerserve.server.process import address_of
+
+    # An address to listen on, which is none to call.
+    address = address_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    body: dict[str, Any] = {"model": model, "prompt": "the", "max_tokens": 48}
+    if attributes:
+        pushed = EXAMPLE if EXAMPLE in attributes else min(attributes)
+        body["steering"] = {"interventions": [{"attribute": pushed}], "baseline": True}
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
+    curl = (
+        f"curl -s {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    )
+    return [f"ready at {address_of(host, port)}  try: {curl}", f"playground at {address}/playground"]

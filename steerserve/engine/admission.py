@@ -14,7 +14,7 @@ from steerserve.engine.cache import RowCache, row_cache
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.early_exit import check_early_exit
 from steerserve.engine.governor import most_steps, react, round_steps
-from steerserve.engine.interventions import readout
+from steerserve.engine.interventions import feature_readout, readout
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import PRIORITIES
@@ -22,10 +22,12 @@ from steerserve.engine.readings import check_readings
 from steerserve.engine.refinement import check_refine, refinement, stretch_of
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
+from steerserve.engine.scoring import check_scoring, scored_places
 from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
-from steerserve.errors import RequestError
+from steerserve.errors import RequestError, TooLongError
 from steerserve.models import ModelFacts
+from steerserve.models.defaults import check_sampling
 from steerserve.saes import SparseAutoencoder
 
 MAX_STOPS = 16
@@ -45,14 +47,20 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     )
     suffix = tuple(_ids(params.suffix, "suffix", tokenizer, catalogue))
     longest = min(facts.max_length, config.max_canvas)
-    _whole("max_tokens", params.max_tokens, 1, longest)
-    total = len(prompt) + params.max_tokens + len(suffix)
+    _whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs else 1, max(longest, params.max_tokens))
+    total, fits = len(prompt) + params.max_tokens + len(suffix), longest - len(prompt) - len(suffix)
     if total > longest:
-        raise RequestError(
+        said = (
             f"prompt ({len(prompt)} tokens), max_tokens ({params.max_tokens}) and suffix ({len(suffix)}) make a canvas "
-            f"of {total} tokens; at most {longest} are taken",
-            "max_tokens",
+            f"of {total} tokens; at most {longest} are taken"
         )
+        if fits < 1:
+            raise RequestError(f"{said}, which leaves no room for a response", "prompt")
+        raise TooLongError(f"{said}: max_tokens may be {fits}", "max_tokens", fits)
+    check_scoring(params, len(prompt) - (facts.bos_id is not None), config.max_steps)
+    writes = params.max_tokens > 0
+    # What writes nothing is checked as what writes one token.
+    params = params if writes else replace(params, max_tokens=1, steps=1, block_length=None)
     block = params.max_tokens if params.block_length is None else params.block_length
     _whole("block_length", block, 1, params.max_tokens)
     if params.max_tokens % block:
@@ -63,12 +71,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     _whole("steps", steps, 1, config.max_steps)
     if steps % blocks:
         raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
-    if params.temperature is None or not 0 <= params.temperature <= 10:
-        raise RequestError(f"temperature must be 0 to 10, got {params.temperature}", "temperature")
-    if params.top_p is None or not 0 < params.top_p <= 1:
-        raise RequestError(f"top_p must be above 0 and at most 1, got {params.top_p}", "top_p")
-    if params.top_k is not None:
-        _whole("top_k", params.top_k, 1, facts.vocab_size)
+    check_sampling(params.temperature, params.top_p, params.top_k)
+    # 0 and -1 are said to have all tokens of a model whose default is fewer.
+    params = replace(params, top_k=None if params.top_k in (0, -1) else params.top_k)
     _whole("seed", params.seed, -(2**63), 2**63 - 1)
     _whole("priority", params.priority, *PRIORITIES)
     if len(params.stop) > MAX_STOPS or any(not stop for stop in params.stop):
@@ -90,7 +95,10 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     check_method(facts, order, transfer, blocks)
     if params.ends_last and "probability" not in order.needs:
         raise RequestError("ends_last needs an order by the model's own confidence", "ends_last")
+    if not isinstance(params.logits_eos_inf, bool):
+        raise RequestError(f"logits_eos_inf must be true or false, got {params.logits_eos_inf!r}", "logits_eos_inf")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
+    asked_steps, steps = steps, steps if transfer.binds else blocks * min(block, config.max_steps // blocks)
     progress = _progress(transfer, block, blocks, steps // blocks)
     response = (len(prompt), len(prompt) + params.max_tokens)
     rewrites = params.remask_when is not None or params.refine is not None
@@ -102,6 +110,9 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         readouts = tuple(
             readout(catalogue, name, f"trace.attributes[{i}]") for i, name in enumerate(params.trace.attributes)
         )
+        readouts += tuple(
+            feature_readout(catalogue, one, f"trace.features[{i}]") for i, one in enumerate(params.trace.features)
+        )
     reactions = react(params, catalogue, steps, config.max_steps)
     remask = None if reactions is None else reactions.remask
     check_refine(params)
@@ -112,13 +123,15 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     check_readings(params.trace, params.max_tokens, most)
     watched = reactions is not None or any(one.governor is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
-    cache = row_cache(params.cache, facts, params.cfg_scale > 0, params.trace is not None, watched, held)
+    cache = row_cache(params.cache, facts, transfer, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
     check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
     plan = {
-        "canvas": {"prompt": len(prompt), "response": params.max_tokens, "suffix": len(suffix)},
-        "steps": steps,
-        "max_steps": most,
+        "canvas": {"prompt": len(prompt), "response": params.max_tokens if writes else 0, "suffix": len(suffix)},
+        "steps": asked_steps if writes else 0,
+        "steps_bind": transfer.binds,
+        "max_steps": most if writes else 0,
+        "prompt_passes": len(scored_places(prompt, facts)) if params.prompt_logprobs else 0,
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
@@ -126,7 +139,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "revised_within": params.max_tokens if refined or remask and remask.span != "block" else block,
         "temperature": params.temperature,
         "cfg_scale": params.cfg_scale,
-        "approximate": approximations(transfer_choice, cache, params.early_exit),
+        "approximate": approximations(transfer_choice, steps, cache, params.early_exit),
         "interventions": [one.summary for one in interventions],
         "overlaps": overlaps(interventions),
         "verdicts": {name: {"probe_sha256": probe.sha256} for name, probe in judging.items()},
@@ -153,6 +166,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         budget=allocation.budget,
         cache=cache,
         bare_cache=None if cache is None else RowCache(cache.settings),
+        writes=writes,
     )
     plan["reads"] = request.read_of
     plan["rows_per_step"] = request.rows

@@ -1,13 +1,13 @@
 """What the interventions of a row come to together: one allocation, limits, controls, and what all of it costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from steerserve.engine.budget import KlBudget
+from steerserve.engine.budget import PredictedBudget
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import CompiledSchedule
-from steerserve.engine.controls import CONTROLS, put_control
+from steerserve.engine.controls import put_control
 from steerserve.engine.cost import Bill, along, bill, course
 from steerserve.engine.drafts import Draft
 from steerserve.engine.governor import govern
@@ -17,6 +17,7 @@ from steerserve.engine.limits import check_limits, scale_to, set_bound
 from steerserve.engine.params import GenerationParams, Limits
 from steerserve.engine.resolved import Resolved
 from steerserve.errors import RequestError
+from steerserve.steering.names import COMBINE, CONTROLS
 
 Scheduled = list[tuple[Draft, CompiledSchedule]]
 
@@ -26,7 +27,7 @@ class Allocation:
     """A row's interventions, resolved."""
 
     interventions: tuple[Resolved, ...]
-    budget: KlBudget | None
+    budget: PredictedBudget | None
     told: dict[str, Any]
     """What the plan says of them together."""
 
@@ -73,16 +74,16 @@ def allocate(
         done.summary["predicted_kl"] = None if rewrites else alone
         done.summary["notes"] += _about_prediction(drafted, alone, rewrites)
     total, whole = predicted(catalogue, mine, progress)
-    if limits.max_kl is not None and total is not None:
+    if limits.max_predicted_kl is not None and total is not None:
         # Held while it runs, whatever the run decides and however often a token is written.
-        total = limits.max_kl if rewrites else min(total, limits.max_kl)
+        total = limits.max_predicted_kl if rewrites else min(total, limits.max_predicted_kl)
     elif rewrites and mine:
         total = None
     told = {
         "combine": params.combine,
         "joint": joint,
         "control": params.control,
-        "limits": None if params.limits is None else told_limits(limits) | {"kl_scale": scale},
+        "limits": None if params.limits is None else told_limits(limits) | {"predicted_kl_scale": scale},
         "measure_kl": params.measure_kl,
         "predicted_kl": total,
         "predicted_kl_cross_terms": None if whole is None else whole.cross,
@@ -91,8 +92,9 @@ def allocate(
 
 
 def told_limits(limits: Limits) -> dict[str, Any]:
-    """Limits as JSON."""
-    return {"max_kl": limits.max_kl, "max_delta": limits.max_delta, "on_exceed": limits.on_exceed}
+    """Limits as JSON; `holds`: what each limit on KL is held on."""
+    held = {"max_kl": "measured_kl", "max_predicted_kl": "predicted_kl"}
+    return asdict(limits) | {"holds": {name: what for name, what in held.items() if getattr(limits, name) is not None}}
 
 
 def predicted(
@@ -115,45 +117,54 @@ def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> li
         return [f"no predicted KL: {drafted.unpriced}"]
     if rewrites and not drafted.neutral:
         return ["no predicted KL: tokens may be written more than once"]
-    return [] if drafted.governor is None else ["the predicted KL is the most that it may come to"]
+    return [] if drafted.governor is None else ["the predicted KL is that of the most it may push"]
 
 
 def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:
-    """Scale interventions to the limit on KL; the factor, 1 or less."""
-    if limits.max_kl is None:
+    """Scale interventions to the limit on predicted KL; the factor, 1 or less."""
+    if limits.max_predicted_kl is None:
         return 1.0
     for drafted, _ in mine:
         if drafted.price is None:
-            raise RequestError(f"max_kl needs calibrated costs, {drafted.param}: {drafted.unpriced}", "limits.max_kl")
+            raise RequestError(
+                f"max_predicted_kl needs calibrated costs, {drafted.param}: {drafted.unpriced}; max_kl is measured and "
+                "needs none",
+                "limits.max_predicted_kl",
+            )
     if any(drafted.governor is not None for drafted, _ in mine):
         # What it comes to is up to the run, and so is what is left of it.
         return 1.0
     total, _ = predicted(catalogue, mine, progress)
     assert total is not None
-    return scale_to(limits.max_kl, limits, [drafted for drafted, _ in mine], total)
+    return scale_to(limits.max_predicted_kl, limits, [drafted for drafted, _ in mine], total)
 
 
-def _budget(limits: Limits, mine: Scheduled, whole: Bill | None, progress: Sequence[float] | None) -> KlBudget | None:
-    if limits.max_kl is None:
+def _budget(
+    limits: Limits, mine: Scheduled, whole: Bill | None, progress: Sequence[float] | None
+) -> PredictedBudget | None:
+    if limits.max_predicted_kl is None:
         return None
     groups = tuple(tuple(drafted.pushes) for drafted, _ in mine)
     planned = None if progress is None else tuple(progress)
-    return KlBudget(limits.max_kl, limits.on_exceed == "refuse", whole, groups, planned)
+    return PredictedBudget(limits.max_predicted_kl, limits.on_exceed == "refuse", whole, groups, planned)
 
 
 def _check_choices(catalogue: Catalogue, params: GenerationParams, limits: Limits) -> None:
-    if params.combine not in ("independent", "joint"):
-        raise RequestError(f"combine must be independent or joint, got {params.combine!r}", "combine")
+    if params.combine not in COMBINE:
+        raise RequestError(f"combine must be {' or '.join(COMBINE)}, got {params.combine!r}", "combine")
     if params.control is not None and params.control not in CONTROLS:
         raise RequestError(f"control must be one of {list(CONTROLS)}, got {params.control!r}", "control")
-    if limits.max_kl is not None and params.control not in (None, "sign_flip"):
+    if limits.max_predicted_kl is not None and params.control not in (None, "sign_flip"):
         raise RequestError(
-            f"max_kl needs calibrated costs, which the directions of control {params.control!r} have not",
-            "limits.max_kl",
+            f"max_predicted_kl needs calibrated costs, which the directions of control {params.control!r} have not; "
+            "max_kl is measured and needs none",
+            "limits.max_predicted_kl",
         )
-    if params.measure_kl and params.cfg_scale > 0:
-        raise RequestError("measure_kl is for rows without guidance: leave cfg_scale out", "measure_kl")
-    if params.measure_kl and catalogue.facts.parameterisation == "score":
-        raise RequestError(
-            f"measure_kl is for models that predict tokens; {catalogue.facts.family} predicts ratios", "measure_kl"
-        )
+    for param, asked in (("measure_kl", params.measure_kl), ("limits.max_kl", limits.max_kl is not None)):
+        name = param.rpartition(".")[2]
+        if asked and params.cfg_scale > 0:
+            raise RequestError(f"{name} is measured, for rows without guidance: leave cfg_scale out", param)
+        if asked and catalogue.facts.parameterisation == "score":
+            raise RequestError(
+                f"{name} is measured, for models that predict tokens; {catalogue.facts.family} predicts ratios", param
+            )

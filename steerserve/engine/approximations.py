@@ -11,11 +11,16 @@ PARALLEL: Final = ("threshold", "entropy_bound")
 others."""
 
 
-def approximations(transfer: Choice, cache: RowCache | None, early_exit: bool) -> list[dict[str, Any]]:
-    """What a plan says: one object for each approximation that was asked for, none for a row that is exact."""
+def approximations(transfer: Choice, most_steps: int, cache: RowCache | None, early_exit: bool) -> list[dict[str, Any]]:
+    """What a plan says: one object for each approximation that was asked for, none for a row that is exact.
+
+    most_steps: that one writing of the response may take; under a parallel transfer, which goes on until each block is
+    full, it is the bound.
+    """
     name, options = parse("transfer", transfer)
+    parallel = {"what": "transfer", "type": name} | options | {"most_steps": most_steps}
     return [
-        *([{"what": "transfer", "type": name} | options] if name in PARALLEL else []),
+        *([parallel] if name in PARALLEL else []),
         *([{"what": "cache"} | described(cache.settings)] if cache is not None else []),
         *([{"what": "early_exit"}] if early_exit else []),
     ]
@@ -24,6 +29,7 @@ def approximations(transfer: Choice, cache: RowCache | None, early_exit: bool) -
 def approximated(request: Request) -> list[dict[str, Any]]:
     """What a receipt says: the plan's, with what came of it."""
     told = {
+        "transfer": {"positions_at_bound": request.at_bound},
         "cache": request.cache.told() if request.cache is not None else {},
         "early_exit": {"positions_dropped": request.params.max_tokens - request.length},
     }

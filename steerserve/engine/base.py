@@ -21,6 +21,11 @@ class Admitted(Protocol):
         ...
 
     @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """Canvas tokens behind the response."""
+        ...
+
+    @property
     def plan(self) -> dict[str, Any]:
         """What would be applied: see `Engine.admit`."""
         ...

@@ -49,7 +49,7 @@ class Batch:
         self.temperature = torch.tensor([r.params.temperature for r in requests], device=device)
         self.top_p = torch.tensor([r.params.top_p for r in requests], device=device)
         self.top_k = torch.tensor([r.params.top_k or 0 for r in requests], device=device)
-        self.no_eos = torch.tensor([r.params.ignore_eos for r in requests], device=device)
+        self.no_eos = torch.tensor([r.barred_ends for r in requests], device=device)
         self.ends_last = torch.tensor([r.params.ends_last for r in requests], device=device)
         self.guidance = torch.tensor([r.params.cfg_scale for r in requests], device=device)
         guided = [i for i, r in enumerate(requests) if r.guided]
@@ -69,7 +69,7 @@ class Batch:
         twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
         measured = [i for i, r in enumerate(requests) if r.measured]
         self.measured = torch.tensor(measured, dtype=torch.int64, device=device)
-        """Rows [M] whose KL is measured: each has a twin without its own pushes, behind those that are guided."""
+        """Rows [M] beside which a twin without their own pushes runs, behind those that are guided."""
         self.shadow = torch.zeros(len(requests), dtype=torch.int64, device=device)
         """Row of the forward [R] of a measured row's twin; 0 for the others."""
         self.shadow[self.measured] = len(requests) + len(guided) + torch.arange(len(measured), device=device)
@@ -138,7 +138,8 @@ class Batch:
     def open(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
         masked = (self.canvas == self.facts.mask_id) & self.response
-        row, position = (masked & (self.position < self.now.last[:, None])).nonzero().unbind(1)
+        last = torch.where(self.now.alone, self.now.first + 1, self.now.last)
+        row, position = (masked & (self.position < last[:, None])).nonzero().unbind(1)
         return row, position
 
     def held(self) -> tuple[Tensor, Tensor]:
@@ -147,9 +148,12 @@ class Batch:
         row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)
         return row, position
 
-    def forward(self, model: DiffusionLM, candidates: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, model: DiffusionLM, candidates: tuple[Tensor, Tensor] | None = None, again: bool = False
+    ) -> Tensor:
         """Final states [R + G + U, W, hidden_size] of this step, steered; where candidates, (row [N], canvas position
-        [N]), are given, those of the states that decide them, and of others or 0."""
+        [N]), are given, those of the states that decide them, and of others or 0. again: whether the step was made
+        before, of which nothing then counts, and some of its gains have been lowered since."""
         scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.now.progress
         asked = None if candidates is None else self._asked(*candidates)
         if len(self.guided):
@@ -163,11 +167,15 @@ class Batch:
             scopes = torch.cat([scopes, scopes[self.unsteered]])
             progress = torch.cat([progress, progress[self.unsteered.cpu()]])
             sigma = None if sigma is None else torch.cat([sigma, sigma[self.unsteered]])
-        self.plan.set_step(progress, scopes)
-        for request in self.requests:
-            # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
-            request.begin()
-        hold_to_budgets(self.requests, self.plan)
+        if again:
+            self.plan.rewind()
+            self.found = []
+        else:
+            self.plan.set_step(progress, scopes)
+            for request in self.requests:
+                # Before the forward, for the budgets to be held by: see `Request.forget_attempt`.
+                request.begin()
+            hold_to_budgets(self.requests, self.plan)
         return self.plan.forward(model, canvas, sigma, asked)
 
     def count(self) -> None:
@@ -253,7 +261,7 @@ class Batch:
 
     def _sigma(self) -> Tensor | None:
         """Noise level [R] of this step, of a model that is told it."""
-        return None if self.facts.sigma is None else self.facts.sigma.total(self.times()).float()
+        return None if self.facts.sigma is None else self.facts.sigma.total(self.times().float())
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""

@@ -14,7 +14,7 @@ ROUNDING = 1 + 1e-9
 
 
 @dataclass(eq=False)
-class KlBudget:
+class PredictedBudget:
     """Kept while a row runs: charged with what each forward committed, under the gains that it had."""
 
     limit: float
@@ -65,7 +65,7 @@ class KlBudget:
         self.cut += self.lowered
         self.spent += self.rate * share
 
-    def after(self, earlier: "KlBudget") -> "KlBudget":
+    def after(self, earlier: "PredictedBudget") -> "PredictedBudget":
         """The same with what a budget that it takes the place of has spent."""
         return replace(self, spent=self.spent + earlier.spent, cut=self.cut + earlier.cut)
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from schedulers.choice import Choice, build, integer, number
+from schedulers.transfer import Threshold, Timesteps, Transfer
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
 from steerserve.steering.push import Push
 
 Reason = Literal["block", "steering", "gain", "interval"]
 """Why a forward was a full one: a block began, the steering was changed, a schedule's gain moved, it was time."""
-REASONS: Final[tuple[Reason, ...]] = ("block", "steering", "gain", "interval")
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,17 @@ class Cache:
     """A full forward at least every so many; None: only where one of the other reasons asks for it."""
     gain_tolerance: float = 0.1
     """How far the gain of a push may be from what it was at the last full forward."""
+    first_alone: bool = False
+    """For a family whose tokens are decided one position to the left: whether the forward that begins a block commits
+    its first token alone, whatever the order, and the others compute nothing before the block (Fast-dLLM's Dream loop).
+    Otherwise they compute the state before the block as well, and all of it competes from the first forward on."""
 
     def __post_init__(self) -> None:
         if self.refresh_every is not None:
             object.__setattr__(self, "refresh_every", integer("refresh_every", self.refresh_every, low=1))
         object.__setattr__(self, "gain_tolerance", number("gain_tolerance", self.gain_tolerance, low=0))
+        if not isinstance(self.first_alone, bool):
+            raise ValueError(f"first_alone must be true or false, not {self.first_alone!r}")
 
     @property
     def name(self) -> str:
@@ -91,7 +98,9 @@ class RowCache:
         """Canvas positions [first, last + 1) that a forward of a part computes, for a block of a canvas of `length`:
         with the state before the block where that decides its first token."""
         first, last = block
-        return max(0, first - shift), length if isinstance(self.settings, Prefix) else min(last, length)
+        return max(0, first - (0 if self.settings.first_alone else shift)), length if isinstance(
+            self.settings, Prefix
+        ) else min(last, length)
 
     def set_aside(self) -> None:
         """Keep what is kept on the host, in memory of its own: that of the batch, which was of all its rows, can then
@@ -112,8 +121,18 @@ class RowCache:
         }
 
 
+FIRST_ALONE: Final = (Threshold, Timesteps)
+"""Transfers of Fast-dLLM's Dream loop; others count on committing at the forward that begins a block."""
+
+
 def row_cache(
-    choice: Choice | None, facts: ModelFacts, guided: bool, traced: bool, watched: bool = False, held: bool = False
+    choice: Choice | None,
+    facts: ModelFacts,
+    transfer: Transfer,
+    guided: bool,
+    traced: bool,
+    watched: bool = False,
+    held: bool = False,
 ) -> RowCache | None:
     """The cache a request asks for; raises RequestError where it cannot be had, or not beside what else it asks for:
     guidance, a trace, what is decided by readings after each forward, or limits and measures of the KL."""
@@ -127,6 +146,13 @@ def row_cache(
         raise RequestError(
             f"the {facts.family} family has no cache of keys and values; leave it out or null, which is exact", "cache"
         )
+    if settings.first_alone and facts.shift != 1:
+        raise RequestError(
+            f"first_alone is for a family that decides tokens one position to the left (dream), not {facts.family}",
+            "cache",
+        )
+    if settings.first_alone and not isinstance(transfer, FIRST_ALONE):
+        raise RequestError("first_alone goes with the transfers threshold and timesteps only", "cache")
     if guided:
         raise RequestError("a cache cannot go with cfg_scale above 0: leave one of them out", "cache")
     if traced:

@@ -54,6 +54,7 @@ class CachedBatch(Batch):
         self,
         model: DiffusionLM,
         candidates: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002 (they are among what is computed anyway)
+        again: bool = False,  # noqa: ARG002 (no row with a cache has a limit)
     ) -> Tensor:
         """See `Batch.forward`."""
         rows = zip(self.rows, self.caches, self.pushes, strict=True)

@@ -10,13 +10,18 @@ from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Revised, Trace
+from steerserve.engine.events import Committed, Revised, Stepped, Trace
 from steerserve.engine.request import Request
 
 Place = tuple[int, int]
 """A row of the batch and a canvas position."""
 Commit = tuple[int, int, float]
 """A canvas position, a token, and the log of its probability."""
+
+
+def stepped(requests: Sequence[Request], more: int = 1) -> list[Stepped]:
+    """Tell of the step that those of `requests` which ask for it are making, `more` than they have made."""
+    return [Stepped(one.id, one.step + more, one.passes) for one in requests if one.params.tell_steps]
 
 
 def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[list[Commit]]:
@@ -36,6 +41,8 @@ def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> li
     events = []
     for request, mine in zip(requests, found, strict=True):
         request.made[-1].commits = len(mine)
+        # One position commits at each step in any case.
+        request.at_bound += max(0, len(mine) - 1) if request.bounded else 0
         for p, t, lp in mine:
             request.canvas[p] = t
             if request.params.logprobs:
@@ -76,7 +83,7 @@ def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revi
 
 
 def readings(batch: Batch) -> list[Trace]:
-    """Traces that are due at this step, read before its push; see `note`."""
+    """Traces that are due at this step; see `note`."""
     due = [
         request
         for request in batch.requests
@@ -90,7 +97,7 @@ def readings(batch: Batch) -> list[Trace]:
             request.id,
             request.step,
             request.progress,
-            {one.attribute: values[id(one.push)] / one.residual_norm for one in request.readouts},
+            {one.name: values[id(one.push)] / one.unit for one in request.readouts},
             _by_position(batch, request),
         )
         for request in due
@@ -106,11 +113,8 @@ def note(requests: Sequence[Request], traces: Sequence[Trace]) -> list[Trace]:
 
 
 def _by_position(batch: Batch, request: Request) -> dict[str, tuple[float, ...]] | None:
-    """Readings of the state that decides each position of a row's response, in residual units, if it asks for them."""
+    """Readings of the state that decides each position of a row's response, if it asks for them."""
     if request.params.trace is None or not request.params.trace.positions:
         return None
     states = batch.state(torch.arange(request.start, request.stop, device=batch.canvas.device))
-    return {
-        one.attribute: tuple((batch.plan.projections(one.push)[states] / one.residual_norm).tolist())
-        for one in request.readouts
-    }
+    return {one.name: tuple((batch.plan.projections(one.push)[states] / one.unit).tolist()) for one in request.readouts}

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import SETS_PROJECTION
+from steerserve.steering.operators import SETS_VALUE
 
 SLICES: Final = 64
 """Slices of progress on which schedules are compiled."""
@@ -51,7 +51,7 @@ class CompiledSchedules:
 
         Where op sets a projection and no norm is named, it is `peak`: the gain is the share of the way there.
         """
-        sets = op in SETS_PROJECTION
+        sets = op in SETS_VALUE
         try:
             said = json.dumps(choice if isinstance(choice, str) else dict(choice), sort_keys=True)
         except (TypeError, ValueError):

@@ -8,7 +8,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, get_args
 
 MAX_DEPTH: Final = 8
 """Levels of a condition."""
@@ -21,6 +21,15 @@ FIELDS: Final = (*KINDS, "read", "over", "unit", *BOUNDS)
 REMASK_FIELDS: Final = ("condition", "span", "times")
 
 Over = Literal["mean", "max"]
+Read = Literal["projection", "activation"]
+ReadUnit = Literal["raw", "max_act"]
+RemaskSpan = Literal["block", "response"]
+OVER: Final[tuple[Over, ...]] = get_args(Over)
+READ: Final[tuple[Read, ...]] = get_args(Read)
+READ_UNITS: Final[tuple[ReadUnit, ...]] = get_args(ReadUnit)
+REMASK_SPANS: Final[tuple[RemaskSpan, ...]] = get_args(RemaskSpan)
+MAX_TIMES: Final = 16
+"""How often one rule may have tokens masked again."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,10 @@ class Reading:
     feature: int | None = None
     over: Over = "mean"
     """Over the positions of the response, masked ones included."""
-    read: Literal["projection", "activation"] = "projection"
+    read: Read = "projection"
     """Of an attribute: <h, v> in residual norms, as a trace has it, or the mean ReLU activation of its steering
     features, as its commitment curve has it."""
-    unit: Literal["raw", "max_act"] = "raw"
+    unit: ReadUnit = "raw"
     """Of a feature: its activation as it is, or as a share of the largest one that is known."""
 
 
@@ -82,7 +91,7 @@ class Remask:
     """When committed tokens are masked again, to be written anew."""
 
     condition: Condition
-    span: Literal["block", "response"] | tuple[int, int] = "block"
+    span: RemaskSpan | tuple[int, int] = "block"
     """The block being written, the whole response, or a half-open span of response positions."""
     times: int = 1
     """How often at most."""
@@ -127,8 +136,8 @@ def parse_remask(value: Any) -> Remask:
     if "condition" not in value:
         raise ValueError("condition is required")
     times = value.get("times", 1)
-    if type(times) is not int or not 1 <= times <= 16:
-        raise ValueError(f"times must be a whole number from 1 to 16, got {_shown(times)}")
+    if type(times) is not int or not 1 <= times <= MAX_TIMES:
+        raise ValueError(f"times must be a whole number from 1 to {MAX_TIMES}, got {_shown(times)}")
     try:
         condition = parse_condition(value["condition"])
     except ValueError as error:
@@ -136,16 +145,16 @@ def parse_remask(value: Any) -> Remask:
     return Remask(condition, _span(value.get("span", "block")), times)
 
 
-def _span(value: Any) -> Literal["block", "response"] | tuple[int, int]:
-    if value in ("block", "response") and isinstance(value, str):
-        return cast(Literal["block", "response"], value)
+def _span(value: Any) -> RemaskSpan | tuple[int, int]:
+    if isinstance(value, str) and value in REMASK_SPANS:
+        return value
     if isinstance(value, Mapping) and set(value) == {"positions"}:
         span = value["positions"]
         if isinstance(span, list | tuple) and len(span) == 2 and all(type(end) is int for end in span):
             first, last = span
             if 0 <= first < last:
                 return first, last
-    raise ValueError(f'span must be block, response or {{"positions": [start, stop]}}, got {_shown(value)}')
+    raise ValueError(f'span must be {", ".join(REMASK_SPANS)} or {{"positions": [start, stop]}}, got {_shown(value)}')
 
 
 def _parse(value: Any, place: str, depth: int) -> Condition:
@@ -157,7 +166,7 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
     kinds = [kind for kind in KINDS if kind in value]
     if len(kinds) != 1:
         raise ValueError(
-            f"{place or 'it'} must have exactly one of all, any, not, progress, attribute and feature, got "
+            f"{place or 'it'} must have exactly one of {', '.join(KINDS[:-1])} and {KINDS[-1]}, got "
             f"{' and '.join(kinds) or 'none of them'}"
         )
     kind, dot = kinds[0], f"{place}." if place else ""
@@ -188,8 +197,8 @@ def _attribute(value: Mapping[str, Any], place: str, dot: str) -> Reading:
     name = value["attribute"]
     if not isinstance(name, str) or not 1 <= len(name) <= 200:
         raise ValueError(f"{dot}attribute must be a name, got {_shown(name)}")
-    read = _one_of(value.get("read", "projection"), ("projection", "activation"), f"{dot}read")
-    return Reading(attribute=name, read=read, over=_one_of(value.get("over", "mean"), ("mean", "max"), f"{dot}over"))
+    read = _one_of(value.get("read", "projection"), READ, f"{dot}read")
+    return Reading(attribute=name, read=read, over=_one_of(value.get("over", "mean"), OVER, f"{dot}over"))
 
 
 def _feature(value: Mapping[str, Any], place: str, dot: str) -> Reading:
@@ -203,8 +212,8 @@ def _feature(value: Mapping[str, Any], place: str, dot: str) -> Reading:
         or named["index"] < 0
     ):
         raise ValueError(f'{dot}feature must be {{"sae": name, "index": number}}, got {_shown(named)}')
-    unit = _one_of(value.get("unit", "raw"), ("raw", "max_act"), f"{dot}unit")
-    over = _one_of(value.get("over", "max"), ("mean", "max"), f"{dot}over")
+    unit = _one_of(value.get("unit", "raw"), READ_UNITS, f"{dot}unit")
+    over = _one_of(value.get("over", "max"), OVER, f"{dot}over")
     return Reading(sae=named["sae"], feature=named["index"], over=over, unit=unit)
 
 

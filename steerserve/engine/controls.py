@@ -11,7 +11,6 @@ steering literature, the third sets apart what only a direction's being a featur
 
 import math
 from dataclasses import replace
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,19 +18,17 @@ from torch import Tensor
 from steerserve.engine import noise
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.drafts import Draft
-from steerserve.engine.params import Control
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.operators import SETS_PROJECTION
+from steerserve.steering.names import Control
+from steerserve.steering.operators import SETS_VALUE
 from steerserve.steering.push import Push
-
-CONTROLS: Final = ("random", "sign_flip", "matched_norm")
 
 
 def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: int, index: int) -> None:
     """Put a control in the place of what an intervention, number `index` of its row, pushes; raises RequestError."""
     op = drafted.one.op
-    if op in SETS_PROJECTION:
+    if op in SETS_VALUE:
         raise RequestError(
             f"control {control!r} is for pushes whose size does not depend on their direction (add, boost, multiply): "
             f"{drafted.param} has op {op!r}",

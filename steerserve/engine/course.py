@@ -13,6 +13,7 @@ class Course(Standing):
     """The blocks and steps in which a row's response is written."""
 
     steps: int
+    """Of all blocks together; the most there may be, where they do not bind the transfer."""
     block_length: int
     transfer: Transfer
     reactions: Reactions | None = None
@@ -38,7 +39,7 @@ class Course(Standing):
 
     @property
     def block_steps(self) -> int:
-        """Steps of one block."""
+        """Steps of one block, or the most that it may make: see `Transfer.binds`."""
         return self.steps * self.block_length // self.params.max_tokens
 
     @property
@@ -56,6 +57,11 @@ class Course(Standing):
     def ending(self) -> bool:
         """Whether this is the step after a block's last, which some transfers have for what is still masked."""
         return self.block_step == self.block_steps
+
+    @property
+    def bounded(self) -> bool:
+        """Whether this step is one that ends a block for want of steps alone: its transfer would go on, but may not."""
+        return not self.transfer.binds and self.block_step == self.block_steps - 1
 
     @property
     def steps_left(self) -> int:

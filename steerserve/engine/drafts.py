@@ -8,7 +8,7 @@ from steerserve.engine.feedback import Loop
 from steerserve.engine.governor import Governor
 from steerserve.engine.params import Choice, Intervention
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import NEUTRAL
+from steerserve.steering.names import NEUTRAL
 from steerserve.steering.push import Push
 
 
@@ -21,7 +21,7 @@ class Draft:
     """Its path among the row's fields."""
     attribute: Attribute | None
     pushes: list[Push]
-    """With their strengths in hidden units."""
+    """With their strengths in hidden units, or as `Push.strength` says."""
     unit: str
     strength: float
     """In `unit`."""
@@ -46,4 +46,4 @@ class Draft:
     @property
     def neutral(self) -> bool:
         """Whether it changes nothing whatever the gains."""
-        return self.strength == NEUTRAL.get(self.one.op, 0.0) and self.one.op not in ("clamp", "cap")
+        return self.strength == NEUTRAL.get(self.one.op)

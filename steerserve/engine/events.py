@@ -2,7 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
+
+FinishReason = Literal["stop", "length", "content_filter"]
+FINISH_REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A row has made a step; comes before everything else that the step led to. Only of rows that ask for it
+    (`tell_steps`)."""
+
+    request_id: str
+    steps: int
+    """Steps that it has made, this one among them."""
+    forward_passes: int
+    """Forward passes made for it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +45,13 @@ class Revised:
 
 @dataclass(frozen=True)
 class Trace:
-    """Readouts of the steered row: for each attribute the mean of <h, v> over the response, in residual units.
+    """What was read of the steered row at this step.
 
-    Of the state as it arrives at the attribute's first layer: before this step's push there, behind those of earlier
-    layers."""
+    Of an attribute the mean of <h, v> over the response, in residual units, of the state as it arrives at the
+    attribute's first layer: before this step's push there, behind those of earlier layers. Of a feature, named
+    `sae:index`, its mean activation after the pushes there, over the positions that its SAE is for: masked or committed
+    ones of the response, or all of it where the SAE does not say.
+    """
 
     request_id: str
     step: int
@@ -58,6 +76,15 @@ WORDLESS: Final = -30.0
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A token and its log-probability, with the likeliest tokens at its place and theirs, largest first."""
+
+    token: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished row."""
 
@@ -66,8 +93,9 @@ class Result:
     at the end, because the model drew its own mask token there, is left out."""
     text: str
     """The response decoded, cut before the first stop string or EOS."""
-    finish_reason: Literal["stop", "length", "content_filter"]
-    """`content_filter`: its own `abort_when` ended it; the text is then the tokens committed without a gap."""
+    finish_reason: FinishReason
+    """`content_filter`: its own `abort_when` ended it; the text is then its best draft, or the tokens committed without
+    a gap, the others being in the receipt."""
     steps: int
     forward_passes: int
     prompt_tokens: int
@@ -79,6 +107,11 @@ class Result:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each of `tokens` the likeliest tokens of that step with their log-probabilities, largest first; only where
     asked for."""
+    end: Scored | None = None
+    """The end token that ended it, which is none of `tokens`; only with `logprobs`."""
+    prompt: tuple[Scored | None, ...] | None = None
+    """The tokens of the prompt, BOS included; None for the first that the caller gave and what stands before it. Only
+    where asked for."""
     verdicts: Mapping[str, float] | None = None
     """Log-odds in nats that the text has each attribute, by the attribute's probe; only where asked for."""
 
@@ -104,6 +137,19 @@ class Failed:
     """Whether it ended because a push that was due did not change the states it is for: steering does not take."""
 
 
-Event = Committed | Revised | Trace | Steered | Done | Failed
+Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed
 
-__all__ = ["WORDLESS", "Committed", "Done", "Event", "Failed", "Result", "Revised", "Steered", "Trace"]
+__all__ = [
+    "FINISH_REASONS",
+    "WORDLESS",
+    "Committed",
+    "Done",
+    "Event",
+    "Failed",
+    "Result",
+    "Revised",
+    "Scored",
+    "Steered",
+    "Stepped",
+    "Trace",
+]

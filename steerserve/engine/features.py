@@ -165,10 +165,11 @@ class LoadedFeatures:
         features: list[tuple[int, float]],
     ) -> dict[str, Any]:
         labels = self._labels.get(sae.facts.id, {})
+        text = continuation(self._engine.decode, ids[max(0, place - 1) : place], ids[place : place + 1])
         return {
             "position": place,
             "token_id": ids[place],
-            "token": continuation(self._engine.decode, ids[max(0, place - 1) : place], ids[place : place + 1]),
+            "token": self._engine.vocabulary.told(ids[place], text),
             "masked": masked,
             "sae": sae.facts.id,
             "features": [{"index": i, "activation": value, "label": labels.get(i)} for i, value in features],

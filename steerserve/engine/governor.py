@@ -77,7 +77,7 @@ class Reactions:
     abort: Condition | None
     remask: Remask | None
     aborted: dict[str, Any] | None = None
-    """Step and progress at which it was ended."""
+    """Step and progress at which it was ended, and what it answers: what was committed, or its best draft."""
     remasked: list[dict[str, Any]] = field(default_factory=list)
 
     @property

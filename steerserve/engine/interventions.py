@@ -12,13 +12,13 @@ from steerserve.engine.cost import Price, density, unpriced
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
 from steerserve.engine.drafts import Draft
 from steerserve.engine.feedback import closed_loop
-from steerserve.engine.params import Choice, Intervention
+from steerserve.engine.params import Choice, FeatureRef, Intervention
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.engine.strengths import checked_strength, from_kl, known_unit, scale_of
-from steerserve.errors import RequestError
+from steerserve.errors import NotFoundError, RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.operators import PURE_NUMBERS, SETS_PROJECTION
+from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
 from steerserve.steering.push import SCOPES, Push
 
 
@@ -40,7 +40,7 @@ def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], gu
         default_unit = attribute.unit if one.op == "add" else "residual"
         default_scope = attribute.scope
         # A schedule says when to push; an operator that sets or removes a projection holds it throughout.
-        default_schedule = "uniform" if one.op in SETS_PROJECTION else attribute.schedule
+        default_schedule = "uniform" if one.op in SETS_VALUE else attribute.schedule
     elif one.feature is not None:
         pushes = [feature_site(catalogue, one, param)]
         default_unit = known_unit(catalogue, one, pushes)
@@ -90,7 +90,7 @@ def own_schedule(catalogue: Catalogue, drafted: Draft) -> CompiledSchedule:
         compiled = catalogue.compiled.schedule(drafted.schedule, drafted.attribute, op)
     except ValueError as error:
         raise RequestError(str(error), param) from error
-    if op in SETS_PROJECTION and max(compiled.gains) > 1 + 1e-6:
+    if op in SETS_VALUE and max(compiled.gains) > 1 + 1e-6:
         raise RequestError(
             f"op {op!r} takes gains of at most 1, norm {compiled.table.norm!r} makes {max(compiled.gains):.3g}; "
             f"use 'peak'",
@@ -110,7 +110,7 @@ def resolve(
     if progress is not None and governor is None:
         gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
         predicted = [round(drafted.size * gain, 6) for gain in gains]
-    never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_PROJECTION
+    never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_VALUE
     scope = drafted.scope
     summary = {
         "name": _name(one),
@@ -129,7 +129,7 @@ def resolve(
         "sites": [
             {
                 "layer": push.layer,
-                "strength_hidden": push.strength,
+                **_strength_at(push),
                 "sae_sha256": _sae_hash(drafted.attribute, push),
                 **({"control_feature": drafted.picked[push.layer]} if drafted.picked else {}),
             }
@@ -140,6 +140,7 @@ def resolve(
         "notes": [
             *([table.note] if table.note else []),
             *_never_better(table),
+            *_never_read(drafted),
             *([f"strength {drafted.strength:g} changes nothing: not applied"] if drafted.neutral else []),
             *(["no step falls where the schedule pushes: not applied"] if never else []),
             *([] if governor is None else governor.notes(drafted.size)),
@@ -157,6 +158,18 @@ def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
     layer = attribute.layers[0]
     push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
     return Readout(name, push, attribute.sites[layer].residual_norm)
+
+
+def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> Readout:
+    """A reading of a feature's activation after the pushes at its SAE's layer, over the positions the SAE is for."""
+    sae = catalogue.sae(feature.sae, f"{param}.sae")
+    try:
+        direction = sae.direction(feature.index).cpu()
+    except NotFoundError as error:
+        raise NotFoundError(str(error), f"{param}.index") from error
+    scope = {"mask": "masked", "visible": "committed", None: "response"}[sae.facts.policy]
+    push = Push(sae.facts.layer, direction, "read", 0.0, torch.zeros(SLICES), scope, sae=sae, feature=feature.index)
+    return Readout(f"{feature.sae}:{feature.index}", push, 1.0)
 
 
 def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, param: str) -> str | tuple[int, int]:
@@ -183,16 +196,40 @@ def _own_strength(attribute: Attribute, pushes: Sequence[Push]) -> float | None:
 
 
 def _came_to(drafted: Draft) -> dict[str, Any]:
-    """What a strength in nats is in the attribute's own unit."""
+    """What a strength in nats is in the attribute's own unit, by the cost that was calibrated: a prediction."""
     if drafted.unit != "kl" or drafted.attribute is None:
         return {}
-    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit}}
+    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit, "by": "predicted_kl"}}
 
 
 def _never_better(table: GainTable) -> list[str]:
     if table.rho is None or table.rho >= 1 + 1e-9:
         return []
     return ["rho is 1: this attribute gains nothing from a schedule"]
+
+
+def _strength_at(push: Push) -> dict[str, Any]:
+    """A push's strength in hidden units and, where it sets a feature's latent, in units of its activation."""
+    if not isinstance(push.sae, SparseAutoencoder) or push.feature is None or push.op not in SETS_LATENT:
+        return {"strength_hidden": push.strength}
+    return {
+        "strength_hidden": push.strength * push.sae.row_norm(push.feature),
+        "strength_activation": push.strength,
+    }
+
+
+def _never_read(drafted: Draft) -> list[str]:
+    """A note where an encoder does not read the feature's own row, by which a latent is set."""
+    [push] = drafted.pushes if drafted.one.feature is not None else [None]
+    if push is None or push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
+        return []
+    assert push.feature is not None
+    if push.sae.reads_back(push.feature):
+        return []
+    return [
+        f"the encoder of {push.sae.facts.id} reads {push.sae.own(push.feature):.3g} of feature {push.feature}'s own "
+        f"decoder row: what is set is its part of the reconstruction, not what the encoder reads"
+    ]
 
 
 def _vector_hash(catalogue: Catalogue, one: Intervention) -> str | None:

@@ -24,6 +24,8 @@ class Now:
     """Canvas position behind its end; 0 for a row that is over."""
     likeliest: Tensor
     """Bool: takes the likeliest token whatever the temperature."""
+    alone: Tensor
+    """Bool: commits the first token of its block and no other."""
     share: Tensor
     """Share of the response that is masked, float64."""
     progress: Tensor
@@ -35,12 +37,21 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
     rows = []
     for one in requests:
         first, last = (0, 0) if one.over else one.block_span
-        counts = (one.step, one.block_step, one.block_steps, one.block_total, first, last, one.takes_likeliest)
+        counts = (
+            one.step,
+            one.block_step,
+            one.block_steps,
+            one.block_total,
+            first,
+            last,
+            one.takes_likeliest,
+            one.opens_alone,
+        )
         rows.append((*counts, one.masked, one.length, *one.left))
     table = torch.tensor(rows, dtype=torch.int64)
-    left, reach = table[:, 9].double(), table[:, 10].double()
-    columns = table[:, :9].to(device).unbind(1)
-    step, block_step, block_steps, block_total, first_, last_, likeliest, masked, length = columns
+    left, reach = table[:, 10].double(), table[:, 11].double()
+    columns = table[:, :10].to(device).unbind(1)
+    step, block_step, block_steps, block_total, first_, last_, likeliest, alone, masked, length = columns
     return Now(
         step=step,
         block_step=block_step,
@@ -49,6 +60,7 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
         first=first_,
         last=last_,
         likeliest=likeliest.bool(),
+        alone=alone.bool(),
         share=masked.double() / length.double(),
         # Not 1 - left / reach, which rounds twice and may fall short of the border of a slice.
         progress=(reach - left) / reach,

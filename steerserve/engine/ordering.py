@@ -9,7 +9,7 @@ from torch import Tensor
 from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
-from steerserve.engine.changes import revisions, take_back
+from steerserve.engine.changes import revisions, stepped, take_back
 from steerserve.engine.events import Event
 from steerserve.engine.sampler import Draw
 
@@ -35,6 +35,7 @@ def skip_idle(batch: Batch, events: list[Event]) -> bool:
             return bool(ended)
         taken = revisions(batch, idle)
         batch.mask(taken)
+        events += stepped(idle)
         events += take_back(batch.requests, taken)
         for request in idle:
             block = request.block
@@ -133,7 +134,7 @@ def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
     for transfer, mine in batch.transfers:
         if transfer in asked:
             counts = torch.where(mine & rows, transfer.counts(quota), counts)
-    return counts
+    return torch.where(batch.now.alone & rows, quota.masked, counts)
 
 
 def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:

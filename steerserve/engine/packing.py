@@ -174,6 +174,11 @@ class Packed:
             found |= {row if rows is None else rows[row]: layer for row, layer in lost.items()}
         return found
 
+    def rewind(self) -> None:
+        """See `SteeringPlan.rewind`."""
+        for part in self.parts:
+            part.plan.rewind()
+
     def settle(self) -> None:
         """See `SteeringPlan.settle`."""
         for part in self.parts:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from steerserve.steering.names import Combine, Control, Direction, OnExceed, Operator, ScopeName, Unit
 
 Choice = str | Mapping[str, Any]
 """A name, or `{"type": name, ...options}`."""
 
-Operator = Literal["add", "boost", "multiply", "clamp", "project_out", "cap"]
-Unit = Literal["residual", "max_act", "raw", "stored", "kl"]
-Control = Literal["random", "sign_flip", "matched_norm"]
-Scope = Literal["all", "prompt", "response", "masked", "committed"] | tuple[int, int]
+Scope = ScopeName | tuple[int, int]
 """A named set of positions, or a half-open span of response positions."""
 
 
@@ -44,7 +43,7 @@ class Intervention:
     scope: Scope | None = None
     schedule: Choice | None = None
     layers: tuple[int, ...] | None = None
-    direction: Literal["sae", "diff_means"] = "sae"
+    direction: Direction = "sae"
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
     when: Mapping[str, Any] | None = None
     """Condition (`steerserve.engine.conditions`) under which it pushes: judged after each forward, for the next."""
@@ -57,20 +56,24 @@ class Limits:
     """What a row's own interventions may come to together."""
 
     max_kl: float | None = None
-    """Predicted trajectory KL in nats a response token."""
+    """Measured KL from the row without its own interventions, in nats a response token; costs that row beside it."""
+    max_predicted_kl: float | None = None
+    """The same as calibrated costs predict it, to second order: a forecast, which costs nothing."""
     max_delta: float | None = None
     """|delta| / |h| of the sum of the pushes at a layer, at every position."""
-    on_exceed: Literal["clip", "refuse"] = "clip"
+    on_exceed: OnExceed = "clip"
 
 
 @dataclass(frozen=True)
 class TraceParams:
-    """Attributes to read while denoising, every `every` steps."""
+    """What to read while denoising, every `every` steps."""
 
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     every: int = 1
     positions: bool = False
     """Whether to read each position of the response as well as their mean."""
+    features: tuple[FeatureRef, ...] = ()
+    """Features whose activations are read after the pushes at the layer of their SAE."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ class GenerationParams:
     prompt: str | tuple[int, ...] = ""
     suffix: str | tuple[int, ...] = ""
     max_tokens: int = 64
-    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule."""
+    """Length of the response region in tokens: on a full-canvas model a canvas size, not a stop rule. 0, only
+    with `prompt_logprobs`: nothing is written."""
     steps: int | None = None
-    """Denoising steps; None: one per response token."""
+    """Denoising steps; None: one per response token. Under a transfer that they do not bind (`threshold`,
+    `entropy_bound`) blocks go on until they are full."""
     block_length: int | None = None
     """Semi-autoregressive blocks of this many tokens; None: the whole response is one block."""
     order: Choice | None = None
@@ -102,7 +107,7 @@ class GenerationParams:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    """Draw from the k likeliest tokens only; None: from all."""
+    """Draw from the k likeliest tokens only; 0 or -1: from all; None: the model's own."""
     cfg_scale: float = 0.0
     """Classifier-free guidance by the prompt: logits are u + (cfg_scale + 1)(l - u), u those of the canvas with prompt
     and suffix masked (LLaDA, arXiv 2502.09992, appendix A.2). 0: none, at the cost of one row."""
@@ -118,23 +123,31 @@ class GenerationParams:
     """Whose turn it is when rows wait: -10, first, to 10, last (lower goes first, as in vLLM)."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool | None = None
-    """Never draw the end-of-text token, so that the response fills its canvas (LLaDA's `logits_eos_inf`)."""
+    """Never draw a token that ends the text or the turn, so that the response fills its canvas."""
+    logits_eos_inf: bool = False
+    """Never draw the end of text, but the other tokens that end it (LLaDA's option of that name)."""
     ends_last: bool = False
-    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's
-    `confidence_eos_eot_inf`)."""
+    """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's `confidence_eos_eot_inf`;
+    above temperature 0 its code does so of the end of turn alone)."""
     logprobs: bool = False
     """Whether to record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
+    prompt_logprobs: bool = False
+    """Whether to tell the log-probability of each token of the prompt but the first, with `top_logprobs` alternatives:
+    see `steerserve.engine.scoring`."""
+    tell_steps: bool = False
+    """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None
-    """Condition that ends the row after the step at which it holds, with the text there is."""
+    """Condition that ends the row after the step at which it holds: with its best draft where it is being refined, else
+    with what is committed, behind the first gap in the receipt only."""
     remask_when: Mapping[str, Any] | None = None
     """`{"condition": ..., "span": ..., "times": ...}`: after a step at which it holds, tokens are masked again."""
     refine: Refine | None = None
     """How often the finished text is tried to be bettered; None: not at all."""
-    combine: Literal["independent", "joint"] = "independent"
+    combine: Combine = "independent"
     """`joint`: one allocation over the attributes pushed decides their gains, instead of a schedule each."""
     limits: Limits | None = None
     control: Control | None = None

@@ -6,6 +6,7 @@ from steerserve.engine.batch import Batch
 from steerserve.engine.changes import Place, take_back
 from steerserve.engine.conditions import Reading
 from steerserve.engine.events import Event
+from steerserve.engine.refining import answer_best
 
 Read = Mapping[int, Mapping[Reading, float]]
 """What the forward told of each watching row, by row."""
@@ -20,8 +21,9 @@ def read(batch: Batch) -> Read:
 
 
 def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
-    """After a step's commits and before the rows advance: end the rows whose condition says so, mask tokens again, and
-    set how hard each watching row pushes at its next forward. Progress is that of the canvas as it is now.
+    """After a step's commits and before the rows advance: end the rows whose condition says so, those inside a round of
+    refinement with their best draft, mask tokens again, and set how hard each watching row pushes at its next forward.
+    Progress is that of the canvas as it is now.
 
     What was masked is added to `events` and returned: `Batch.mask` has yet to be told."""
     watch = batch.watch
@@ -35,7 +37,8 @@ def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
             continue
         abort, again = request.reactions.due(values[row], progress)
         if abort:
-            request.reactions.aborted = {"step": request.step, "progress": progress}
+            answer = "best_draft" if answer_best(request, events) else "committed"
+            request.reactions.aborted = {"step": request.step, "progress": progress, "answer": answer}
         if again:
             first, last = request.reactions.span(request.block_span, (request.start, request.stop))
             held = [(row, position) for position in range(first, last) if request.canvas[position] != request.mask_id]

@@ -13,10 +13,11 @@ def check_readings(trace: TraceParams | None, positions: int, steps: int) -> Non
     """Raise RequestError for a trace by position, of so many positions and at most so many steps, that is too large."""
     if trace is None or not trace.positions:
         return
-    count = len(set(trace.attributes)) * positions * -(-steps // trace.every)
+    read = len(set(trace.attributes)) + len(set(trace.features))
+    count = read * positions * -(-steps // trace.every)
     if count > MAX_READINGS:
         raise RequestError(
-            f"a trace of each position is {count} numbers, attributes x max_tokens x steps read: at most "
+            f"a trace of each position is {count} numbers, attributes and features x max_tokens x steps read: at most "
             f"{MAX_READINGS} are kept; take a larger trace.every",
             "trace.positions",
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerserve.engine.allocation import told_limits
 from steerserve.engine.approximations import approximated
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import Course, bill
@@ -42,7 +43,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "interventions": told,
         "approximate": approximate,
         "steps": request.step,
-        "forward_passes": request.forwards,
+        "forward_passes": request.forward_passes,
         "reads": request.read_of,
         **({} if request.reactions is None else request.reactions.receipt()),
         **({} if request.refinement is None else request.refinement.receipt()),
@@ -50,7 +51,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "control": params.control,
         "predicted_kl": total,
         "predicted_kl_cross_terms": cross,
-        "measured_kl": request.measured_kl / params.max_tokens if params.measure_kl else None,
+        "measured_kl": request.measured_kl,
         "limits": None if params.limits is None else _limits(request, params.limits, held),
     }
 
@@ -82,22 +83,24 @@ def _gains(request: Request, held: Sequence[Held]) -> Tensor:
 
 
 def _lowered(request: Request) -> bool:
-    """Whether the limit on KL made its own pushes smaller."""
-    scaled = request.params.limits is not None and request.plan["limits"]["kl_scale"] < 1
-    return scaled or request.budget is not None and request.budget.cut > 0
+    """Whether a limit on KL made its own pushes smaller."""
+    scaled = request.params.limits is not None and request.plan["limits"]["predicted_kl_scale"] < 1
+    predicted = request.budget is not None and request.budget.cut > 0
+    return scaled or predicted or any(one.factor < 1 for one in request.made)
 
 
 def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str, Any]:
-    """The limits, and what they made smaller: `kl_scale`, by which all strengths were multiplied before the run,
-    `kl_steps`, the forwards whose gains were lowered, and `delta_positions`, positions x steps x layers."""
+    """The limits, and what they made smaller: `kl_steps`, the steps whose gains the measured KL lowered,
+    `kl_repeats`, the forward passes that were made again for that, `predicted_kl_scale`, by which all strengths were
+    multiplied before the run, `predicted_kl_steps`, the steps whose gains the predicted KL lowered, and
+    `delta_positions`, positions x steps x layers."""
     budget = request.budget
-    return {
-        "max_kl": limits.max_kl,
-        "max_delta": limits.max_delta,
-        "on_exceed": limits.on_exceed,
+    return told_limits(limits) | {
         "clipped": {
-            "kl_scale": request.plan["limits"]["kl_scale"],
-            "kl_steps": 0 if budget is None else budget.cut,
+            "kl_steps": sum(one.factor < 1 for one in request.made),
+            "kl_repeats": sum(one.tries - 1 for one in request.made),
+            "predicted_kl_scale": request.plan["limits"]["predicted_kl_scale"],
+            "predicted_kl_steps": 0 if budget is None else budget.cut,
             "delta_positions": sum(push.applied.clipped for one, _, _ in held for push in one.pushes),
         },
     }

@@ -9,6 +9,7 @@ import torch
 
 from steerserve.engine import noise
 from steerserve.engine.batch import Batch
+from steerserve.engine.changes import stepped
 from steerserve.engine.events import WORDLESS, Committed, Event, Revised
 from steerserve.engine.outcome import Text
 from steerserve.engine.refinement import Draft, Refinement, likelihood
@@ -37,15 +38,6 @@ class Turn:
     """See `Course.beginning`."""
 
     @property
-    def changed(self) -> list[int]:
-        """Where the best draft has other tokens than the last one, or tokens of another log-probability."""
-        one, other = (
-            [(token, draft.logprobs.get(i)) for i, token in enumerate(draft.tokens)]
-            for draft in (self.best, self.draft)
-        )
-        return [i for i, (mine, its) in enumerate(zip(one, other, strict=True)) if mine != its]
-
-    @property
     def canvas(self) -> list[int]:
         """The response as it is to be."""
         anew = set(self.stretch)
@@ -63,7 +55,39 @@ def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], text: Text, even
     _set(batch, turns)
     # Up to here memory may run out, and all is done again from the same rows as if it had not been begun.
     for turn in turns:
+        turn.refinement.passes += turn.passed
+    events += stepped([turn.request for turn in turns], more=0)
+    for turn in turns:
         _tell(turn, events)
+
+
+def answer_best(request: Request, events: list[Event]) -> bool:
+    """Bring a row that ends inside a round back to its best draft, as of the step just made; whether there was one.
+    What changes is added to `events`."""
+    refinement = request.refinement
+    if refinement is None or refinement.best is None:
+        return False
+    now = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), {}, 0.0)
+    _take(request, refinement.best, now, request.step, events)
+    request.canvas[request.start : request.stop] = refinement.best.tokens
+    # Nothing is left to be written or judged.
+    refinement.rounds, request.block = len(refinement.made), request.blocks
+    return True
+
+
+def _take(request: Request, best: Draft, last: Draft, step: int, events: list[Event]) -> None:
+    """Give a row the log-probabilities of its best draft, and tell where that differs from the last one: in tokens, or
+    in what they were likely."""
+    one, other = ([(token, draft.logprobs.get(i)) for i, token in enumerate(draft.tokens)] for draft in (best, last))
+    changed = [i for i, (mine, its) in enumerate(zip(one, other, strict=True)) if mine != its]
+    request.logprobs, request.top_logprobs = dict(best.logprobs), dict(best.top_logprobs)
+    dropped = tuple(i for i in changed if last.tokens[i] != request.mask_id)
+    back = tuple(i for i in changed if best.tokens[i] != request.mask_id)
+    if dropped:
+        events.append(Revised(request.id, step, dropped))
+    if back:
+        logprobs = tuple(best.logprobs[i] for i in back) if request.params.logprobs else None
+        events.append(Committed(request.id, step, back, tuple(best.tokens[i] for i in back), logprobs))
 
 
 def _turn(
@@ -92,7 +116,8 @@ def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequen
     tokens = [i for i, token in enumerate(before) if token != request.mask_id]
 
     def stopped(count: int) -> bool:
-        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]]), request.params.stop)[1]
+        more = count < len(tokens)
+        return cut_at_stop(text(request, [best.tokens[i] for i in tokens[:count]], more), request.params.stop)[1]
 
     if request.params.stop:
         # A text with a stop string keeps it however it goes on, so that few of its beginnings need be decoded.
@@ -127,19 +152,10 @@ def _set(batch: Batch, turns: Sequence[Turn]) -> None:
 
 def _tell(turn: Turn, events: list[Event]) -> None:
     """Change the row, and tell it as of the step that was made last."""
-    request, best, mask = turn.request, turn.best, turn.request.mask_id
-    step = request.step - 1
-    turn.refinement.passes += turn.passed
+    request, step = turn.request, turn.request.step - 1
     turn.refinement.weigh(turn.draft)
     request.canvas[request.start : request.stop] = turn.canvas
-    request.logprobs, request.top_logprobs = dict(best.logprobs), dict(best.top_logprobs)
-    dropped = tuple(i for i in turn.changed if turn.draft.tokens[i] != mask)
-    back = tuple(i for i in turn.changed if best.tokens[i] != mask)
-    if dropped:
-        events.append(Revised(request.id, step, dropped))
-    if back:
-        logprobs = tuple(best.logprobs[i] for i in back) if request.params.logprobs else None
-        events.append(Committed(request.id, step, back, tuple(best.tokens[i] for i in back), logprobs))
+    _take(request, turn.best, turn.draft, step, events)
     if turn.stretch:
         events.append(Revised(request.id, step, tuple(turn.stretch)))
         turn.refinement.stretch = (turn.stretch[0], turn.stretch[-1] + 1)

@@ -1,12 +1,12 @@
 """One admitted row: what it asked for, resolved, and what its forwards have told."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from schedulers import Order
-from steerserve.engine.budget import KlBudget
+from steerserve.engine.budget import PredictedBudget
 from steerserve.engine.cache import RowCache
 from steerserve.engine.conditions import Reading
 from steerserve.engine.course import Course
@@ -17,6 +17,9 @@ from steerserve.engine.governor import Governor
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
+
+MAX_ENDS: Final = 2**31
+"""More end tokens than any model has."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,15 +35,17 @@ class Request(Course):
     uptake: Readout | None
     """The attribute that an order reads at each position."""
     plan: dict[str, Any]
-    budget: KlBudget | None = None
-    """What is left to spend; None without a limit on it."""
+    budget: PredictedBudget | None = None
+    """What is left of the predicted KL; None without a limit on it."""
     cache: RowCache | None = None
     bare_cache: RowCache | None = None
     """Of the row without pushes that is read in its place, where one is: see `bare`."""
     forwards: int = 0
-    """Forward passes made: as many as steps, less those at which nothing was to commit."""
+    """Steps made with a forward: all but those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
     """Each of them."""
+    at_bound: int = 0
+    """Positions that it took, sure of them or not, because a block could make no more steps."""
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0
@@ -55,6 +60,8 @@ class Request(Course):
     passed_over: int = 0
     """Steps at which rows behind it in the queue went past it."""
     finished: bool = False
+    writes: bool = True
+    """Whether it has a response; else `canvas` and `params` are those of one position, which is never written."""
 
     @property
     def chooses_blindly(self) -> bool:
@@ -68,11 +75,26 @@ class Request(Course):
         return sampled or "uniform" in self.order.needs | self.transfer.needs
 
     @property
+    def opens_alone(self) -> bool:
+        """Whether this step commits the first token of its block, and no other: see `Cache.first_alone`."""
+        return self.cache is not None and self.cache.settings.first_alone and self.block_step == 0
+
+    @property
     def may_skip(self) -> bool:
         """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
         read = self.params.trace is not None and self.step % self.params.trace.every == 0
         idles = self.transfer.idles or self.block_steps > self.block_total
         return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
+
+    @property
+    def barred_ends(self) -> int:
+        """How many of the model's end tokens it may not draw, the end of text first; more than there are: all."""
+        return MAX_ENDS if self.params.ignore_eos else int(self.params.logits_eos_inf)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes made for it so far, those that judged its drafts among them."""
+        return self.forward_passes + (0 if self.refinement is None else self.refinement.passes)
 
     @property
     def guided(self) -> bool:
@@ -85,8 +107,8 @@ class Request(Course):
 
     @property
     def measured(self) -> bool:
-        """Whether the KL of its own pushes is measured, by a row without them."""
-        return self.params.measure_kl and any(one.pushes and not one.mandatory for one in self.interventions)
+        """Whether its twin, a row without its own pushes, runs beside it: the one place that says so."""
+        return self.measures_kl and bool(self.own)
 
     @property
     def reads(self) -> frozenset[int]:
@@ -116,9 +138,37 @@ class Request(Course):
         return "unsteered twin" if self.read_apart else "the row, before its pushes"
 
     @property
-    def measured_kl(self) -> float:
-        """Nats that the tokens committed so far are, by the full distributions, from the unsteered row's; summed."""
-        return sum(one.kl for one in self.made)
+    def measures_kl(self) -> bool:
+        """Whether the KL of its own pushes is measured where it has any: asked for, or limited."""
+        return self.params.measure_kl or self.kl_limit is not None
+
+    @property
+    def kl_limit(self) -> float | None:
+        """The most that its own pushes may be from the unsteered row, in measured nats, summed over the response."""
+        limits = self.params.limits
+        return None if limits is None or limits.max_kl is None else limits.max_kl * self.params.max_tokens
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it ends where it would go over a limit; else its pushes are made smaller."""
+        return self.params.limits is not None and self.params.limits.on_exceed == "refuse"
+
+    @property
+    def measured_nats(self) -> float:
+        """Nats that the tokens committed so far are, by the full distributions, from the unsteered row's; summed over
+        what was measured."""
+        return sum(one.kl for one in self.made if one.kl is not None)
+
+    @property
+    def measured_kl(self) -> float | None:
+        """The same a response token; None where it is not measured, or was not from the first push on."""
+        whole = self.measures_kl and all(one.kl is not None for one in self.made)
+        return self.measured_nats / self.params.max_tokens if whole else None
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes made, those that were made again with smaller pushes included."""
+        return sum(one.tries for one in self.made[: self.forwards])
 
     @property
     def takes_likeliest(self) -> bool:
@@ -158,6 +208,11 @@ class Request(Course):
         ]
 
     @property
+    def own(self) -> list[Push]:
+        """The caller's own pushes."""
+        return [push for one in self.interventions if not one.mandatory for push in one.pushes]
+
+    @property
     def imposed(self) -> list[Push]:
         """The pushes that are not the caller's own."""
         return [push for one in self.interventions if one.mandatory for push in one.pushes]
@@ -179,7 +234,10 @@ class Request(Course):
 
     def begin(self) -> None:
         """Note the forward that it is about to make."""
-        self.made.append(Forward(self.step, self.length - self.masked, self.interventions))
+        unmeasured = bool(self.own) and not self.measures_kl
+        self.made.append(
+            Forward(self.step, self.length - self.masked, self.interventions, kl=None if unmeasured else 0.0)
+        )
 
     def forget_attempt(self) -> None:
         """Forget a forward that did not fit into memory, and the gains that it was to have; plans must have been

@@ -10,12 +10,13 @@ from steerserve.steering.push import Push
 
 @dataclass(frozen=True)
 class Readout:
-    """An attribute's projection, read at one layer; residual_norm is the mean norm of the hidden state there, in
-    hidden units, by which readings are divided."""
+    """What is read at one layer: an attribute's projection or a feature's activation."""
 
-    attribute: str
+    name: str
+    """The attribute, or the feature as `sae:index`."""
     push: Push
-    residual_norm: float
+    unit: float
+    """By which readings are divided: of an attribute the mean norm of the hidden state there, of a feature 1."""
 
 
 @dataclass(frozen=True)

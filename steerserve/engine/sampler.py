@@ -37,7 +37,7 @@ class Settings:
     top_k: Tensor
     """int64; 0 is all tokens."""
     no_eos: Tensor
-    """Bool: the end-of-text token is not drawn."""
+    """int64: how many of the tokens that end the text are not drawn, the first ones of the model's."""
     ends_last: Tensor
     """Bool: candidates that end the text have probability 0 for the order."""
     guidance: Tensor
@@ -81,17 +81,39 @@ def alternatives(
     tokens, values = [], []
     for at in blocks(len(hidden), model.facts.vocab_size):
         logits = _guided(model, hidden[at], settings[at], None if unguided is None else unguided[at])
-        logits[:, model.facts.eos_id] = logits[:, model.facts.eos_id].masked_fill(settings[at].no_eos, -torch.inf)
+        bar_ends(logits, settings[at].no_eos, model.facts.end_ids)
         best = logits.topk(min(count, logits.shape[1]), dim=1)
         tokens.append(best.indices)
         values.append(best.values - logits.logsumexp(1, keepdim=True))
     return torch.cat(tokens), torch.cat(values)
 
 
+def scores(model: DiffusionLM, hidden: Tensor, token: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability [N] of token [N] at hidden [N, hidden_size], and of the likeliest tokens there [N, count] with
+    theirs, largest first: of the model's own distribution, from which nothing but the mask token is left out."""
+    own, tokens, values = [], [], []
+    for at in blocks(len(hidden), model.facts.vocab_size):
+        logits = _logits(model, hidden[at])
+        logits[:, model.facts.mask_id] = -torch.inf
+        log_p = logits.log_softmax(dim=1)
+        best = log_p.topk(min(count, log_p.shape[1]), dim=1)
+        own.append(log_p.gather(1, token[at, None])[:, 0])
+        tokens.append(best.indices)
+        values.append(best.values)
+    return torch.cat(own), torch.cat(tokens), torch.cat(values)
+
+
 def pad_rows(hidden: Tensor) -> Tensor:
     """hidden [N, hidden_size] with rows of zeros added up to the height from which matrix products round rows alike."""
     missing = LEAST - len(hidden)
     return torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])]) if missing > 0 else hidden
+
+
+def bar_ends(logits: Tensor, barred: Tensor, end_ids: tuple[int, ...]) -> None:
+    """Take end tokens out of logits [N, vocabulary], in place: of each row as many as barred [N] int64 says."""
+    ends = list(end_ids)
+    number = torch.arange(len(ends), device=logits.device)
+    logits[:, ends] = logits[:, ends].masked_fill(number < barred[:, None], -torch.inf)
 
 
 def _draw_block(
@@ -102,7 +124,7 @@ def _draw_block(
     measures = {}
     if "mass" in needs:
         measures["mass"] = logits.logsumexp(1).double()
-    logits[:, facts.eos_id] = logits[:, facts.eos_id].masked_fill(settings.no_eos, -torch.inf)
+    bar_ends(logits, settings.no_eos, facts.end_ids)
     filtered = None
     if any(name.startswith("filtered_") for name in needs):
         filtered = _filtered(logits.clone(), settings)
@@ -187,8 +209,13 @@ def _measures(logits: Tensor, token: Tensor, needs: frozenset[str], prefix: str)
         best = (logits.topk(2, dim=1).values - logits.logsumexp(1, keepdim=True)).double().exp()
         found[f"{prefix}margin"] = best[:, 0] - best[:, 1]
     if f"{prefix}entropy" in needs:
-        log_p = logits.log_softmax(dim=1)
-        found[f"{prefix}entropy"] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
+        if prefix:
+            # The filtered one is Dream's, which adds so much to each probability.
+            p = logits.softmax(dim=1)
+            found[f"{prefix}entropy"] = -(p * (p + 1e-10).log()).sum(1).double()
+        else:
+            log_p = logits.log_softmax(dim=1)
+            found["entropy"] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1).double()
     if prefix and f"{prefix}probability" in needs:
         found[f"{prefix}probability"] = _probability(logits, token)
     return found

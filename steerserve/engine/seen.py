@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from steerserve.engine.batch import Batch
-from steerserve.engine.divergence import measure_divergence
+from steerserve.engine.divergence import divergence
 from steerserve.engine.sampler import Draw, alternatives, draw
 from steerserve.models import DiffusionLM
 
@@ -21,19 +21,19 @@ class Seen(Protocol):
         """The likeliest tokens and their log-probabilities [N, count], largest first."""
         ...
 
-    def measure_divergence(self, row: Tensor, position: Tensor) -> None:
-        """See `steerserve.engine.divergence.measure_divergence`; of the positions that commit."""
+    def divergence(self, row: Tensor, position: Tensor) -> list[float]:
+        """See `steerserve.engine.divergence.divergence`; of the positions that commit."""
         ...
 
 
 class States:
     """See `Seen`; from the final states of a forward pass in this process."""
 
-    def __init__(self, batch: Batch, model: DiffusionLM, row: Tensor, position: Tensor) -> None:
+    def __init__(self, batch: Batch, model: DiffusionLM, row: Tensor, position: Tensor, again: bool = False) -> None:
         """Make the forward pass, of which no other candidates than those at (row [N], canvas position [N]) will be
-        asked for."""
+        asked for. again: see `Batch.forward`."""
         self._batch, self._model = batch, model
-        self._hidden = batch.forward(model, (row, position))
+        self._hidden = batch.forward(model, (row, position), again)
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
         """See `Seen.draw`."""
@@ -45,9 +45,9 @@ class States:
         hidden, unguided = self._at(row, position)
         return alternatives(self._model, hidden, self._batch.settings(row, position), count, unguided)
 
-    def measure_divergence(self, row: Tensor, position: Tensor) -> None:
-        """See `Seen.measure_divergence`."""
-        measure_divergence(self._batch, self._model, self._hidden, row, position)
+    def divergence(self, row: Tensor, position: Tensor) -> list[float]:
+        """See `Seen.divergence`."""
+        return divergence(self._batch, self._model, self._hidden, row, position)
 
     def _at(self, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
         """The states [N, hidden_size] that decide the candidates, with the prompt and, where any is guided, without."""

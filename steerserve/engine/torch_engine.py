@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -15,20 +16,22 @@ from steerserve.engine.alternatives import note_alternatives
 from steerserve.engine.batch import Batch
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.changes import commit, commits, note, readings, revisions, take_back
+from steerserve.engine.changes import commit, commits, note, readings, revisions, stepped, take_back
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
-from steerserve.engine.limits import account, end
+from steerserve.engine.limits import account, end, lowers
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
-from steerserve.engine.outcome import result, settled, writing
+from steerserve.engine.outcome import result, settled, unwritten, writing
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
 from steerserve.engine.refining import refine
 from steerserve.engine.request import Request
+from steerserve.engine.sampler import Draw
+from steerserve.engine.scoring import Scoring
 from steerserve.engine.seen import Seen, States
-from steerserve.engine.text import continuation
+from steerserve.engine.text import certain, continuation, vocabulary
 from steerserve.engine.unapplied import missed, unapplied
 from steerserve.engine.verdicts import judge, judgements, reader
 from steerserve.errors import QueueFullError, RequestError
@@ -48,6 +51,7 @@ class TorchEngine:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
         self.reader = reader(tokenizer, catalogue)
         """What finished texts are read with to be judged."""
+        self.vocabulary = vocabulary(tokenizer)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.waiting = Queue(model.facts)
@@ -68,6 +72,8 @@ class TorchEngine:
         """Steps made so far, the clock of the queue."""
         self.failures = 0
         """Steps in a row that failed."""
+        self.scoring = Scoring(model.facts, self._admit)
+        """The rows that have written what they will, and whose prompts have yet to be scored."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""
 
@@ -88,7 +94,8 @@ class TorchEngine:
 
     def admit(self, params: GenerationParams) -> Request:
         """See `Engine.admit`; safe from any thread."""
-        request = admit(params, self.catalogue, self.tokenizer, self.config)
+        request = self._admit(params)
+        self.scoring.check(request)
         self.limits.check(footprint(request, self.model.facts))
         return request
 
@@ -96,13 +103,16 @@ class TorchEngine:
         """See `Engine.add`."""
         if len(requests) > self.config.max_queue:
             raise RequestError(f"{len(requests)} rows, but the queue holds {self.config.max_queue} at most", "n")
-        free = self.config.max_queue - len(self.waiting)
-        if len(requests) > free:
+        held = len(self.waiting) + len(self.scoring)
+        if len(requests) > self.config.max_queue - held:
             raise QueueFullError(
-                f"the queue holds {len(self.waiting)} of {self.config.max_queue} rows: no room for {len(requests)}",
+                f"the queue holds {held} of {self.config.max_queue} rows: no room for {len(requests)}",
                 self.retry_after(),
             )
-        self.waiting.add(requests, self.steps)
+        self.waiting.add([one for one in requests if one.writes], self.steps)
+        for request in requests:
+            if not request.writes:
+                self.scoring.add(request, unwritten(request))
 
     def retry_after(self) -> float:
         """Seconds until half of what waits will have run, at the measured rate; at least one."""
@@ -129,6 +139,7 @@ class TorchEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.waiting.clear()
+        self.scoring.clear()
         self.rows, self.batches = [], []
 
     @torch.inference_mode()
@@ -146,7 +157,13 @@ class TorchEngine:
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
             self.rows, self.batches = [], []
+        if self.scoring:
+            kept = sum(footprint(request, self.model.facts).kept for request in self.running)
+            events += self.scoring.step(self.model, self.limits, kept)
         return events
+
+    def _admit(self, params: GenerationParams) -> Request:
+        return admit(params, self.catalogue, self.tokenizer, self.config)
 
     def _try_step(self, events: list[Event]) -> bool:
         """Whether the step fit into memory; what was done of it is added to `events` in any case."""
@@ -205,11 +222,8 @@ class TorchEngine:
         row, position = batch.open()
         worth = choose_blindly(batch, row, position)
         row, position = row[worth], position[worth]
-        seen = self._see(batch, row, position)
-        drawn = seen.draw(row, position)
-        chosen = choose(batch, row, position, drawn)
+        seen, drawn, chosen = self._attempt(batch, row, position)
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
-        seen.measure_divergence(row, position)
         note_alternatives(batch, seen, row, position)
         lost = batch.lost()
         traces, values, refused = readings(batch), read(batch), batch.plan.refused()
@@ -220,6 +234,7 @@ class TorchEngine:
         batch.remember()
         # Up to here memory may run out, and the step is made again as if it had not been begun.
         batch.count()
+        events += stepped(batch.requests)
         events += note(batch.requests, traces)
         events += take_back(batch.requests, taken)
         events += commit(batch.requests, found)
@@ -241,6 +256,7 @@ class TorchEngine:
         events += steered
         gone = [request for request in self.unfinished if request.id in aborted]
         events += [Failed(request.id, "aborted", aborted=True) for request in gone]
+        events += self.scoring.drop(aborted)
         for request in gone:
             request.finished = True
         if gone:
@@ -257,9 +273,22 @@ class TorchEngine:
                 batch.close()
             self.batches = []
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
-        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for."""
-        return States(batch, self.model, row, position)
+    def _attempt(self, batch: Batch, row: Tensor, position: Tensor) -> tuple[Seen, Draw, Tensor]:
+        """Make the forward pass, draw candidates at (row [N], position [N]) and choose those that commit [N] bool; all
+        of it again, with smaller pushes of a row, where that would put it over its limit on KL. The other rows come out
+        of it the same: their forward is the same one."""
+        seen = self._see(batch, row, position)
+        while True:
+            drawn = seen.draw(row, position)
+            chosen = choose(batch, row, position, drawn)
+            if not lowers(batch.requests, seen.divergence(row[chosen], position[chosen]), batch.plan):
+                return seen, drawn, chosen
+            seen = self._see(batch, row, position, again=True)
+
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:
+        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for;
+        again: see `Batch.forward`."""
+        return States(batch, self.model, row, position, again)
 
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
@@ -272,11 +301,15 @@ class TorchEngine:
             done = [request for request in done if not request.finished]
         results = [result(request, ends, self.catalogue, self._text) for request in done]
         judge(results, done, self.catalogue, self.model, self.reader)
-        told = [Done(request.id, result) for request, result in zip(done, results, strict=True)]
+        ended = list(zip(done, results, strict=True))
+        told = [Done(request.id, one) for request, one in ended if not request.params.prompt_logprobs]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
         for request in done:
             request.finished = True
         events += told
+        for request, one in ended:
+            if request.params.prompt_logprobs:
+                self.scoring.add(request, one)
         if not self.running:
             self.rows, self.batches = [], []
             self.room = self.room if self.waiting else self.config.max_rows
@@ -286,5 +319,7 @@ class TorchEngine:
         texts = [writing(request, self.model.facts.end_ids, self._text).text for request in requests]
         return judgements(texts, requests, self.catalogue, self.model, self.reader)
 
-    def _text(self, request: Request, response: Sequence[int]) -> str:
-        return continuation(self.decode, request.prompt_ids, response)
+    def _text(self, request: Request, response: Sequence[int], more: bool = False) -> str:
+        """See `steerserve.engine.outcome.Text`."""
+        decode = partial(continuation, self.decode, request.prompt_ids)
+        return certain(decode, response, self.vocabulary) if more else decode(response)

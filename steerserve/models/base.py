@@ -34,6 +34,8 @@ class ModelFacts:
     """Special tokens that are never text: the sampler gives them probability zero."""
     turn_end_id: int | None = None
     """Token that ends a chat turn, where the family has one beside the end of text."""
+    more_end_ids: tuple[int, ...] = ()
+    """Further tokens that the checkpoint's files say a text ends at."""
     shift: int = 0
     """The state that decides token j stands at j - shift (at 0 where that is before the canvas)."""
     sigma: Sigma | None = None
@@ -48,8 +50,9 @@ class ModelFacts:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text: end of text, and end of turn."""
-        return (self.eos_id,) if self.turn_end_id is None else (self.eos_id, self.turn_end_id)
+        """The tokens that end a text: end of text, end of turn, and those that the files name beside them."""
+        turn = () if self.turn_end_id is None else (self.turn_end_id,)
+        return tuple(dict.fromkeys((self.eos_id, *turn, *self.more_end_ids)))
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,8 @@ class BertDiffusionLM(DiffusionLM):
             positions = memory.position
         hidden = (
             embeddings["word_embeddings"](tokens)
-            + embeddings["position_embeddings"](positions)
             + embeddings["token_type_embeddings"].weight[0]
+            + embeddings["position_embeddings"](positions)
         )
         hidden = embeddings["LayerNorm"](hidden)
         mask = padding_mask(lengths, width, tokens.device)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, places, taken, turned_to
+from steerserve.models.attention import attend, padding_mask, taken, turned_to
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites
+from steerserve.models.llama import rotate, rotation
 
 _NOISE_FEATURES = 256
 _PERIOD = 10000.0
-_ROTARY_BASE = 10000.0
+ROTARY_BASE = 10000.0
 _TILE = 16
 """Matrix products of fewer rows take other kernels on CPUs: so many noise levels at least, and rows never differ."""
 
@@ -43,17 +44,6 @@ def check_heads(**sizes: int) -> None:
         raise ArtifactError(f"config.json: {width_name} {width} must be {heads_name} {heads} times an even number")
 
 
-def rotary_frequencies(size: int, device: torch.device) -> Tensor:
-    """Angles a position [size / 2] of the planes of a head of the given size, float32: 10000^(-2i / size)."""
-    return _ROTARY_BASE ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half rotary embedding of x [rows, heads, length, size] in float32, by cos and sin [length, size / 2]."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
 class Embedding(nn.Module):
     """Token embedding, a bare parameter [vocab_size, hidden_size]."""
 
@@ -68,7 +58,7 @@ class Embedding(nn.Module):
 class SigmaMap(nn.Module):
     """Condition vector silu(mlp(features)) of a noise level, in float32 whatever the weights are.
 
-    The features are the cosines, then the sines, of sigma * 10000^(-i / 128), i from 0 to 127.
+    The features are the cosines, then the sines, of sigma * exp(-log(10000) i / 128), i from 0 to 127.
     """
 
     def __init__(self, cond_dim: int) -> None:
@@ -79,7 +69,7 @@ class SigmaMap(nn.Module):
         """sigma [rows] -> [rows, cond_dim] float32."""
         half = _NOISE_FEATURES // 2
         steps = torch.arange(half, device=sigma.device, dtype=torch.float32)
-        angles = sigma.float()[:, None] * torch.exp(-math.log(_PERIOD) / half * steps)
+        angles = sigma.float()[:, None] * torch.exp(-math.log(_PERIOD) * steps / half)
         x = torch.cat([angles.cos(), angles.sin()], dim=-1)
         layers: Any = self.mlp
         for layer in (layers[0], layers[2]):
@@ -118,8 +108,9 @@ class AdaptiveNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        normed = F.layer_norm(x.float(), self.weight.shape)
-        return torch.addcmul(shift.float(), normed, self.weight.float() * (1 + scale.float())).to(x.dtype)
+        # In this order: the published layers round after the weight, after the scale and after the shift.
+        normed = F.layer_norm(x.float(), self.weight.shape) * self.weight.float()
+        return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -138,7 +129,7 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         condition: Tensor | None,
-        rotation: tuple[Tensor, Tensor],
+        turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
         at: Tensor | None,
     ) -> Tensor:
@@ -153,7 +144,7 @@ class Block(nn.Module):
             others: Tensor = F.linear(normed, weight[width:])
             query = own.view(*own.shape[:2], self.heads, -1).transpose(1, 2)
             key, value = others.view(*others.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = attend(rotate(query, *turned_to(rotation, at)), rotate(key, *rotation), value, mask)
+        mixed = attend(rotate(query, *turned_to(turns, at)), rotate(key, *turns), value, mask)
         hidden = taken(hidden, at) + gate * self.attn_out(mixed)
         out: Tensor = hidden + mlp_gate * self.mlp(self.norm2(hidden, mlp_shift, mlp_scale))
         return out
@@ -203,12 +194,11 @@ class Dit(nn.Module):
             levels = F.pad(sigma, (0, max(0, _TILE - len(sigma))))
             condition = self.sigma_map(levels)[:, None].to(hidden.dtype)
         length = tokens.shape[1]
-        angles = places(length, tokens.device)[:, None] * rotary_frequencies(self.head_size, tokens.device)
-        rotation = (angles.cos()[:length], angles.sin()[:length])
+        turns = rotation(length, self.head_size, ROTARY_BASE, tokens.device)
         mask = padding_mask(lengths, length, tokens.device)
         for index, block in enumerate(self.blocks):
             own = at if index == len(self.blocks) - 1 else None
-            hidden = block(hidden, condition, rotation, mask, own)
+            hidden = block(hidden, condition, turns, mask, own)
             if sites is not None and own is None:
                 hidden = sites(index, hidden)
         out: Tensor = self.output_layer(hidden, condition)

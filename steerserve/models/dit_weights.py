@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.dit import Dit, DitConfig, SigmaMap, rotary_frequencies
+from steerserve.models.dit import ROTARY_BASE, Dit, DitConfig, SigmaMap
 from steerserve.models.layout import check_layout
+from steerserve.models.llama import rotary_frequencies
+from steerserve.numerics import aligned
 
 _PREFIXES = ("", "backbone.", "model.", "module.")
 """What published and converted checkpoints put before every name."""
@@ -41,7 +43,9 @@ def adapt_dit(config: DitConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with every modulation computed at sigma 0 [parts * hidden_size], float32."""
     inside = {
-        name.removeprefix("sigma_map."): t.float() for name, t in tensors.items() if name.startswith("sigma_map.")
+        name.removeprefix("sigma_map."): aligned(tensor.float())
+        for name, tensor in tensors.items()
+        if name.startswith("sigma_map.")
     }
     with torch.device("meta"):
         sigma_map = SigmaMap(len(inside["mlp.2.bias"]))
@@ -54,12 +58,12 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if not name.startswith("sigma_map."):
                 folded[name] = tensor
         elif kind == "weight":
-            folded[f"{owner}.constant"] = F.linear(condition, tensor.float(), tensors[f"{owner}.bias"].float())
+            folded[f"{owner}.constant"] = F.linear(condition, aligned(tensor.float()), tensors[f"{owner}.bias"].float())
     return folded
 
 
 def _check_frequencies(name: str, got: Tensor, head_size: int) -> None:
-    expected = rotary_frequencies(head_size, got.device)
+    expected = rotary_frequencies(head_size, ROTARY_BASE, got.device)
     if got.shape != expected.shape:
         raise ArtifactError(f"misshapen tensor: {name} is {list(got.shape)}, expected {list(expected.shape)}")
     # A half-precision file rounds the frequencies; any other base is further off than that rounding.

@@ -1,8 +1,9 @@
 """The Dream family: a bidirectional Qwen2, in the layout of `Dream-org/Dream-v0-*-7B` and DiffuCoder.
 
 Architecture: Dream 7B (arXiv 2508.15487, section 2) over Qwen2.5 (arXiv 2412.15115): pre-norm RMS blocks, grouped
-queries with biases on q, k and v, rotate-half rotary positions in float32, SwiGLU, full attention. The model was
-an autoregressive one, so the state of position i decides token i + 1: `facts.shift` is 1 and the states are not moved.
+queries with biases on q, k and v, rotate-half rotary positions in the dtype of the states, SwiGLU, full attention. The
+model was an autoregressive one, so the state of position i decides token i + 1: `facts.shift` is 1 and the states are
+not moved.
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
@@ -170,53 +171,12 @@ class DreamDiffusionLM(DiffusionLM):
         Where `eos_token_id` is left out it is `pad_token_id`: Dream pads with the end of text, and its own config class
         names only the latter.
         """
-        check_fixed(raw, "dream", _FIXED)
-        if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
-            raise ArtifactError(
-                f"config.json: layer_types is {raw['layer_types']!r}, the dream family implements 'full_attention'"
-            )
-        given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
-        base = rotary_base(raw)
-        given |= {} if base is None else {"rope_theta": base}
-        if "pad_token_id" in given:
-            given.setdefault("eos_token_id", given["pad_token_id"])
-        config = read_fields(DreamConfig, given, "dream")
-        check_sizes(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            **({} if config.head_dim is None else {"head_dim": config.head_dim}),
-        )
-        for name in ("rope_theta", "rms_norm_eps"):
-            value = getattr(config, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ArtifactError(f"config.json: {name} must be a finite number above 0, got {value!r}")
-        if not isinstance(config.tie_word_embeddings, bool):
-            raise ArtifactError(
-                f"config.json: tie_word_embeddings must be true or false, got {config.tie_word_embeddings!r}"
-            )
-        if config.head_dim is None and config.hidden_size % config.num_attention_heads:
-            raise ArtifactError(
-                f"config.json: num_attention_heads {config.num_attention_heads} must divide "
-                f"hidden_size {config.hidden_size} where head_dim is not given"
-            )
-        if config.head_size % 2:
-            raise ArtifactError(f"config.json: the size of a head must be even, got {config.head_size}")
-        if config.num_attention_heads % config.num_key_value_heads:
-            raise ArtifactError(
-                f"config.json: num_attention_heads {config.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads {config.num_key_value_heads}"
-            )
-        return cls(config)
+        return cls(_read(raw))
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
-        config = cls.from_config(raw).config
+        config = _read(raw)
         left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
         return leave_out_copies(
             left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
@@ -250,7 +210,9 @@ class DreamDiffusionLM(DiffusionLM):
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
         width = tokens.shape[1] if memory is None else memory.width
-        turns = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        # Dream's own layers round the angles' cosines and sines to the dtype of the states, and turn them in it.
+        turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
         turns = turns if memory is None else memory.turned(turns)
         mask = padding_mask(lengths, width, tokens.device)
         for index, layer in enumerate(model["layers"]):
@@ -266,3 +228,49 @@ class DreamDiffusionLM(DiffusionLM):
         model: Any = self.model
         weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
         return F.linear(hidden, weight)
+
+
+def _read(raw: dict[str, Any]) -> DreamConfig:
+    """The family's keys of a parsed `config.json`, checked."""
+    check_fixed(raw, "dream", _FIXED)
+    if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
+        raise ArtifactError(
+            f"config.json: layer_types is {raw['layer_types']!r}, the dream family implements 'full_attention'"
+        )
+    given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
+    base = rotary_base(raw)
+    given |= {} if base is None else {"rope_theta": base}
+    if "pad_token_id" in given:
+        given.setdefault("eos_token_id", given["pad_token_id"])
+    config = read_fields(DreamConfig, given, "dream")
+    check_sizes(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        **({} if config.head_dim is None else {"head_dim": config.head_dim}),
+    )
+    for name in ("rope_theta", "rms_norm_eps"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ArtifactError(f"config.json: {name} must be a finite number above 0, got {value!r}")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise ArtifactError(
+            f"config.json: tie_word_embeddings must be true or false, got {config.tie_word_embeddings!r}"
+        )
+    if config.head_dim is None and config.hidden_size % config.num_attention_heads:
+        raise ArtifactError(
+            f"config.json: num_attention_heads {config.num_attention_heads} must divide "
+            f"hidden_size {config.hidden_size} where head_dim is not given"
+        )
+    if config.head_size % 2:
+        raise ArtifactError(f"config.json: the size of a head must be even, got {config.head_size}")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ArtifactError(
+            f"config.json: num_attention_heads {config.num_attention_heads} must be a multiple of "
+            f"num_key_value_heads {config.num_key_value_heads}"
+        )
+    return config

@@ -5,6 +5,7 @@ positions in float32, SwiGLU, no biases, full attention, prediction at the same 
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,44 +156,12 @@ class LladaDiffusionLM(DiffusionLM):
         """Build from a parsed `config.json`; a missing key or a variant of OLMo that LLaDA does not use is
         an ArtifactError naming the key, its value and the one allowed, as are a mixture of experts and scaled rotary
         positions."""
-        check_fixed(raw, "llada", _FIXED)
-        if experts := raw.get("num_experts"):
-            raise ArtifactError(
-                f"config.json: num_experts is {experts!r}: LLaDA-MoE is a mixture of experts, the llada family "
-                "implements the dense models"
-            )
-        config = read_fields(LladaConfig, dict(raw) | {"rope_theta": rotary_base(raw, LladaConfig.rope_theta)}, "llada")
-        check_sizes(
-            d_model=config.d_model,
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            n_kv_heads=config.kv_heads,
-            vocab_size=config.vocab_size,
-            embedding_size=config.rows,
-            max_sequence_length=config.max_sequence_length,
-            mlp_hidden_size=config.inner,
-        )
-        for name, value in {"rope_theta": config.rope_theta, "rms_norm_eps": config.rms_norm_eps}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ArtifactError(f"config.json: {name} must be a finite number above 0, got {value!r}")
-        for name, flag in {"weight_tying": config.weight_tying, "scale_logits": config.scale_logits}.items():
-            if not isinstance(flag, bool):
-                raise ArtifactError(f"config.json: {name} must be true or false, got {flag!r}")
-        if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
-            raise ArtifactError(
-                f"config.json: d_model {config.d_model} must be n_heads {config.n_heads} times an even number, "
-                f"and n_heads a multiple of n_kv_heads {config.kv_heads}"
-            )
-        if config.rows < config.vocab_size:
-            raise ArtifactError(
-                f"config.json: embedding_size {config.rows} is less than vocab_size {config.vocab_size}"
-            )
-        return cls(config)
+        return cls(_read(raw))
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
-        config = cls.from_config(raw).config
+        config = _read(raw)
         left = leave_out_frequencies(tensors, config.d_model // config.n_heads, config.rope_theta)
         copies = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"} if config.weight_tying else {}
         return leave_out_copies(left, copies)
@@ -242,4 +211,39 @@ class LladaDiffusionLM(DiffusionLM):
         transformer: Any = self.model["transformer"]
         weight = transformer["wte"].weight if self.config.weight_tying else transformer["ff_out"].weight
         logits = F.linear(hidden, weight[: self.config.vocab_size])
-        return logits * self.config.d_model**-0.5 if self.config.scale_logits else logits
+        return logits * (1 / math.sqrt(self.config.d_model)) if self.config.scale_logits else logits
+
+
+def _read(raw: dict[str, Any]) -> LladaConfig:
+    """The family's keys of a parsed `config.json`, checked."""
+    check_fixed(raw, "llada", _FIXED)
+    if experts := raw.get("num_experts"):
+        raise ArtifactError(
+            f"config.json: num_experts is {experts!r}: LLaDA-MoE is a mixture of experts, the llada family "
+            "implements the dense models"
+        )
+    config = read_fields(LladaConfig, dict(raw) | {"rope_theta": rotary_base(raw, LladaConfig.rope_theta)}, "llada")
+    check_sizes(
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.kv_heads,
+        vocab_size=config.vocab_size,
+        embedding_size=config.rows,
+        max_sequence_length=config.max_sequence_length,
+        mlp_hidden_size=config.inner,
+    )
+    for name, value in {"rope_theta": config.rope_theta, "rms_norm_eps": config.rms_norm_eps}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ArtifactError(f"config.json: {name} must be a finite number above 0, got {value!r}")
+    for name, flag in {"weight_tying": config.weight_tying, "scale_logits": config.scale_logits}.items():
+        if not isinstance(flag, bool):
+            raise ArtifactError(f"config.json: {name} must be true or false, got {flag!r}")
+    if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
+        raise ArtifactError(
+            f"config.json: d_model {config.d_model} must be n_heads {config.n_heads} times an even number, "
+            f"and n_heads a multiple of n_kv_heads {config.kv_heads}"
+        )
+    if config.rows < config.vocab_size:
+        raise ArtifactError(f"config.json: embedding_size {config.rows} is less than vocab_size {config.vocab_size}")
+    return config

@@ -35,18 +35,27 @@ class RmsNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
+def rotary_frequencies(size: int, theta: float, device: torch.device) -> Tensor:
+    """Angles a position [size / 2] of the planes of a head of the given size, float32: 1 / theta^(2i / size).
+
+    Written as every author writes it: `theta^(-2i / size)` is the same number, but rounds to another float32 for about
+    every third plane.
+    """
+    return 1.0 / (theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size))
+
+
 def rotation(length: int, size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines [length, size] of the positions 0 to length - 1, float32; size is that of a head."""
-    frequencies = theta ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
-    angles = places(length, device)[:, None] * frequencies
+    angles = places(length, device)[:, None] * rotary_frequencies(size, theta, device)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos()[:length], angles.sin()[:length]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half rotary embedding of x [rows, heads, length, head size] in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Rotate-half rotary embedding of x [rows, heads, length, size], in the dtype of cos and sin [length, size]."""
+    wide = x.to(cos.dtype)
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 def rotary_base(raw: Mapping[str, Any], default: float | None = None) -> float | None:
@@ -79,7 +88,7 @@ def leave_out_frequencies(tensors: Mapping[str, Tensor], size: int, theta: float
     Frequencies of another base or head size than the config's are an ArtifactError.
     """
     left = dict(tensors)
-    expected = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    expected = rotary_frequencies(size, theta, torch.device("cpu"))
     for name in [name for name in left if name.endswith("rotary_emb.inv_freq")]:
         got = left.pop(name)
         # A file in half precision rounds the frequencies; another base is further off than that.

@@ -1,7 +1,7 @@
 """Load a checkpoint folder strictly: every tensor of the family and no other, each in its shape."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts
+from steerserve.models.defaults import FILE, read_generation_config
 from steerserve.models.folder import Family, family_of, read_config, token_ids
 from steerserve.models.layout import check_layout
 from steerserve.models.weights import Weights, read_weights
+from steerserve.numerics import aligned
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Checkpoint:
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> DiffusionLM:
-        """The model in evaluation mode. On the CPU, tensors that have the type already stay mapped: a restart reads
-        only what is not in the page cache."""
-        placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors.items()}
+        """The model in evaluation mode. On the CPU, tensors that have the type already stay mapped, so that a restart
+        reads only what is not in the page cache; float32 ones that do not start on a 64-byte line are copied."""
+        placed = {name: aligned(tensor.to(device=device, dtype=dtype)) for name, tensor in self.tensors.items()}
         self.shell.load_state_dict(placed, strict=True, assign=True)
         self.shell.requires_grad_(False)
         return self.shell.eval()
@@ -62,8 +64,9 @@ def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
     family = family_of(folder, raw)
     if raw.get("model_type") == "bert":
         raw = token_ids(folder) | raw
+    raw, ends = with_one_end(folder, raw)
     try:
-        shell = _shell(family, raw)
+        shell = _shell(family, raw, ends)
         weights = read_weights(folder, originals)
         tensors = family.adapt(raw, dict(weights.tensors))
     except ArtifactError as error:
@@ -80,9 +83,26 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.d
     return checkpoint.load(dtype, device)
 
 
-def _shell(family: Family, raw: dict[str, Any]) -> DiffusionLM:
+def with_one_end(folder: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """A parsed `config.json` with one `eos_token_id`, and all end tokens that it and `generation_config.json` name.
+
+    Either may list several; the first of `config.json` is the family's end of text.
+    """
+    found: list[int] = []
+    for name, said in (("config.json", raw), (FILE, read_generation_config(folder))):
+        value = said.get("eos_token_id")
+        ends = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(end, bool) or not isinstance(end, int) for end in ends):
+            raise ArtifactError(f"{folder / name}: eos_token_id must be an id or a list of ids, got {value!r}")
+        found += ends
+    return (raw | {"eos_token_id": found[0]}, tuple(found)) if found else (raw, ())
+
+
+def _shell(family: Family, raw: dict[str, Any], ends: tuple[int, ...]) -> DiffusionLM:
     with torch.device("meta"):
         shell = family.from_config(raw)
+    more = tuple(end for end in ends if end not in shell.facts.end_ids)
+    shell.facts = replace(shell.facts, more_end_ids=shell.facts.more_end_ids + more)
     _check_ids(shell.facts)
     return shell
 
@@ -91,6 +111,7 @@ def _check_ids(facts: ModelFacts) -> None:
     ids: list[tuple[str, object]] = [("mask", facts.mask_id), ("eos", facts.eos_id)]
     ids += [("bos", facts.bos_id)] if facts.bos_id is not None else []
     ids += [("end of turn", facts.turn_end_id)] if facts.turn_end_id is not None else []
+    ids += [("eos", end) for end in facts.more_end_ids]
     for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
             raise ArtifactError(f"config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")

@@ -1,8 +1,9 @@
 """A model folder as its configuration wants it: found whole, pinned and placed, before any weight is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -10,12 +11,12 @@ from tokenizers import Tokenizer
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts, SamplerDefaults
-from steerserve.models.chat import ChatTemplate, load_chat_template
-from steerserve.models.defaults import read_sampler_defaults
+from steerserve.models.chat import ChatTemplate, find_chat_template
+from steerserve.models.defaults import FILE, read_sampler_defaults, unused_settings
 from steerserve.models.loading import Checkpoint, open_checkpoint
 from steerserve.models.placement import choose_device, choose_dtype
 from steerserve.models.room import available_bytes, check_room
-from steerserve.models.tokenizer import load_tokenizer
+from steerserve.models.tokenizer import open_tokenizer
 from steerserve.models.weights import weights_sha256
 
 
@@ -30,6 +31,8 @@ class OpenedModel:
     sha256: str
     device: torch.device
     dtype: torch.dtype
+    unused: Mapping[str, Any]
+    """Settings of its `generation_config.json` that no sampler of ours follows."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -43,7 +46,8 @@ class OpenedModel:
         be placed beside them.
         """
         room = check_room(name, self.checkpoint.parameters, self.dtype, others, available_bytes(self.device))
-        notes = (*self.checkpoint.weights.notes, *self.checkpoint.weights.keep_converted())
+        unused = [f"{name} {value!r} of {FILE} is not followed" for name, value in self.unused.items()]
+        notes = (*unused, *self.checkpoint.weights.notes, *self.checkpoint.weights.keep_converted())
         for line in (*notes, room):
             if say is not None:
                 say(line)
@@ -56,16 +60,16 @@ def open_model(folder: Path, config: ModelConfig) -> OpenedModel:
     # A pin is of the files as published: a conversion beside them could hold anything.
     checkpoint = open_checkpoint(folder, originals=config.sha256 is not None)
     place = config.tokenizer or folder
-    tokenizer = load_tokenizer(place, checkpoint.facts.family)
+    tokenizer, theirs = open_tokenizer(place, checkpoint.facts.family)
     if tokenizer.get_vocab_size() > checkpoint.facts.vocab_size:
         raise ArtifactError(
             f"{place}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {checkpoint.facts.vocab_size}"
         )
-    chat = load_chat_template(place)
+    chat = find_chat_template(place, theirs)
     defaults = read_sampler_defaults(folder, checkpoint.shell.defaults)
     # Nor does what is remembered of them do for it.
     sha256 = weights_sha256(folder, anew=config.sha256 is not None)
     if config.sha256 is not None and config.sha256.lower() != sha256:
         raise ArtifactError(f"{folder}: the weights have the sha256 {sha256}, not {config.sha256} as pinned")
     dtype = choose_dtype(config.dtype, device, checkpoint.dtype)
-    return OpenedModel(checkpoint, tokenizer, chat, defaults, sha256, device, dtype)
+    return OpenedModel(checkpoint, tokenizer, chat, defaults, sha256, device, dtype, unused_settings(folder))

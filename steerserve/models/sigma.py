@@ -12,11 +12,11 @@ class Sigma(Protocol):
     """Total noise and its rate; a token is masked at time t with probability 1 - exp(-total(t))."""
 
     def total(self, time: Tensor) -> Tensor:
-        """sigma(t), of the shape of time, float64."""
+        """sigma(t), of the shape and dtype of time, in which it is computed: the authors' models were told float32."""
         ...
 
     def rate(self, time: Tensor) -> Tensor:
-        """d sigma / d t, of the shape of time, float64."""
+        """d sigma / d t, of the shape and dtype of time."""
         ...
 
 
@@ -28,11 +28,11 @@ class LogLinear:
 
     def total(self, time: Tensor) -> Tensor:
         """See `Sigma.total`."""
-        return -torch.log1p(-(1 - self.eps) * time.double())
+        return -torch.log1p(-(1 - self.eps) * time)
 
     def rate(self, time: Tensor) -> Tensor:
         """See `Sigma.rate`."""
-        return (1 - self.eps) / (1 - (1 - self.eps) * time.double())
+        return (1 - self.eps) / (1 - (1 - self.eps) * time)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Geometric:
 
     def total(self, time: Tensor) -> Tensor:
         """See `Sigma.total`."""
-        return self.low ** (1 - time.double()) * self.high ** time.double()
+        return self.low ** (1 - time) * self.high**time
 
     def rate(self, time: Tensor) -> Tensor:
         """See `Sigma.rate`."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 class Activation(nn.Module):
     """A rule from pre-activations to activations, feature by feature or token by token."""
 
+    signed = False
+    """Whether activations may be negative."""
+
     def forward(self, pre: Tensor) -> Tensor:
         """Activations [..., features] of pre-activations [..., features]."""
         raise NotImplementedError
@@ -47,6 +50,8 @@ class AbsTopK(Activation):
 
     Activations may be negative: a feature then stands for the opposite of its decoder row.
     """
+
+    signed = True
 
     def __init__(self, k: int) -> None:
         super().__init__()

@@ -60,6 +60,11 @@ class MatchingPursuitAutoencoder(SparseAutoencoder):
                 break
         return activations.reshape(*hidden.shape[:-1], self.facts.features)
 
+    def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:  # noqa: ARG002 (the same for any)
+        """See SparseAutoencoder. Always the activation: the product of the first iteration, which is the
+        pre-activation, holds what later iterations give to other features."""
+        return self.encode(hidden)[..., feature].float()
+
     def rank(self, hidden: Tensor) -> Tensor:
         """See SparseAutoencoder; features that were not taken follow in the order of the first iteration."""
         activations, pre = self.encode(hidden), self.pre(hidden)

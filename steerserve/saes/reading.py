@@ -5,6 +5,7 @@ The file of weights tells the layout. Beside it there may be `feature_stats.safe
 "visible"), `residual_norm`, `model_sha256`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from steerserve.saes.layouts.parts import Description, Parts
 from steerserve.saes.matching_pursuit import MatchingPursuitAutoencoder, Pursuit
 from steerserve.saes.sae import FeatureStats, SaeFacts, SparseAutoencoder
 
+logger = logging.getLogger(__name__)
 STATS, NOTES = "feature_stats.safetensors", "steerserve.json"
 
 NOTED = ("layer", "policy", "residual_norm", "model_sha256")
@@ -67,8 +69,8 @@ def describe(folder: Path) -> Description:
 
 
 def load_sae(folder: Path, name: str | None = None) -> SparseAutoencoder:
-    """One SAE of any layout, checked, in float32 and memory-mapped where the file allows; its id is `name`, or the
-    folder's name. An ArtifactError names field, value and what fits."""
+    """One SAE of any layout, checked, in float32; its id is `name`, or the folder's name. Its tensors stay mapped where
+    they are float32 on a 64-byte line of the file. An ArtifactError names field, value and what fits."""
     description = describe(folder)
     try:
         if description.layer is None:
@@ -90,7 +92,10 @@ def load_sae(folder: Path, name: str | None = None) -> SparseAutoencoder:
             policy=description.policy,
             k=description.k,
             metadata=description.metadata,
+            remarks=parts.remarks,
         )
+        for remark in parts.remarks:
+            logger.warning("SAE %s: %s", facts.id, remark)
         stats = read_stats(folder / STATS, features)
         if isinstance(parts.activation, Pursuit):
             return MatchingPursuitAutoencoder(facts, parts.tensors, parts.activation, stats)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,12 @@ from steerserve.saes.activation import Activation
 
 Policy = Literal["mask", "visible"]
 """Which positions an SAE was trained on: the masked ones of noised canvases, or the visible ones."""
+
+
+LEAST_OWN: Final = 0.05
+"""Least that an encoder reads of a feature's own decoder row for a push along that row to set what it reads. 98 % or
+more of the features of each bundled SAE that are ever active are above it; below it, an activation of 1 would take a
+push of more than 20 rows."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class SaeFacts:
     """Active features per token (on average for BatchTopK); None where the SAE has no such number."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the layout says, unchecked: `residual_norm`, `model_sha256`, ..."""
+    remarks: tuple[str, ...] = ()
+    """What whoever uses it should know of its files, a sentence each: an unfinished training, another reader's sums."""
 
     def check_model(self, hidden_size: int, num_layers: int, model_sha256: str | None = None) -> None:
         """Raise an ArtifactError unless this SAE reads a layer of the model given; hashes are compared where known."""
@@ -86,6 +94,7 @@ class SparseAutoencoder(nn.Module):
             self.register_buffer(name, tensors[name])
         self.register_buffer("decoder_norm", tensors["W_dec"].norm(dim=1))
         self.activation = activation
+        self._own: dict[int, float] = {}
 
     def pre(self, hidden: Tensor) -> Tensor:
         """Pre-activations [..., features] of hidden states [..., hidden_size]."""
@@ -120,6 +129,42 @@ class SparseAutoencoder(nn.Module):
         if not self.decoder_norm[feature] > 0:
             raise NotFoundError(f"SAE {self.facts.id}: feature {feature} has a decoder row of zeros", "feature")
         return self.W_dec[feature] / self.decoder_norm[feature]
+
+    def row_norm(self, feature: int) -> float:
+        """Norm of a feature's decoder row: hidden units of an activation of 1."""
+        return float(self.decoder_norm[feature])
+
+    def own(self, feature: int) -> float:
+        """How much the pre-activation of a feature rises when its decoder row is added to the state: w_f . d_f, the
+        product of its encoder column and that row."""
+        if feature not in self._own:
+            self._own[feature] = float((self.W_enc[:, feature].float() * self.W_dec[feature].float()).sum())
+        return self._own[feature]
+
+    def reads_back(self, feature: int) -> bool:
+        """Whether the encoder reads a feature's own decoder row, so that a push along it sets what is read."""
+        return self.own(feature) >= LEAST_OWN
+
+    def per_latent(self, feature: int) -> float:
+        """Hidden units along a feature's direction that change what the encoder reads of it by 1; where it does not
+        read it back, those that change its part of the reconstruction by that of an activation of 1."""
+        return self.row_norm(feature) / (self.own(feature) if self.reads_back(feature) else 1.0)
+
+    def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:
+        """The value [...] from which a feature's latent is set to target, of hidden states [..., hidden_size].
+
+        Towards 0, and below it where activations have no sign: the activation, so that a feature which is not active
+        stays as it is. Towards any other value: the pre-activation, which is the activation where the feature is
+        active and says elsewhere how far it is from being so. Set to target, the activation lets it through or reads
+        0: under TopK where k others are larger, under JumpReLU where the threshold is.
+        """
+        through = target != 0 if self.activation.signed else target > 0
+        if not through or not self.reads_back(feature):
+            return self.encode(hidden)[..., feature].float()
+        # Multiplied and summed, not contracted: a row is read alike beside any others.
+        column = self.W_enc[:, feature].float()
+        product = ((hidden.float() - self.b_dec.float()) * column).sum(-1)
+        return product + self.b_enc[feature].float()
 
     def rank(self, hidden: Tensor) -> Tensor:
         """Scores [..., features] of hidden states [..., hidden_size]: the order of the activations (by magnitude where

@@ -13,8 +13,10 @@ from steerserve.server.policy import Policy
 from steerserve.server.rate import Rates
 from steerserve.server.visit import VISIT
 
-OPEN: Final = frozenset({"/health", "/ready", *PAGES})
-"""Paths that need no key, spelt exactly as the router spells them: any other spelling needs one."""
+OPEN: Final = frozenset({"/", "/docs", "/health", "/ready", *PAGES})
+"""Paths that need no key to be read, spelt exactly as the router spells them: any other spelling needs one."""
+READ: Final = ("GET", "HEAD")
+"""The methods that read."""
 WORK: Final = "POST"
 """The method that asks for work of the engine, which a key may have so much of at once."""
 CHANGE: Final = "PATCH"
@@ -40,7 +42,7 @@ class Access:
             visit.policy = Policy()
             await self.app(scope, receive, send)
             return
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN and scope["method"] in READ:
             await self.app(scope, receive, send)
             return
         try:

@@ -26,6 +26,7 @@ from steerserve.server.guard import Guard, try_mandatory
 from steerserve.server.keys import Keyring
 from steerserve.server.limits import BodyLimit
 from steerserve.server.load import Load
+from steerserve.server.methods import Head, allowed
 from steerserve.server.metrics import Metrics
 from steerserve.server.observe import Observe, Report
 from steerserve.server.openapi import OpenApi
@@ -50,7 +51,7 @@ def create_app(
     worker = EngineWorker(service.engine, load, config.max_queue_steps, restart_seconds)
     keyring = None
     if config.keys is not None:
-        keyring = Keyring(config.keys, partial(try_mandatory, service.engine, max_length=service.max_length))
+        keyring = Keyring(config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length))
     # What callers reach admits under the policy of their key; only the worker has the engine itself.
     guarded = dataclasses.replace(service, engine=Guard(service.engine))
 
@@ -69,16 +70,30 @@ def create_app(
     app.state.worker, app.state.metrics, app.state.keyring = worker, metrics, keyring
     generations, turns = Generations(), Turns()
     app.state.generations = generations
-    app.include_router(Completions(guarded, config, worker, metrics, generations, turns).router)
-    app.include_router(Changes(guarded, worker, generations, turns).router)
-    app.include_router(Catalogue(guarded, config).router)
-    app.include_router(FeatureRoutes(guarded, worker, turns).router)
-    app.include_router(Operation(config, worker, metrics).router)
-    app.include_router(OpenApi(service, config).router)
-    app.include_router(playground())
+    routers = [
+        Completions(guarded, config, worker, metrics, generations, turns).router,
+        Changes(guarded, worker, generations, turns).router,
+        Catalogue(guarded, config).router,
+        FeatureRoutes(guarded, worker, turns).router,
+        Operation(config, worker, metrics).router,
+        OpenApi(service, config).router,
+        playground(),
+    ]
+    for router in routers:
+        app.include_router(router)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        refused = cast(HTTPException, error)
+        headers = {name.lower(): value for name, value in (refused.headers or {}).items()}
+        if refused.status_code == 405:
+            headers["allow"] = ", ".join(allowed(routers, request.url.path))
+        method = request.state.visit.method
+        return http_error(refused.status_code, method, request.url.path, headers).response()
+
     app.add_exception_handler(SteerserveError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(HTTPException, on_http_error)
     # The last one added is the outermost.
+    app.add_middleware(Head)
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout)
     if config.request_timeout is not None:
         app.add_middleware(Deadline, seconds=config.request_timeout)
@@ -99,9 +114,3 @@ async def _on_error(request: Request, error: Exception) -> Response:
     answer = answer_to(cast(SteerserveError, error))
     request.state.visit.reason = answer.code
     return answer.response()
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    refused = cast(HTTPException, error)
-    headers = {name.lower(): value for name, value in (refused.headers or {}).items()}
-    return http_error(refused.status_code, request.method, request.url.path, headers).response()

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from steerserve.engine.events import Committed, Revised
+from steerserve.engine.text import INCOMPLETE, Vocabulary, certain
 
 MASK = "\u25af"
 """How a position without a token is shown."""
-
-INCOMPLETE = "\ufffd"
 
 
 class Canvas:
@@ -20,9 +19,12 @@ class Canvas:
         length: int,
         stop: tuple[str, ...],
         revised_by: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        """revised_by: length of the blocks within which tokens may be taken back while a block is being written."""
+        """revised_by: length of the blocks within which tokens may be taken back while a block is being written;
+        vocabulary: of `decode`, where that has tokens which are bytes."""
         self._decode = decode
+        self._vocabulary = vocabulary or Vocabulary()
         self._end_ids = end_ids
         self._length = length
         self._stop = stop
@@ -66,8 +68,9 @@ class Canvas:
         return self._send(text)
 
     def provisional(self) -> str:
-        """The whole response now, `▯` for each masked position, up to the first end token."""
-        text = ""
+        """The whole response now, `▯` for each masked position, up to the first end token; without what may yet become
+        a character, since a mask stands beside it."""
+        text, masks = "", 0
         before: list[int] = []
         run: list[int] = []
         for position in range(self._length):
@@ -77,21 +80,26 @@ class Canvas:
             if token is not None:
                 run.append(token)
                 continue
-            text += self._piece(before, run) + MASK
+            text += _finished(self._piece(before, run), masks > 0, True) + MASK
+            masks += 1
             before += run
             run = []
-        return text + self._piece(before, run)
+        return text + _finished(self._piece(before, run), masks > 0, False)
 
     def _piece(self, before: list[int], run: list[int]) -> str:
         # Decoded as a continuation, since a token's text may depend on not being the first; the one token before is
         # enough for that, and keeps a frame linear in the length of the response.
         if not run:
             return ""
+        raw = self._vocabulary.raw
+        if before and None not in (raw(before[-1]), raw(run[0])):
+            # Bytes on the two sides of a mask are no character together.
+            before = []
         known, both = self._decode(before[-1:]), self._decode(before[-1:] + run)
         return both[len(known) :] if both.startswith(known) else self._decode(run)
 
     def _settled(self) -> str:
-        text = self._decode(self._prefix).rstrip(INCOMPLETE)
+        text = certain(self._decode, self._prefix, self._vocabulary)
         end = len(text)
         for stop in self._stop:
             found = text.find(stop)
@@ -104,6 +112,12 @@ class Canvas:
         piece = text[len(self._sent) :]
         self._sent += piece
         return piece
+
+
+def _finished(text: str, after_mask: bool, before_mask: bool) -> str:
+    """The text of tokens between masked positions, without what is no character where it meets one."""
+    text = text.lstrip(INCOMPLETE) if after_mask else text
+    return text.rstrip(INCOMPLETE) if before_mask else text
 
 
 def _overlap(text: str, stop: str) -> int:

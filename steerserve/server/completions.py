@@ -3,6 +3,7 @@
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from steerserve.server.pieces import Opening
 from steerserve.server.protocol import CompletionRequest, GenerationRequest, StreamOptions
 from steerserve.server.pushes import check_model
 from steerserve.server.render import Answer
-from steerserve.server.rows import Row, admit, rows_of
+from steerserve.server.rows import Row, admit_fitting, rows_of
 from steerserve.server.service import Service
 from steerserve.server.sse import EventStream, lines
 from steerserve.server.streaming import VIEWS
@@ -91,7 +92,7 @@ class Completions:
         plans: dict[int, Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
-                plans.setdefault(row.prompt, one.plan)
+                plans.setdefault(row.prompt, one.plan | ({"notes": row.notes} if row.notes else {}))
         listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
         ranking = ranking_of(body)
         asked = {"rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
@@ -122,7 +123,7 @@ class Completions:
         seed = body.seed if body.seed is not None else secrets.randbits(53)
         most = self._service.rows_per_request(self._config.max_rows_per_request)
         rows = rows_of(body, seed, most, prompts)
-        return body, seed, rows, admit(self._service.engine, rows, body)
+        return body, seed, *admit_fitting(self._service.engine, rows, body)
 
     async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:
         began = time.perf_counter()
@@ -136,14 +137,13 @@ class Completions:
             seed=seed,
             wording=interface.wording,
             rows={one.id: row for one, row in zip(admitted, rows, strict=True)},
-            openings={
-                row.prompt: Opening(one.prompt_ids, self._service.decode)
-                for one, row in zip(admitted, rows, strict=True)
-            },
+            openings={row.prompt: self._opening(one.prompt_ids) for one, row in zip(admitted, rows, strict=True)},
+            suffix_tokens=len(admitted[0].suffix_ids),
             decode=self._service.decode,
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
             ranking=ranking_of(body),
+            receipts=body.steering.receipt,
             revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )
         subscription = await self._worker.submit(admitted)
@@ -151,6 +151,12 @@ class Completions:
         generation = Generation(answer, subscription, self._worker, self._metrics, began, forget, self._turns)
         self._generations.add(generation)
         return body, generation
+
+    def _opening(self, ids: Sequence[int]) -> Opening:
+        service = self._service
+        # The caller has not given it, and it is in no text: lists of the prompt's tokens are of those that were given.
+        added = service.bos_id is not None and service.vocabulary.is_skipped(service.bos_id)
+        return Opening(ids, service.decode, service.vocabulary, int(added))
 
     def _stream(self, body: GenerationRequest, generation: Generation, request: Request) -> EventStream:
         answer = generation.answer
@@ -161,6 +167,7 @@ class Completions:
                 row.params.max_tokens,
                 row.params.stop,
                 answer.revised_by.get(request_id),
+                self._service.vocabulary,
             )
             for request_id, row in answer.rows.items()
         }

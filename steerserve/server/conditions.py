@@ -4,7 +4,17 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from steerserve.engine.conditions import BOUNDS, FIELDS, parse_condition, parse_remask
+from steerserve.engine.conditions import (
+    BOUNDS,
+    FIELDS,
+    MAX_TIMES,
+    OVER,
+    READ,
+    READ_UNITS,
+    REMASK_SPANS,
+    parse_condition,
+    parse_remask,
+)
 
 _NULL: Final = {"type": "null"}
 _BOUNDS: Final = {name: {"type": ["number", "null"]} for name in BOUNDS}
@@ -29,21 +39,21 @@ def _kind(required: str, **properties: Any) -> dict[str, Any]:
     return _one(required, **dict.fromkeys(FIELDS, _NULL) | properties)
 
 
-_OVER: Final = {"enum": ["mean", "max"]}
+_OVER: Final = {"enum": list(OVER)}
 CONDITION: Final = {
     "description": "A comparison of what a forward reads of the response, or of progress, or such comparisons joined.",
     "oneOf": [
         _kind(
             "attribute",
             attribute={"type": "string"},
-            read={"enum": ["projection", "activation"], "default": "projection"},
+            read={"enum": list(READ), "default": "projection"},
             over=_OVER | {"default": "mean"},
             **_BOUNDS,
         ),
         _kind(
             "feature",
             feature=_FEATURE,
-            unit={"enum": ["raw", "max_act"], "default": "raw"},
+            unit={"enum": list(READ_UNITS), "default": "raw"},
             over=_OVER | {"default": "max"},
             **_BOUNDS,
         ),
@@ -62,8 +72,8 @@ _SPAN: Final = {
 REMASK: Final = _one(
     "condition",
     condition=CONDITION,
-    span={"oneOf": [{"enum": ["block", "response"]}, _one("positions", positions=_SPAN)], "default": "block"},
-    times={"type": "integer", "minimum": 1, "maximum": 16, "default": 1},
+    span={"oneOf": [{"enum": list(REMASK_SPANS)}, _one("positions", positions=_SPAN)], "default": "block"},
+    times={"type": "integer", "minimum": 1, "maximum": MAX_TIMES, "default": 1},
 )
 
 

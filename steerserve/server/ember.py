@@ -12,17 +12,19 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from steerserve.engine.params import FeatureRef, Intervention, Operator, Unit
+from steerserve.engine.params import FeatureRef, Intervention
 from steerserve.server import fields
 from steerserve.server.fields import Name, Strength, Strict
+from steerserve.steering.names import Operator, Unit
 
-MODES: Final[dict[str, tuple[Operator, Unit | None]]] = {
+Mode = Literal["nudge", "pin", "mul"]
+MODES: Final[dict[Mode, tuple[Operator, Unit | None]]] = {
     "nudge": ("add", "max_act"),
     "pin": ("clamp", "max_act"),
     "mul": ("multiply", None),
 }
 """Operator and unit of each mode. Ember's values are shares of a feature's largest activation; ours is the one measured
-for the SAE that is loaded, and `clamp` sets the projection on the feature's direction."""
+for the SAE that is loaded. `clamp` sets the feature's activation, and `multiply` scales it."""
 
 BOUNDS: Final = {
     ">": ("above",),
@@ -53,7 +55,7 @@ class EmberFeatures(Strict):
 class EmberIntervention(Strict):
     """One edit of a group of features."""
 
-    mode: Literal["nudge", "pin", "mul"]
+    mode: Mode
     features: EmberFeatures
     value: Strength
 

@@ -1,8 +1,9 @@
 """From errors to HTTP: the one place that knows which error is which status."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
@@ -84,6 +85,10 @@ class RateLimitError(SteerserveError):
         self.retry_after = retry_after
 
 
+CLOSE: Final = {"connection": "close"}
+"""What is left of the body is not waited for."""
+
+
 @dataclass(frozen=True)
 class ErrorAnswer:
     """An error as a client sees it."""
@@ -93,7 +98,7 @@ class ErrorAnswer:
     type: str = "server_error"
     param: str | None = None
     code: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -120,13 +125,13 @@ def answer_to(error: SteerserveError) -> ErrorAnswer:
         status = 404 if isinstance(error, NotFoundError) else 400
         return ErrorAnswer(status, message, "invalid_request_error", error.param, error.code)
     if isinstance(error, BodyTooLargeError):
-        return ErrorAnswer(413, message, "invalid_request_error", code="body_too_large")
+        return ErrorAnswer(413, message, "invalid_request_error", code="body_too_large", headers=CLOSE)
     if isinstance(error, HeadTooLargeError):
         return ErrorAnswer(431, message, "invalid_request_error", code="headers_too_large")
     if isinstance(error, EncodingError):
         return ErrorAnswer(415, message, "invalid_request_error", "Content-Encoding", "unsupported_encoding")
     if isinstance(error, BodyTimeoutError):
-        return ErrorAnswer(408, message, "invalid_request_error", code="body_timeout", headers={"connection": "close"})
+        return ErrorAnswer(408, message, "invalid_request_error", code="body_timeout", headers=CLOSE)
     if isinstance(error, UnauthorizedError):
         challenge = 'Bearer realm="steerserve"' + ', error="invalid_token"' * error.presented
         headers = {"www-authenticate": challenge}

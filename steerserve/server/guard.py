@@ -1,5 +1,6 @@
 """The engine as callers reach it: admission under the policy of the caller's key, and nothing past it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from steerserve.engine.base import Admitted, Engine
@@ -58,11 +59,11 @@ class Guard:
         self._engine.close()
 
 
-def try_mandatory(engine: Engine, policy: Policy, max_length: int) -> None:
-    """Raise RequestError where the engine would refuse a key's mandatory interventions, or they would not hold."""
+def try_mandatory(admit: Callable[[GenerationParams], Any], policy: Policy, max_length: int) -> None:
+    """Raise RequestError where a key's mandatory interventions are refused by `admit`, or would not hold."""
     # A prompt is not needed, and half of the longest canvas leaves room for what a model puts before a response.
     params = GenerationParams(max_tokens=min(64, max(1, max_length // 2)), interventions=policy.mandatory)
-    admitted: Admitted = engine.admit(params)
+    admitted: Admitted = admit(params)
     policy.check_mandatory(admitted.plan)
 
 

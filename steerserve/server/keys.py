@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from steerserve.engine.params import Intervention, Operator
+from steerserve.engine.params import Intervention
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.server import steering
 from steerserve.server.body import validate
@@ -25,6 +25,7 @@ from steerserve.server.fields import Name, Strict
 from steerserve.server.policy import Policy
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.rows import rows_of
+from steerserve.steering.names import Operator
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class KeyEntry(Strict):
     rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
     max_strength: dict[Annotated[str, Field(pattern="^(residual|max_act|raw|stored|kl|factor)$")], Limit] | None = None
-    max_kl: Limit | None = None
+    max_kl: float | None = Field(default=None, gt=0, le=1e6)
+    max_predicted_kl: Limit | None = None
     denied_attributes: list[Name] = []
     operators: list[Operator] | None = Field(default=None, min_length=1)
     vectors: bool | None = None
@@ -105,24 +107,12 @@ class Keyring:
         return True
 
     def _read(self) -> tuple[Key, ...]:
+        keys = read_keys(self._path)
         try:
-            text = self._path.read_text(encoding="utf-8")
-            data: Any = tomllib.loads(text) if self._path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError, RecursionError) as error:
-            raise ArtifactError(f"{self._path}: not a readable file of keys: {error}") from error
-        if not isinstance(data, dict | list):
-            raise ArtifactError(f"{self._path}: must hold a list of keys")
-        try:
-            entries = validate({"keys": data} if isinstance(data, list) else data, KeyFile).keys
-            keys = tuple(_key(entry, f"keys[{index}]") for index, entry in enumerate(entries))
-            _require_unique(keys)
             for index, key in enumerate(keys):
                 self._try(key, f"keys[{index}].mandatory")
         except RequestError as error:
-            # The value may be the key itself, put where its hash belongs.
-            secret = (error.param or "").endswith("sha256")
-            said = f"{error.param}: must be the 64 hexadecimal digits of a key's SHA-256" if secret else error
-            raise ArtifactError(f"{self._path}: {said}") from None
+            raise ArtifactError(f"{self._path}: {error}") from None
         return keys
 
     def _try(self, key: Key, param: str) -> None:
@@ -134,6 +124,51 @@ class Keyring:
             raise RequestError(f"{param}: {error}", param) from error
 
 
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """Read and check a file of keys, all but whether the engine takes their mandatory interventions.
+
+    Raises ArtifactError naming the file, the entry and the field.
+    """
+    data = _parsed(path)
+    try:
+        entries = validate(data, KeyFile).keys
+        keys = tuple(_key(entry, f"keys[{index}]") for index, entry in enumerate(entries))
+        _require_unique(keys)
+    except RequestError as error:
+        # The value may be the key itself, put where its hash belongs.
+        secret = (error.param or "").endswith("sha256")
+        said = f"{error.param}: must be the 64 hexadecimal digits of a key's SHA-256" if secret else error
+        raise ArtifactError(f"{path}: {said}") from None
+    return keys
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The file as a KeyFile has it. `{"keys": [entries]}`, a list of entries, one entry, and entries one after another
+    (`steerserve keys NAME >> FILE`) say the same."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: list[Any] = [tomllib.loads(text)] if path.suffix == ".toml" else _values(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not a readable file of keys: {error}") from error
+    if len(values) == 1 and isinstance(values[0], list):
+        [values] = values
+    elif len(values) == 1 and isinstance(values[0], dict) and not values[0].keys() & {"name", "sha256"}:
+        return dict(values[0])
+    elif not values or not all(isinstance(one, dict) for one in values):
+        raise ArtifactError(f"{path}: must hold keys as `steerserve keys NAME` prints them, one or a list of them")
+    return {"keys": values}
+
+
+def _values(text: str) -> list[Any]:
+    """The JSON values of a text, one or several with white space between them."""
+    decoder, found = json.JSONDecoder(), []
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
+        found.append(value)
+        text = text[end:]
+    return found
+
+
 def _key(entry: KeyEntry, param: str) -> Key:
     for index, one in enumerate(entry.mandatory):
         _check_mandatory(one, f"{param}.mandatory[{index}]")
@@ -142,6 +177,7 @@ def _key(entry: KeyEntry, param: str) -> Key:
     policy = Policy(
         max_strength=entry.max_strength,
         max_kl=entry.max_kl,
+        max_predicted_kl=entry.max_predicted_kl,
         denied_attributes=tuple(entry.denied_attributes),
         operators=tuple(entry.operators) if entry.operators is not None else None,
         vectors=free if entry.vectors is None else entry.vectors,

@@ -16,7 +16,8 @@ class BodyLimit:
     """Refuses heads over MAX_HEAD_BYTES with 431, bodies over `max_bytes` with 413, compressed ones with 415, and ends
     the wait for one after `seconds` with 408.
 
-    A declared length is refused before anything is read; a chunked body at the chunk that goes over.
+    A declared length is refused before anything is read; a chunked body at the chunk that goes over. The connection is
+    closed then, which reads and drops some more, so that a client that is still sending gets the answer.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:

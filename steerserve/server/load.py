@@ -129,7 +129,8 @@ class Load:
 def steps_of(request: Any) -> int:
     """Canvas-steps that an admitted row takes at most, as its plan says: what it may write again is counted too."""
     steps = request.plan.get("steps", 1)
-    return int(request.plan.get("max_steps", steps)) * width_of(request)
+    prompt = int(request.plan.get("prompt_passes", 0))
+    return int(request.plan.get("max_steps", steps)) * width_of(request) + prompt
 
 
 def width_of(request: Any) -> int:

@@ -3,17 +3,19 @@
 Both of its spellings are taken: its public API says `modelId`, `layer`, `strength_multiplier` and `steer_method`, its
 inference server `model`, `source`, `strengthMultiplier` and `steerMethod`. A source is the id of an SAE that is loaded
 here. With c = strength x multiplier and v the decoder row as it is stored, its methods are h + c v, h - (1 - c) P h
-(P projects on v) and a cap of the projection at c.
+(P projects on v) and a cap at c. That cap is of the feature's activation here, as every cap of a feature is, where
+theirs is of the projection on its row, which stands for it.
 """
 
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from steerserve.engine.params import FeatureRef, Intervention, Operator, Unit
+from steerserve.engine.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.server import fields
 from steerserve.server.fields import Name, Strength, Strict
+from steerserve.steering.names import Operator, Unit
 
 Method = Literal["SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP", "PROJECTION_CAP"]
 

@@ -1,6 +1,7 @@
 """The OpenAPI document: every route, what it takes exactly, and what it answers in outline."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from html import escape
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -8,10 +9,12 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
+from steerserve.engine.events import FINISH_REASONS
 from steerserve.server.access import OPEN
 from steerserve.server.conversation import ChatRequest
 from steerserve.server.features import ActivationRequest, FeatureQuery
 from steerserve.server.fields import Strict
+from steerserve.server.playground import HEADERS
 from steerserve.server.protocol import CompletionRequest
 from steerserve.server.service import Service
 from steerserve.server.steering import SteeringPatch
@@ -19,6 +22,14 @@ from steerserve.server.steering import SteeringPatch
 Json = dict[str, Any]
 
 BODIES: Final[tuple[type[Strict], ...]] = (CompletionRequest, ChatRequest, SteeringPatch, ActivationRequest)
+
+CHOICES: Final = (
+    ("Intervention", "schedule", "schedules"),
+    ("Diffusion", "order", "orders"),
+    ("Diffusion", "transfer", "transfers"),
+    ("Diffusion", "cache", "caches"),
+)
+"""Fields that take a name the engine knows, with or without options: schema, field, and where capabilities list it."""
 
 ERROR: Final[Json] = {
     "type": "object",
@@ -63,11 +74,12 @@ FEATURE: Final = _object(
     sae=TEXT, index=NUMBER, label={"type": ["string", "null"]}, layer=NUMBER, decoder_norm={"type": "number"}
 )
 ACTIVE: Final = _object(position=NUMBER, token_id=NUMBER, token=TEXT, masked={"type": "boolean"}, sae=TEXT)
+INDEX: Final = _object(playground=TEXT, docs=TEXT, openapi=TEXT, routes=ANY)
 PLANS: Final[Json] = {"type": "array", "items": _object(prompt=NUMBER)}
 
 
 def _answer(kind: str, **choice: Json) -> Json:
-    choices = _object(index=NUMBER, finish_reason={"enum": ["stop", "length", "content_filter"]}, **choice)
+    choices = _object(index=NUMBER, finish_reason={"enum": list(FINISH_REASONS)}, **choice)
     return _object(
         id=TEXT,
         object={"const": kind},
@@ -84,14 +96,19 @@ CHAT_COMPLETION: Final = _answer("chat.completion", message=_object(role={"const
 
 
 def _does(
-    what: str, answer: Json, takes: tuple[str, ...] = (), media: str = "application/json", streams: bool = False
+    what: str,
+    answer: Json,
+    takes: tuple[str, ...] = (),
+    media: str = "application/json",
+    streams: bool = False,
+    status: str = "200",
 ) -> Json:
     """A route: what it does, the schema of its answer, and the names of the schemas of its body."""
     content: Json = {media: {"schema": answer}}
     if streams:
         content["text/event-stream"] = {}
     errors = {"description": "What is wrong", "content": {"application/json": {"schema": {"$ref": _ref("Error")}}}}
-    route: Json = {"summary": what, "responses": {"200": {"description": what, "content": content}, "default": errors}}
+    route: Json = {"summary": what, "responses": {status: {"description": what, "content": content}, "default": errors}}
     if takes:
         schemas = [{"$ref": _ref(name)} for name in takes]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
@@ -144,25 +161,65 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
     "/ready": {"get": _does("Whether a new request would be taken", _object(status=TEXT))},
     "/metrics": {"get": _does("Prometheus metrics", TEXT, media="text/plain")},
     "/openapi.json": {"get": _does("This document", _object(openapi=TEXT))},
+    "/docs": {"get": _does("The routes, for a browser", TEXT, media="text/html")},
+    "/": {"get": _does("Where the playground is, and what else there is", INDEX, status="307")},
 }
 
 
 class OpenApi:
-    """The document of one server."""
+    """What there is to know of a server's routes: for programs, for readers, and at its root."""
 
     def __init__(self, service: Service, config: ServerConfig) -> None:
         self._document = document(service, config)
+        told = {path: methods for path, methods in routes_of(config).items() if path != "/"}
+        lines = [(name.upper(), path, one["summary"]) for path, does in told.items() for name, one in does.items()]
+        self._page = page(lines)
+        self._index = {
+            "playground": "/playground",
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "routes": {f"{method} {path}": summary for method, path, summary in lines},
+        }
 
     @property
     def router(self) -> APIRouter:
-        """The route."""
+        """The routes."""
         router = APIRouter()
         router.add_api_route("/openapi.json", self.read, methods=["GET"])
+        router.add_api_route("/docs", self.docs, methods=["GET"])
+        router.add_api_route("/", self.index, methods=["GET"])
         return router
 
     async def read(self) -> Response:
         """The document."""
         return JSONResponse(self._document)
+
+    async def docs(self) -> Response:
+        """The routes in words; what it tells is the same of every server, so that it needs no key."""
+        return Response(self._page, headers={"content-type": "text/html; charset=utf-8", **HEADERS})
+
+    async def index(self) -> Response:
+        """What is where; a browser goes on to the playground."""
+        # Relative, so that it holds behind a proxy that adds a prefix.
+        return JSONResponse(self._index, 307, {"location": "playground", "cache-control": "no-cache"})
+
+
+def page(routes: Iterable[tuple[str, str, str]]) -> str:
+    """A page of routes, each a method, a path and what it does."""
+    rows = "".join(f"<tr><td>{escape(m)}</td><td>{escape(p)}</td><td>{escape(w)}</td></tr>\n" for m, p, w in routes)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>steerserve</title>\n'
+        '<link rel="stylesheet" href="playground/style.css">\n</head>\n<body>\n<header><h1>steerserve</h1></header>\n'
+        '<main>\n<p>Try it in the <a href="playground">playground</a>. Every field of every body is in '
+        '<a href="openapi.json">openapi.json</a>, which needs a key where the server has keys.</p>\n'
+        f"<table>\n{rows}</table>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def routes_of(config: ServerConfig) -> dict[str, dict[str, Json]]:
+    """The routes that a server has by path and method."""
+    return {path: methods for path, methods in ROUTES.items() if path != "/metrics" or config.metrics_port is None}
 
 
 def document(service: Service, config: ServerConfig) -> Json:
@@ -174,10 +231,11 @@ def document(service: Service, config: ServerConfig) -> Json:
     schemas["ChatRequest"]["properties"]["model"] = {"const": service.model_id}
     schemas["Intervention"]["properties"]["attribute"] = _or_null(attributes)
     schemas["Feature"]["properties"]["sae"] = saes
+    for schema, field, known in CHOICES:
+        schemas[schema]["properties"][field] = _or_null(_choice(service.capabilities.get(known, ())))
     schemas["ActivationRequest"]["properties"]["sae"] = _or_null(saes)
-    routes = {path: methods for path, methods in ROUTES.items() if path != "/metrics" or config.metrics_port is None}
     paths: dict[str, Json] = {}
-    for path, methods in routes.items():
+    for path, methods in routes_of(config).items():
         parameters = _parameters(path, service)
         if path in OPEN:
             methods = {method: does | {"security": []} for method, does in methods.items()}
@@ -207,6 +265,12 @@ def _parameters(path: str, service: Service) -> list[Json]:
 def _names(known: Collection[str]) -> Json:
     """A name, one of those known where there are any."""
     return {"enum": sorted(known)} if known else TEXT
+
+
+def _choice(known: Collection[str]) -> Json:
+    """A name, or an object of that type with options; see `fields.Choice`."""
+    named: Json = {"enum": list(known)} if known else TEXT
+    return {"anyOf": [named, {"type": "object", "properties": {"type": named}, "required": ["type"]}]}
 
 
 def _or_null(schema: Json) -> Json:

@@ -7,15 +7,14 @@ length. How far back it depends is bounded, though, so here each token is decode
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
-from steerserve.engine.events import Result
-from steerserve.engine.text import continuation
-from steerserve.server.wording import Piece
+from steerserve.engine.events import Result, Scored
+from steerserve.engine.text import INCOMPLETE, Vocabulary, continuation
+from steerserve.server.wording import Piece, Words
 
 Decoder = Callable[[Sequence[int]], str]
 
-INCOMPLETE: Final = "\ufffd"
 NEEDED: Final = 3
 """How many tokens before one its text may depend on, of those that have a text. A character has four bytes at most:
 after three, wherever they were cut out, a reader of UTF-8 is where it would be had it read from the start."""
@@ -27,15 +26,30 @@ MOST: Final = 16
 twice."""
 
 
+class Said(NamedTuple):
+    """What a token adds to a text."""
+
+    text: str
+    offset: int
+    """Characters of the text before it."""
+    whole: bool
+    """Whether that is characters alone, which nothing but them is part of."""
+
+
 class Opening:
     """A prompt as the texts behind it need it, worked out once for all its rows. Any thread may use it."""
 
-    def __init__(self, ids: Sequence[int], decode: Decoder) -> None:
+    def __init__(
+        self, ids: Sequence[int], decode: Decoder, vocabulary: Vocabulary | None = None, added: int = 0
+    ) -> None:
+        """added: tokens that the engine has put before those of the caller, and that no list of these names."""
         self.ids = ids
+        self._added = added
+        self.vocabulary = vocabulary or Vocabulary()
         self._decode = decode
         self._tail: list[int] | None = None
         self._text: str | None = None
-        self._pieces: list[Piece] | None = None
+        self._said: list[Said] | None = None
 
     @property
     def text(self) -> str:
@@ -44,13 +58,21 @@ class Opening:
             self._text = self._decode(self.ids)
         return self._text
 
-    @property
-    def pieces(self) -> list[Piece]:
-        """Its tokens, which have no log-probabilities."""
-        if self._pieces is None:
-            told = texts(self.ids, self._decode, self._decode)
-            self._pieces = [Piece(text, offset, None) for text, offset in told]
-        return self._pieces
+    def pieces(self, scored: Sequence[Scored | None] | None) -> list[Piece]:
+        """Its tokens, with what a row has found of them; None: nothing."""
+        if self._said is None:
+            self._said = texts(self.ids, self._decode, self._decode)
+        found = []
+        for i, (token, said) in enumerate(zip(self.ids, self._said, strict=True)):
+            one = None if scored is None else scored[i]
+            if one is None:
+                piece = Piece(words(token, said, self.vocabulary), said.offset, None)
+            else:
+                before = self.ids[max(0, i - 1) : i]
+                beside = told_beside(one.top_logprobs, token, said, before, self._decode, self.vocabulary)
+                piece = Piece(words(token, said, self.vocabulary), said.offset, one.logprob, beside)
+            found.append(piece)
+        return found[self._added :]
 
     def behind(self, response: Sequence[int]) -> str:
         """The text of response tokens behind this prompt, of which only the last tokens are decoded with them."""
@@ -62,19 +84,76 @@ class Opening:
 def pieces(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
     """The tokens that made it into a row's text, which begins at character `start` behind `opening`."""
     assert result.logprobs is not None
+    known = opening.vocabulary
     found = []
-    for i, (text, offset) in enumerate(texts(result.tokens, decode, opening.behind, len(result.text))):
-        alternatives: tuple[tuple[str, float], ...] = ()
+    for i, (token, said) in enumerate(zip(result.tokens, shown(result, opening, decode), strict=False)):
+        alternatives: tuple[tuple[Words, float], ...] = ()
         if result.top_logprobs is not None:
             before = result.tokens[i - 1 : i] if i else opening.ids[-1:]
-            alternatives = tuple(
-                (continuation(decode, before, [token]), logprob) for token, logprob in result.top_logprobs[i]
-            )
-        found.append(Piece(text, start + offset, result.logprobs[i], alternatives))
+            alternatives = told_beside(result.top_logprobs[i], token, said, before, decode, known)
+        found.append(Piece(words(token, said, known), start + said.offset, result.logprobs[i], alternatives))
     return found
 
 
-def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[tuple[str, int]]:
+def shown(result: Result, opening: Opening, decode: Decoder) -> list[Said]:
+    """What the tokens say that made it into a row's text: all of them, the parts of a last character that never became
+    one too, or those up to the stop string that has cut the text."""
+    cut = len(opening.behind(result.tokens)) > len(result.text)
+    return texts(result.tokens, decode, opening.behind, len(result.text) if cut else None)
+
+
+def ending(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
+    """The end token that ended a row, which adds nothing to its text; none where there is none."""
+    one, known = result.end, opening.vocabulary
+    if one is None:
+        return []
+    said = Said("", len(result.text), True)
+    before = result.tokens[-1:] or opening.ids[-1:]
+    alternatives = told_beside(one.top_logprobs, one.token, said, before, decode, known)
+    return [Piece(words(one.token, said, known), start + said.offset, one.logprob, alternatives)]
+
+
+def told_beside(
+    pairs: Sequence[tuple[int, float]],
+    token: int,
+    said: Said,
+    before: Sequence[int],
+    decode: Decoder,
+    known: Vocabulary,
+) -> tuple[tuple[Words, float], ...]:
+    """Alternatives to a token that is `said`, in words, with their log-probabilities."""
+    return tuple(
+        (words(other, said if other == token else beside(other, before, decode), known), logprob)
+        for other, logprob in pairs
+    )
+
+
+def beside(token: int, before: Sequence[int], decode: Decoder) -> Said:
+    """What a token would say behind others."""
+    text = continuation(decode, before, [token])
+    # Behind a part of a character nothing but its other bytes can be told from the text.
+    return Said(text, 0, INCOMPLETE not in text and not decode(before).endswith(INCOMPLETE))
+
+
+def words(token: int, said: Said, known: Vocabulary) -> Words:
+    """What a token says, in words and in bytes."""
+    raw = known.raw(token)
+    if known.is_skipped(token) or raw is None:
+        return Words(known.told(token, said.text), b"" if known.is_skipped(token) else said.text.encode())
+    if said.whole and _is_text(raw):
+        return Words(said.text, said.text.encode())
+    return Words(known.told(token, raw.decode(errors="replace")), raw)
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[Said]:
     """What each token adds to the text and where, up to the one that completes `length` characters.
 
     behind: the text of the first so many of the tokens, behind whatever stands before them. A token adds what decoding
@@ -85,21 +164,23 @@ def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int |
     fallback) it is so wherever the bytes up to a token are characters. Source: ours.
     """
     is_mute = _is_mute(decode)
-    found: list[tuple[str, int]] = []
+    found: list[Said] = []
     window: list[int] = []
     text_of, now, end = behind, "", 0
     for token in tokens:
         if length is not None and end >= length and end:
             break
         if is_mute(token):
-            found.append(("", end))
+            found.append(Said("", end, True))
             continue
         if len(window) >= WINDOW and (len(window) == MOST or not now.endswith(INCOMPLETE)):
             window = window[_cut(window, text_of) :]
             text_of, now = decode, decode(window)
         window.append(token)
         before, now = now, text_of(window)
-        found.append((now[len(before) :] if now.startswith(before) else decode([token]), end))
+        goes_on = now.startswith(before)
+        whole = goes_on and not before.endswith(INCOMPLETE) and not now.endswith(INCOMPLETE)
+        found.append(Said(now[len(before) :] if goes_on else decode([token]), end, whole))
         end += len(now) - len(before)
     return found
 

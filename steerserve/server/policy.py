@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.params import GenerationParams, Intervention, Limits
 from steerserve.server.errors import PolicyError
 from steerserve.server.judged import JUDGED, JUDGED_OF_PUSHES, check_judged
-from steerserve.server.sizes import NEUTRAL, amount_of, loudness_of, peak_of, size_of
+from steerserve.server.sizes import amount_of, loudness_of, peak_of, size_of
+from steerserve.steering.names import NEUTRAL
 
 MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
 """Scopes that hold every position that has yet to become a token."""
@@ -20,11 +21,13 @@ class Policy:
 
     max_strength: Mapping[str, float] | None = None
     """Largest strength by unit (`factor` for operators without one): the peaks of a request's interventions in a unit
-    add up to at most this, and a unit that is not named is refused; nats add up as those of pushes that point the same
-    way, which go with the square of their size. None: no limit."""
+    add up to at most this, and a unit that is not named is refused; nats, which are predicted ones, add up as those of
+    pushes that point the same way, which go with the square of their size. None: no limit."""
     max_kl: float | None = None
-    """Largest predicted KL of a request's own interventions, in nats a response token; what has no calibrated cost is
-    refused. None: no limit."""
+    """Largest measured KL of a row's own interventions, in nats a response token: put on every row that has any, as
+    `limits.max_kl`, and held there. None: no limit."""
+    max_predicted_kl: float | None = None
+    """Largest predicted KL of them, judged on the plan; what has no calibrated cost is refused. None: no limit."""
     denied_attributes: tuple[str, ...] = ()
     """Attributes that may be neither pushed nor read, as patterns (`topic/*`)."""
     operators: tuple[str, ...] | None = None
@@ -45,7 +48,8 @@ class Policy:
     follows whoever pushes hardest, also across: no direction alone says that a push is heard."""
 
     def apply(self, params: GenerationParams) -> GenerationParams:
-        """The row with the mandatory interventions; raises PolicyError for what the caller may not name at all."""
+        """The row with the mandatory interventions and the limit on its KL; raises PolicyError for what the caller may
+        not name at all."""
         for index, one in enumerate(params.interventions):
             self._check_source(one, f"interventions[{index}]")
         if params.trace is not None:
@@ -58,12 +62,12 @@ class Policy:
         for choice in ("order", "transfer", "abort_when", "remask_when"):
             self._check_choice(getattr(params, choice), choice)
         if not self.mandatory:
-            return params
+            return self._limited(params)
         check_judged(params, JUDGED, "")
         for index, one in enumerate(params.interventions):
             check_judged(one, JUDGED_OF_PUSHES, f"interventions[{index}].")
         mandatory = (replace(one, mandatory=True) for one in self.mandatory)
-        return replace(params, interventions=(*params.interventions, *mandatory))
+        return replace(self._limited(params), interventions=(*params.interventions, *mandatory))
 
     def check(self, params: GenerationParams, plan: Mapping[str, Any]) -> None:
         """Raise PolicyError where the plan of an admitted row pushes more than the key allows.
@@ -76,11 +80,13 @@ class Policy:
             self._check_beside_mandatory(params, plan)
         if self.max_strength is not None:
             self._check_strength(own, self.max_strength)
-        if self.max_kl is not None and own:
+        if self.max_predicted_kl is not None and own:
             predicted = plan.get("predicted_kl")
-            if not isinstance(predicted, int | float) or not predicted <= self.max_kl * (1 + 1e-9):
+            if not isinstance(predicted, int | float) or not predicted <= self.max_predicted_kl * (1 + 1e-9):
                 said = "this engine predicts none for it" if predicted is None else f"the plan predicts {predicted}"
-                raise PolicyError(f"this key allows a KL of {self.max_kl:g} nats a token; {said}", "interventions")
+                raise PolicyError(
+                    f"this key allows a predicted KL of {self.max_predicted_kl:g} nats a token; {said}", "interventions"
+                )
 
     def check_mandatory(self, plan: Mapping[str, Any]) -> None:
         """Raise PolicyError where the mandatory interventions, planned alone, would not reach every token, or where
@@ -104,6 +110,16 @@ class Policy:
                         f"{name}: a max_overlap of {self.max_overlap:g} and a max_strength of {allowed:g} could take "
                         f"more than half of its {strength:g} back"
                     )
+
+    def _limited(self, params: GenerationParams) -> GenerationParams:
+        """The row under the key's own limit on measured KL, where that is the lower one."""
+        if self.max_kl is None or not params.interventions:
+            return params
+        if params.cfg_scale > 0:
+            raise PolicyError("this key limits the measured KL, which is not measured under guidance", "cfg_scale")
+        limits = params.limits or Limits()
+        most = self.max_kl if limits.max_kl is None else min(self.max_kl, limits.max_kl)
+        return replace(params, limits=replace(limits, max_kl=most))
 
     def _check_source(self, one: Intervention, param: str) -> None:
         if one.attribute is not None:

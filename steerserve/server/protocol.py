@@ -24,13 +24,16 @@ class Diffusion(Strict):
     order: Choice | None = None
     transfer: Choice | None = None
     ignore_eos: bool | None = None
+    """Never draw a token that ends the text or the turn."""
+    logits_eos_inf: bool = False
+    """Never draw the end of text, but the other tokens that end it (LLaDA's)."""
     ends_last: bool = False
     """Tokens that end the text or the turn commit last (LLaDA's `confidence_eos_eot_inf`)."""
     cfg_scale: float = Field(default=0.0, ge=0, le=100)
     """Classifier-free guidance by the prompt; each row above 0 costs two."""
     cache: Choice | None = None
-    """Keys and values reused within a block, "prefix" or "dual" (Fast-dLLM), or an object with `refresh_every` and
-    `gain_tolerance`: approximate."""
+    """Keys and values reused within a block, "prefix" or "dual" (Fast-dLLM), or an object with `refresh_every`,
+    `gain_tolerance` and `first_alone`: approximate."""
     early_exit: bool = False
     """Leave what lies behind the first committed end token unwritten: approximate."""
     stream_mode: StreamMode | None = None
@@ -48,8 +51,11 @@ class GenerationRequest(Strict):
     """What every request that generates has: OpenAI's fields, and `diffusion` and `steering` beside them."""
 
     model: str = Field(max_length=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Positions of the response; 0, only with `echo` and `logprobs`: the prompt alone is answered. Of more than fits on
+    the canvas a request without `diffusion` and `ignore_eos` gets what does, and its choices say so in `notes`; with
+    either it is refused."""
+    max_completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     """The same under its newer name."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -85,12 +91,18 @@ class GenerationRequest(Strict):
     @property
     def length(self) -> int:
         """Positions of the response."""
-        return self.max_tokens or self.max_completion_tokens or DEFAULT_LENGTH
+        named = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+        return DEFAULT_LENGTH if named is None else named
 
     @property
     def alternatives(self) -> int | None:
         """Alternatives to each token whose log-probabilities are wanted; None: not even the token's own."""
         return None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are wanted."""
+        return False
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -98,6 +110,13 @@ class GenerationRequest(Strict):
             raise fields.blame("max_completion_tokens", f"contradicts max_tokens, which is {self.max_tokens}")
         if None not in (self.ignore_eos, self.diffusion.ignore_eos) and self.ignore_eos != self.diffusion.ignore_eos:
             raise fields.blame("ignore_eos", "contradicts diffusion.ignore_eos")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_write(self) -> Self:
+        for name in ("max_tokens", "max_completion_tokens"):
+            if getattr(self, name) == 0 and not self.scores_prompt:
+                raise fields.blame(name, "must be greater than or equal to 1, or 0 with echo and logprobs, got 0")
         return self
 
     @model_validator(mode="after")
@@ -130,12 +149,19 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
     """Asks for the log-probability of each token when it was committed, and of so many alternatives."""
     echo: bool = False
-    """The prompt, as the model read it, before the text."""
+    """The prompt, as the model read it, before the text. With `logprobs` each of its tokens but the first has its
+    log-probability: each in turn is masked and told by the rest of the prompt, under the pushes of the request, at the
+    cost of a forward pass each."""
 
     @property
     def alternatives(self) -> int | None:
         """See `GenerationRequest.alternatives`."""
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """See `GenerationRequest.scores_prompt`."""
+        return self.echo and self.logprobs is not None
 
     @model_validator(mode="after")
     def _events_tell_the_response(self) -> Self:

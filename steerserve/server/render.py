@@ -1,15 +1,34 @@
 """OpenAI objects from the results of a request's rows."""
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.events import Result, Trace
-from steerserve.server.pieces import Decoder, Opening, pieces
+from steerserve.engine.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
+from steerserve.server.pieces import Decoder, Opening, ending, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
+from steerserve.server.receipts import Form, in_form
 from steerserve.server.rows import Row
 from steerserve.server.wording import Wording
+
+
+@dataclass
+class Tally:
+    """What a row that still runs has come to."""
+
+    tokens: int = 0
+    """Tokens that stand."""
+    steps: int = 0
+    forward_passes: int = 0
+
+    def take(self, event: Event) -> None:
+        """Count what an event of the row tells."""
+        if isinstance(event, Stepped):
+            self.steps, self.forward_passes = event.steps, event.forward_passes
+        elif isinstance(event, Committed):
+            self.tokens += len(event.tokens)
+        elif isinstance(event, Revised):
+            self.tokens -= len(event.positions)
 
 
 @dataclass(frozen=True)
@@ -26,11 +45,15 @@ class Answer:
     openings: Mapping[int, Opening]
     """What stands before the responses, by the index of the prompt."""
     decode: Decoder
+    suffix_tokens: int = 0
+    """Tokens behind each of the responses."""
     echo: bool = False
     """Whether the prompt is part of the text."""
     logprobs: bool = True
     """Whether log-probabilities are told where the engine has recorded them."""
     ranking: Ranking = Ranking()
+    receipts: Form = "short"
+    """How much is told of what was applied."""
     revised_by: Mapping[str, int] = field(default_factory=dict)
     """For the rows that may take tokens back: length of the blocks within which they do."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -69,7 +92,7 @@ class Answer:
         return self._text(request_id)
 
     def choice(self, index: int) -> dict[str, Any]:
-        """A finished choice: OpenAI's fields, and `steering`, `trace` and `baseline` where there are such."""
+        """A finished choice: OpenAI's fields, and `steering`, `notes`, `trace` and `baseline` where there are such."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
         return {"index": index} | self._said(keys[False]) | self.about(index)
 
@@ -81,6 +104,8 @@ class Answer:
         steering = self.steering(keys[False])
         if steering is not None:
             found["steering"] = steering
+        if self.rows[keys[False]].notes:
+            found["notes"] = self.rows[keys[False]].notes
         if result.trace:
             found["trace"] = [trace(one) for one in result.trace]
         if True in keys:
@@ -95,40 +120,38 @@ class Answer:
         told = _verdicts(result)
         if self.ranking.chooses:
             told["candidate"] = self.rows[request_id].choice
-        return result.receipt if not told else (result.receipt or {"interventions": []}) | told
+        if result.receipt is None and not told:
+            return None
+        return in_form(result.receipt or {"interventions": []}, self.receipts) | told
 
-    def usage(self, committed: Mapping[str, int] | None = None) -> dict[str, int]:
+    def usage(self, running: Mapping[str, Tally] | None = None) -> dict[str, int]:
         """Tokens of each prompt once and of every choice; steps and passes of all rows, baselines included.
 
-        committed: tokens of the rows that still run, for a usage so far.
+        running: what the rows have come to that still run, for a usage so far.
         """
-        prompts: dict[int, int] = {}
-        completion = 0
-        for request_id, row in self.rows.items():
-            result = self.results.get(request_id)
-            prompts[row.prompt] = len(self.openings[row.prompt].ids) if result is None else result.prompt_tokens
-            if not row.baseline:
-                completion += len(result.tokens) if result is not None else (committed or {}).get(request_id, 0)
+        prompt = sum(len(one.ids) + self.suffix_tokens for one in self.openings.values())
+        tallies = dict(running or {}) | {
+            key: Tally(len(one.tokens), one.steps, one.forward_passes) for key, one in self.results.items()
+        }
+        completion = sum(one.tokens for key, one in tallies.items() if not self.rows[key].baseline)
         return {
-            "prompt_tokens": sum(prompts.values()),
+            "prompt_tokens": prompt,
             "completion_tokens": completion,
-            "total_tokens": sum(prompts.values()) + completion,
-            "denoising_steps": sum(result.steps for result in self.results.values()),
-            "forward_passes": sum(result.forward_passes for result in self.results.values()),
+            "total_tokens": prompt + completion,
+            "denoising_steps": sum(one.steps for one in tallies.values()),
+            "forward_passes": sum(one.forward_passes for one in tallies.values()),
         }
 
     def body(self) -> dict[str, Any]:
-        """The whole answer; `steering` beside the choices is the receipt of the first: most requests have but one. With
-        more candidates than choices it also says what they were ranked by and how each of them did."""
+        """The whole answer. Each choice has its own receipt; with more candidates than choices, `steering` beside them
+        says what they were ranked by and how each of them did."""
         rankings = self._rankings()
         answered = [key for keys in rankings for key in (keys[: self.ranking.n] if self.ranking.chooses else keys)]
         choices = [self.choice(self.rows[key].choice) | {"index": index} for index, key in enumerate(answered)]
         body = self.head(self.wording.answer) | {"choices": choices, "usage": self.usage()}
-        if "steering" in choices[0]:
-            body["steering"] = choices[0]["steering"]
         if self.ranking.chooses:
             told = [self._candidate(key) for keys in rankings for key in keys]
-            body["steering"] = body["steering"] | {"rank": self.ranking.rank, "candidates": told}
+            body["steering"] = {"rank": self.ranking.rank, "candidates": told}
         return body
 
     def _rankings(self) -> list[list[str]]:
@@ -147,8 +170,8 @@ class Answer:
         result = self.results[request_id]
         if result.logprobs is None or not self.rows[request_id].params.stop:
             return result
-        decode, tokens = self.behind(request_id), result.tokens
-        count = bisect_left(range(len(tokens)), len(result.text), key=lambda count: len(decode(tokens[:count])))
+        opening = self.openings[self.rows[request_id].prompt]
+        count = len(shown(result, opening, self.decode)) if result.text else 0
         return replace(result, logprobs=result.logprobs[:count])
 
     def _candidate(self, request_id: str) -> dict[str, Any]:
@@ -167,8 +190,19 @@ class Answer:
         if result.logprobs is None or not self.logprobs:
             return None
         opening = self.openings[self.rows[request_id].prompt]
-        said = pieces(result, opening, self.decode, len(self.opening(request_id)))
-        return self.wording.logprobs([*opening.pieces, *said] if self.echo else said)
+        start = len(self.opening(request_id))
+        said = pieces(result, opening, self.decode, start)
+        if self.echo:
+            # The end token too: evaluation harnesses leave out the last one, taking it for the one that was generated.
+            said = [*opening.pieces(self._scored(request_id)), *said, *ending(result, opening, self.decode, start)]
+        return self.wording.logprobs(said)
+
+    def _scored(self, request_id: str) -> tuple[Scored | None, ...] | None:
+        """What has been found of a row's prompt, by the row itself or by another of its prompt."""
+        prompt = self.rows[request_id].prompt
+        keys = [request_id, *(key for key, row in self.rows.items() if row.prompt == prompt)]
+        found = (self.results[key].prompt for key in keys if key in self.results)
+        return next((one for one in found if one is not None), None)
 
 
 def _verdicts(result: Result) -> dict[str, Any]:

@@ -1,19 +1,18 @@
 """From a validated request to the rows an engine runs, and from an engine's complaint back to the request's field."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steerserve.engine.base import Engine
-from steerserve.engine.params import GenerationParams, Limits, Refine, TraceParams
+from steerserve.engine.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.twin import unsteered
-from steerserve.errors import RequestError
+from steerserve.errors import RequestError, TooLongError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes
 from steerserve.server.ranking import Ranking
-from steerserve.server.steering import Change
+from steerserve.server.steering import Change, Trace
 from steerserve.server.wishes import explained, ranking_of
 
 Prompt = str | tuple[int, ...]
@@ -31,6 +30,15 @@ class Row:
     """Index of its prompt."""
     baseline: bool = False
     """Whether it is the unsteered twin of its choice."""
+    asked: int | None = None
+    """The max_tokens that was asked for, where less of it fits on the canvas and `params` has what does."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done otherwise than asked."""
+        if self.asked is None:
+            return []
+        return [f"max_tokens is {self.params.max_tokens}, not {self.asked}: more does not fit on the canvas"]
 
 
 def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence[Prompt] | None = None) -> list[Row]:
@@ -52,14 +60,42 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
             name if made > 1 else "prompt",
         )
     common = _params(body, seed, ranking)
+    if body.steering.baseline and not common.max_tokens:
+        raise RequestError("steering.baseline needs a response, and max_tokens is 0", "steering.baseline")
     rows = []
     for choice in range(len(prompts) * made):
         prompt = choice // made
-        params = dataclasses.replace(common, prompt=prompts[prompt], row=choice)
+        # One row tells for all of its prompt, but in a stream, where each choice is told as soon as it has ended, and
+        # where rows have nothing else to tell.
+        scored = common.prompt_logprobs and (body.stream or choice % made == 0 or not common.max_tokens)
+        params = replace(common, prompt=prompts[prompt], row=choice, prompt_logprobs=scored)
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
-            rows.append(Row(unsteered(params), choice, prompt, baseline=True))
+            # Of a twin no log-probabilities are told.
+            rows.append(Row(replace(unsteered(params), prompt_logprobs=False), choice, prompt, baseline=True))
     return rows
+
+
+def admit_fitting(engine: Engine, rows: Sequence[Row], body: GenerationRequest) -> tuple[list[Row], list[Any]]:
+    """Admit every row or none, a row whose response is too long for the canvas with as much of it as fits.
+
+    Clients send a max_tokens of their own that nobody chose. Who chose `diffusion` or `ignore_eos` counts on the
+    length, and is told by the error.
+    """
+    cut = not body.ignore_eos and "diffusion" not in body.model_fields_set
+    fitting, admitted = [], []
+    for row in rows:
+        try:
+            [one] = admit(engine, [row], body)
+        except TooLongError as error:
+            if not cut:
+                raise
+            params = replace(row.params, max_tokens=error.fits)
+            row = replace(row, params=params, asked=row.params.max_tokens)
+            [one] = admit(engine, [row], body)
+        fitting.append(row)
+        admitted.append(one)
+    return fitting, admitted
 
 
 def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
@@ -71,7 +107,8 @@ def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change)
         except RequestError as error:
             if error.param is not None and error.param.startswith("verdicts"):
                 raise explained(error, body) from error
-            raise type(error)(str(error), _request_path(error.param, row, body)) from error
+            error.param = _request_path(error.param, row, body)
+            raise
     return admitted
 
 
@@ -89,6 +126,7 @@ _SECTIONS = {
     "order": "diffusion.",
     "transfer": "diffusion.",
     "ends_last": "diffusion.",
+    "logits_eos_inf": "diffusion.",
     "cfg_scale": "diffusion.",
     "cache": "diffusion.",
     "early_exit": "diffusion.",
@@ -99,6 +137,8 @@ def _request_path(param: str | None, row: Row, body: GenerationRequest | Change)
     if param is None:
         return None
     head = re.split(r"[.\[]", param, maxsplit=1)[0]
+    if head == "prompt_logprobs":
+        return "echo"
     if head == "interventions":
         return path_of(param, body.steering if isinstance(body, GenerationRequest) else body)
     if head == "prompt" and not isinstance(body, CompletionRequest):
@@ -143,28 +183,36 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         transfer=diffusion.transfer,
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
+        top_k=body.top_k,
         cfg_scale=diffusion.cfg_scale,
         cache=diffusion.cache,
         early_exit=diffusion.early_exit,
         ends_last=diffusion.ends_last,
+        logits_eos_inf=diffusion.logits_eos_inf,
         priority=body.priority,
         seed=seed,
         ignore_eos=body.ignore_eos if diffusion.ignore_eos is None else diffusion.ignore_eos,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         logprobs=body.alternatives is not None or ranking.by_logprobs,
         top_logprobs=body.alternatives or 0,
+        prompt_logprobs=body.scores_prompt,
+        tell_steps=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
         interventions=tuple(one for one, _ in pushes(body.steering)),
         combine=body.steering.combine,
-        limits=Limits(limits.max_kl, limits.max_delta, limits.on_exceed) if limits is not None else None,
+        limits=Limits(**limits.model_dump()) if limits is not None else None,
         control=body.steering.control,
         measure_kl=body.steering.measure_kl,
-        trace=TraceParams(tuple(trace.attributes), trace.every, trace.positions) if trace is not None else None,
+        trace=None if trace is None else _trace(trace),
         abort_when=body.steering.abort_when,
         remask_when=body.steering.remask_when,
         refine=_refine(body, ranking),
         verdicts=tuple(wish.attribute for wish in ranking.wishes or ()),
     )
+
+
+def _trace(asked: Trace) -> TraceParams:
+    features = tuple(FeatureRef(one.sae, one.index) for one in asked.features)
+    return TraceParams(tuple(asked.attributes), asked.every, asked.positions, features)
 
 
 def _refine(body: GenerationRequest, ranking: Ranking) -> Refine | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steerserve.engine.base import Engine, Features
+from steerserve.engine.text import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Service:
     """When the model was loaded or made, in seconds since 1970."""
     decode: Callable[[Sequence[int]], str]
     """Text of token ids, special tokens left out; U+FFFD where a character is incomplete."""
+    vocabulary: Vocabulary
+    """What single tokens are."""
     end_ids: frozenset[int]
     """Token ids that end a response: neither they nor what follows them is text."""
     max_length: int
@@ -34,6 +37,8 @@ class Service:
     """The raw vectors that are loaded: JSON facts by name."""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     """What the engine can honour, as JSON."""
+    bos_id: int | None = None
+    """Token id that the engine puts before every prompt."""
     features: Features | None = None
     """What the features of the SAEs are and what activates them. None where the engine cannot tell."""
     chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steerserve.server.errors import PolicyError
+from steerserve.steering.names import NEUTRAL
 
 OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal", "joint"})
 """Schedules whose table of gains says before the run what will be pushed."""
-
-NEUTRAL: Final = {"add": 0.0, "boost": 0.0, "multiply": 1.0, "project_out": 0.0}
-"""Strengths at which an operator does nothing."""
 
 
 def peak_of(summary: Mapping[str, Any], param: str) -> float:

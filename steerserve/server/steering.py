@@ -1,6 +1,6 @@
 """What a body may say about steering: what to push, how far, and what to tell of it."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -11,6 +11,17 @@ from steerserve.server.easysteer import EasySteer
 from steerserve.server.ember import Ember
 from steerserve.server.fields import Choice, Layer, Name, Strength, Strict
 from steerserve.server.neuronpedia import Neuronpedia
+from steerserve.server.receipts import Form
+from steerserve.steering.names import (
+    SCOPE_NAMES,
+    Combine,
+    Control,
+    Direction,
+    OnExceed,
+    Operator,
+    ScopeName,
+    Unit,
+)
 
 
 class Feature(Strict):
@@ -49,12 +60,11 @@ class Span(Strict):
 
 
 Scope = Annotated[
-    Annotated[Literal["all", "prompt", "response", "masked", "committed"], Tag("<name>")]
-    | Annotated[Span, Tag("<object>")],
+    Annotated[ScopeName, Tag("<name>")] | Annotated[Span, Tag("<object>")],
     Discriminator(
         fields.branch({str: "<name>", dict: "<object>"}),
         custom_error_type="scope",
-        custom_error_message='must be all, prompt, response, masked, committed or {"positions": [start, stop]}',
+        custom_error_message=f'must be {", ".join(SCOPE_NAMES)} or {{"positions": [start, stop]}}',
     ),
 ]
 
@@ -66,12 +76,12 @@ class Intervention(Strict):
     feature: Feature | None = None
     vector: Vector | None = None
     strength: Strength | None = None
-    op: Literal["add", "boost", "multiply", "clamp", "project_out", "cap"] = "add"
-    unit: Literal["residual", "max_act", "raw", "stored", "kl"] | None = None
+    op: Operator = "add"
+    unit: Unit | None = None
     scope: Scope | None = None
     schedule: Choice | None = None
     layers: list[Layer] | None = Field(default=None, min_length=1, max_length=256)
-    direction: Literal["sae", "diff_means"] = "sae"
+    direction: Direction = "sae"
     when: Condition | None = None
     """It pushes only while this holds, judged after each forward for the next."""
 
@@ -86,11 +96,19 @@ class Intervention(Strict):
 
 
 class Trace(Strict):
-    """Attributes to read while denoising, every `every` steps."""
+    """What to read while denoising, every `every` steps: attributes before the pushes at their layers, features after
+    the pushes at theirs."""
 
-    attributes: list[Name] = Field(min_length=1, max_length=64)
+    attributes: list[Name] = Field(default=[], max_length=64)
+    features: list[Feature] = Field(default=[], max_length=64)
     every: int = Field(default=1, ge=1, le=1_000_000)
     positions: bool = False
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Self:
+        if not self.attributes and not self.features:
+            raise fields.blame("attributes", "must hold at least 1 item, or features at least 1")
+        return self
 
 
 LANGUAGES = ("interventions", "ember", "neuronpedia", "easysteer")
@@ -116,15 +134,18 @@ class Limits(Strict):
     """What the interventions may come to together."""
 
     max_kl: float | None = Field(default=None, gt=0, le=1e6)
-    """Predicted KL from the unsteered model, in nats a token of the response."""
+    """Measured KL from the unsteered model, in nats a token of the response, held by a row without the interventions
+    that runs beside each steered one."""
+    max_predicted_kl: float | None = Field(default=None, gt=0, le=1e6)
+    """The same as calibrated costs predict it: a forecast, for attributes that have them."""
     max_delta: float | None = Field(default=None, gt=0, le=1e6)
     """|delta| / |h| of all pushes at a layer together, at each position."""
-    on_exceed: Literal["clip", "refuse"] = "clip"
+    on_exceed: OnExceed = "clip"
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
-        if self.max_kl is None and self.max_delta is None:
-            raise ValueError("must have max_kl, max_delta or both")
+        if self.max_kl is None and self.max_predicted_kl is None and self.max_delta is None:
+            raise ValueError("must have at least one of max_kl, max_predicted_kl and max_delta")
         return self
 
 
@@ -140,7 +161,7 @@ class Refine(Strict):
 class Steering(Change):
     """What to push, and what to report about it."""
 
-    combine: Literal["independent", "joint"] = "independent"
+    combine: Combine = "independent"
     limits: Limits | None = None
     baseline: bool = False
     trace: Trace | None = None
@@ -151,9 +172,11 @@ class Steering(Change):
     refine: Refine | None = None
     """After the first draft: rounds in which a stretch is written anew, and kept where the text then is likelier, by
     the probes, to have what `rank` names."""
-    control: Literal["random", "sign_flip", "matched_norm"] | None = None
+    control: Control | None = None
     measure_kl: bool = False
     """Whether to measure the KL from the unsteered model; each steered row then costs two."""
+    receipt: Form = "short"
+    """How much the receipts tell: `short` leaves out hashes and what grows with the steps, `full` nothing."""
     rank: list[Name] | None = Field(default=None, max_length=64)
     """Attributes whose probes judge the finished texts, by which the candidates of `best_of` are ranked and `refine`
     goes: texts that have them first or, behind a minus sign, texts that do not. Left out: with `best_of` above n and

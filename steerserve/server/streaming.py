@@ -1,14 +1,14 @@
 """Views of one event log: what a stream says at each event."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from steerserve.engine.events import Committed, Done, Event, Revised, Steered, Trace
 from steerserve.server.canvas import Canvas
 from steerserve.server.protocol import StreamMode, StreamOptions
-from steerserve.server.render import Answer, trace
+from steerserve.server.render import Answer, Tally, trace
 from steerserve.server.wording import finite
 
 
@@ -32,23 +32,22 @@ class Chunks(ABC):
         self._canvases = canvases
         self._options = options
         self._opened: set[int] = set()
-        self._committed: Counter[str] = Counter()
+        self._running: defaultdict[str, Tally] = defaultdict(Tally)
 
     def frames(self, event: Event) -> list[dict[str, Any]]:
         """Text of the steered rows; at the end of a choice a chunk with its finish_reason and all that goes with it."""
         request_id = event.request_id
         row = self._answer.rows[request_id]
+        self._running[request_id].take(event)
         frames = []
         if not row.baseline:
             canvas = self._canvases[request_id]
             frames += self._open(row.choice, self._answer.opening(request_id))
             if isinstance(event, Committed):
                 canvas.commit(event)
-                self._committed[request_id] += len(event.tokens)
                 frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
             if isinstance(event, Revised):
                 canvas.revise(event)
-                self._committed[request_id] -= len(event.positions)
                 frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
             if isinstance(event, Done):
                 frames += self._text_chunks(row.choice, self._at_end(canvas, event.result.text), request_id)
@@ -80,7 +79,7 @@ class Chunks(ABC):
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = self._head | {"choices": [choice]}
         if self._options.continuous_usage_stats:
-            return chunk | {"usage": self._answer.usage(self._committed)}
+            return chunk | {"usage": self._answer.usage(self._running)}
         return chunk | {"usage": None} if self._options.include_usage else chunk
 
     @property
@@ -139,12 +138,21 @@ class ReplaceView(Chunks):
 class EventsView:
     """Typed frames: committed, revised, trace, steered, receipt, done and usage."""
 
-    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:  # noqa: ARG002
+    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:
         self._answer = answer
         self._canvases = canvases
+        self._options = options
+        self._running: defaultdict[str, Tally] = defaultdict(Tally)
 
     def frames(self, event: Event) -> list[dict[str, Any]]:
         """An event as one frame; a row's end as its receipt, where it has one, and done."""
+        self._running[event.request_id].take(event)
+        frames = self._told(event)
+        if not self._options.continuous_usage_stats:
+            return frames
+        return [frame | {"usage": self._answer.usage(self._running)} for frame in frames]
+
+    def _told(self, event: Event) -> list[dict[str, Any]]:
         if isinstance(event, Committed):
             return [self._committed(event)]
         if isinstance(event, Revised):

@@ -9,15 +9,26 @@ LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a token says at its place."""
+
+    text: str
+    """What it adds to the text. One that adds nothing is told by its name (`[SEP]`), one that is only a part of a
+    character by its bytes, as OpenAI has it (`bytes:\\xe2\\x82`): tokens that are not the same look otherwise."""
+    raw: bytes
+    """The bytes that it adds to those of the text; those of a text's tokens, joined, are the text's."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A token of the text: what it says there, and the log-probabilities of it and of its alternatives."""
 
-    text: str
+    words: Words
     offset: int
     """Characters of the text before it."""
     logprob: float | None
-    """None for a token of the prompt."""
-    alternatives: tuple[tuple[str, float], ...] = ()
+    """None where none is known."""
+    alternatives: tuple[tuple[Words, float], ...] = ()
 
 
 class Wording(Protocol):
@@ -69,7 +80,7 @@ class CompletionWording:
         """See `Wording.logprobs`; of alternatives with one text the likelier is told."""
         told = any(one.alternatives for one in pieces)
         return {
-            "tokens": [one.text for one in pieces],
+            "tokens": [one.words.text for one in pieces],
             "token_logprobs": [None if one.logprob is None else finite(one.logprob) for one in pieces],
             "top_logprobs": [_by_text(one) for one in pieces] if told else None,
             "text_offset": [one.offset for one in pieces],
@@ -98,8 +109,8 @@ class ChatWording:
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See `Wording.logprobs`."""
         content = [
-            _chat_token(one.text, one.logprob or 0.0)
-            | {"top_logprobs": [_chat_token(text, logprob) for text, logprob in one.alternatives]}
+            _chat_token(one.words, one.logprob or 0.0)
+            | {"top_logprobs": [_chat_token(words, logprob) for words, logprob in one.alternatives]}
             for one in pieces
         ]
         return {"content": content, "refusal": None}
@@ -114,10 +125,10 @@ def _by_text(piece: Piece) -> dict[str, float] | None:
     if piece.logprob is None:
         return None
     found: dict[str, float] = {}
-    for text, logprob in piece.alternatives:
-        found.setdefault(text, finite(logprob))
+    for words, logprob in piece.alternatives:
+        found.setdefault(words.text, finite(logprob))
     return found
 
 
-def _chat_token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+def _chat_token(words: Words, logprob: float) -> dict[str, Any]:
+    return {"token": words.text, "logprob": finite(logprob), "bytes": list(words.raw)}

@@ -1,4 +1,4 @@
-"""What steering needs of an SAE: its activations, a part of a canvas at a time."""
+"""What steering needs of an SAE: its activations, a part of a canvas at a time, and how a latent is set."""
 
 from typing import Final, Protocol
 
@@ -9,10 +9,22 @@ ENCODED: Final = 128
 
 
 class Encoder(Protocol):
-    """What boost and multiply need of an SAE."""
+    """What the operators of features need of an SAE; see `steerserve.saes.SparseAutoencoder`."""
 
     def encode(self, hidden: Tensor) -> Tensor:
         """Feature activations [..., features] of hidden states [..., hidden_size]."""
+        ...
+
+    def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:
+        """The value [...] from which a feature's latent is set to target, of hidden states [..., hidden_size]."""
+        ...
+
+    def row_norm(self, feature: int) -> float:
+        """Norm of a feature's decoder row: hidden units of an activation of 1."""
+        ...
+
+    def per_latent(self, feature: int) -> float:
+        """Hidden units along a feature's direction that change its latent by 1."""
         ...
 
 

@@ -3,14 +3,19 @@
 Every operator is `h + coefficient(h) v`, with strength s and gain g of the moment (g = 1 is the full push):
 
     add          g s
-    boost        g s max_j a_j(h)                      DLM-Scope's released form (arXiv 2602.05859)
-    multiply     g (s - 1) a_f(h)
-    clamp        g (s - <h, v>)
+    boost        g s max_j a_j(h) |d_f|                DLM-Scope's released form (arXiv 2602.05859)
+    multiply     g (s - 1) x c
+    clamp        g (s - x) c
     project_out  -g s <h, v>                           arXiv 2512.24143 at s = 1
-    cap          g (s - <h, v>) where <h, v> > s, else 0
-    read         0: the projection is recorded and nothing is changed
+    cap          g (s - x) c where x > s, else 0
+    read         0: the state is read and nothing is changed
 
 so that a site applies any mix of them in one contraction. All pushes at a site read the state as it arrived.
+
+x is the value that an operator sets. Of a direction it is the projection <h, v>, and c is 1. Of a feature it is the
+latent, read as `SparseAutoencoder.latent` says, and c is the hidden units that change it by 1: |d_f| / (w_f . d_f),
+with d_f the decoder row as it is and w_f the encoder's column. After the push the encoder then reads s. Whatever else
+is in the state stays, the SAE's error included.
 """
 
 from typing import Final
@@ -18,36 +23,39 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CODES: Final = {"add": 0, "boost": 1, "multiply": 2, "clamp": 3, "project_out": 4, "cap": 5, "read": 6}
+from steerserve.steering.names import OPERATORS
+
+CODES: Final = {op: code for code, op in enumerate((*OPERATORS, "read"))}
 PURE_NUMBERS: Final = frozenset({"boost", "multiply", "project_out"})
 """Operators whose strength is a factor and has no unit."""
-SETS_PROJECTION: Final = frozenset({"clamp", "project_out", "cap"})
-"""Operators that go towards a projection; their gain is the share of the way, at most 1."""
-NEUTRAL: Final = {"multiply": 1.0}
-"""Strength that changes nothing, where it is not 0. A clamp or cap at 0 is a push; its neutral value is gain 0."""
+SETS_VALUE: Final = frozenset({"clamp", "project_out", "cap"})
+"""Operators that go towards a value; their gain is the share of the way, at most 1."""
 NEEDS_SAE: Final = frozenset({"boost", "multiply"})
+SETS_LATENT: Final = frozenset({"clamp", "cap"})
+"""Operators that set a projection, and of a feature its latent; their strength is in the same units."""
+READS_LATENT: Final = NEEDS_SAE | SETS_LATENT
+"""Operators that, of a feature, read the state by its SAE."""
 READS_PAIR: Final = frozenset({"boost"})
 """Operators that read each token by the SAE of its state, where the feature's SAE is one of a pair."""
 
 
-def coefficients(
-    code: Tensor, strength: Tensor, gain: Tensor, projection: Tensor, largest: Tensor | None, activation: Tensor | None
-) -> Tensor:
+def coefficients(code: Tensor, strength: Tensor, gain: Tensor, value: Tensor, scale: Tensor | None = None) -> Tensor:
     """Coefficient on v of every push at every position: [rows, pushes, length].
 
-    code, strength, gain [rows, pushes]; projection = <h, v>, activation = a_f(h) [rows, pushes, length];
-    largest = max_j a_j(h) [rows, pushes, length]; the last two may be None where no operator needs them.
+    code, strength, gain [rows, pushes]. value [rows, pushes, length]: what the operator reads, <h, v> of a direction;
+    of a feature the latent, and for `boost` the largest activation. scale [rows, pushes]: hidden units of 1 of that;
+    None: 1 everywhere.
     """
     op, s = code[:, :, None], strength[:, :, None]
-    zero = torch.zeros_like(projection)
+    zero = torch.zeros_like(value)
     out = torch.where(op == CODES["add"], s, zero)
-    out = torch.where(op == CODES["clamp"], s - projection, out)
-    out = torch.where(op == CODES["project_out"], -s * projection, out)
-    out = torch.where((op == CODES["cap"]) & (projection > s), s - projection, out)
-    if largest is not None:
-        out = torch.where(op == CODES["boost"], s * largest, out)
-    if activation is not None:
-        out = torch.where(op == CODES["multiply"], (s - 1.0) * activation, out)
+    out = torch.where(op == CODES["clamp"], s - value, out)
+    out = torch.where(op == CODES["project_out"], -s * value, out)
+    out = torch.where((op == CODES["cap"]) & (value > s), s - value, out)
+    out = torch.where(op == CODES["boost"], s * value, out)
+    out = torch.where(op == CODES["multiply"], (s - 1.0) * value, out)
+    if scale is not None:
+        out = scale[:, :, None] * out
     return gain[:, :, None] * out
 
 

@@ -78,6 +78,11 @@ class SteeringPlan:
                     found.setdefault(row, layer)
         return found
 
+    def rewind(self) -> None:
+        """Take back what the last forward counted as applied: the step that was set is made again."""
+        for site in self.sites.values():
+            site.rewind()
+
     def settle(self) -> None:
         """Let what the step that was set did count as applied: its forward is not made again."""
         for site in self.sites.values():
@@ -94,21 +99,23 @@ class SteeringPlan:
             site.flush()
 
     def readings(self) -> dict[int, float]:
-        """Mean projection of the last forward over its scope, of every `read` push, by the push's `id()`."""
+        """What every `read` push read in the last forward, its mean over the push's scope, by the push's `id()`: the
+        projection of the states as they arrived, of a feature the activation in the states as they were pushed."""
         return {
-            id(push): value
+            id(push): site.mean_latent(r, p) if push.reads_latent else value
             for site in self.sites.values()
             if site.reads
-            for row, values in zip(site.pushes, site.reading.tolist(), strict=True)
-            for push, value in zip(row, values, strict=False)
+            for r, (row, values) in enumerate(zip(site.pushes, site.reading.tolist(), strict=True))
+            for p, (push, value) in enumerate(zip(row, values, strict=False))
             if push.op == "read"
         }
 
     def projections(self, push: Push) -> Tensor:
-        """<h, v> [length] at each state of the last forward, of a `read` push of this plan."""
-        site = self.sites[push.layer]
+        """What a `read` push of this plan read at each state [length] of the last forward; see `readings`."""
+        site, row, place = self.places[id(push)]
+        if push.reads_latent:
+            return site.latents(row, place)
         assert site.projection is not None
-        row, place = next((r, row.index(push)) for r, row in enumerate(site.pushes) if push in row)
         return site.projection[row, place]
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:

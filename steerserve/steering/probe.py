@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.numerics import aligned
 from steerserve.pointers import refuse_pointer
 
 FILE: Final = "probe.safetensors"
@@ -77,7 +78,7 @@ def read_probe(folder: Path) -> Probe | None:
     refuse_pointer(path)
     try:
         with safe_open(path, "pt") as opened:
-            told, weights = json.loads((opened.metadata() or {})[ENTRY]), opened.get_tensor("weights").float()
+            told, weights = json.loads((opened.metadata() or {})[ENTRY]), aligned(opened.get_tensor("weights").float())
         probe = Probe(
             int(told["layer"]),
             weights,

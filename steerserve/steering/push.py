@@ -9,8 +9,10 @@ from torch import Tensor
 
 from steerserve.steering.bounds import Bound
 from steerserve.steering.encoders import Encoder, StateEncoder
+from steerserve.steering.names import SCOPE_NAMES
+from steerserve.steering.operators import READS_LATENT
 
-SCOPES: Final = {"all": 0, "prompt": 1, "response": 2, "masked": 3, "committed": 4}
+SCOPES: Final[dict[str, int]] = {scope: place for place, scope in enumerate(SCOPE_NAMES)}
 
 
 @dataclass
@@ -56,12 +58,14 @@ class Push:
     """Unit vector [hidden_size]."""
     op: str
     strength: float
-    """In hidden units, or the factor of an operator that takes a pure number."""
+    """In hidden units, of a feature that is clamped or capped in units of its activation; or the factor of an operator
+    that takes a pure number."""
     gains: Tensor
     """Gain per slice of progress [slices], float32."""
     scope: str | tuple[int, int] = "all"
     """A named scope, or a half-open span of canvas positions."""
     sae: Encoder | None = None
+    """Of a push of a feature: then `clamp` and `cap` set its latent and not the projection."""
     feature: int | None = None
     pair: StateEncoder | None = None
     """The SAE's pair for the layer, of a `boost` where one is loaded: it then takes each token's largest activation
@@ -73,6 +77,23 @@ class Push:
     bound: Bound | None = None
     """The same for all the pushes of a row that have one."""
     applied: Applied = field(default_factory=Applied)
+
+    @property
+    def by_sae(self) -> bool:
+        """Whether its operator reads the state by an SAE."""
+        return self.sae is not None and self.feature is not None and self.op in READS_LATENT
+
+    @property
+    def reads_latent(self) -> bool:
+        """Whether it is a reading of a feature: of its activation in the state as the pushes have left it."""
+        return self.op == "read" and self.sae is not None and self.feature is not None
+
+    @property
+    def per_value(self) -> float:
+        """Hidden units along its direction of 1 of what its operator reads."""
+        if self.sae is None or self.feature is None or not self.by_sae:
+            return 1.0
+        return self.sae.row_norm(self.feature) if self.op == "boost" else self.sae.per_latent(self.feature)
 
     def gain_at(self, progress: float) -> Tensor:
         """The gain [] that its table has at a progress; a site looks up those of all its pushes at once."""

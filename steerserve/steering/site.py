@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from steerserve.steering.bounds import Bounds
 from steerserve.steering.encoders import ENCODED
-from steerserve.steering.operators import CODES, NEEDS_SAE, coefficients, combined
+from steerserve.steering.operators import CODES, coefficients, combined
 from steerserve.steering.push import SCOPES, Push
 
 TILE: Final = 16
@@ -57,12 +57,15 @@ class Site:
         self.products = wide @ wide.mT if width > 1 else None
         """<v, v'> of a row's directions [rows, pushes, pushes]."""
         self.reads = any(push.op == "read" for row in pushes for push in row)
-        self.encodes = [
-            (r, p, push.sae, push.feature, push.pair if push.op == "boost" else None)
-            for r, row in enumerate(pushes)
-            for p, push in enumerate(row)
-            if push.sae is not None and push.feature is not None and push.op in NEEDS_SAE
-        ]
+        self.encodes = [(r, p, push) for r, row in enumerate(pushes) for p, push in enumerate(row) if push.by_sae]
+        """Pushes that read their row's states by an SAE."""
+        self.per_value: Tensor | None = None
+        """Hidden units of 1 of what each push reads [rows, pushes]; None: 1 everywhere."""
+        if self.encodes:
+            per_value = torch.ones(shape)
+            for r, p, push in self.encodes:
+                per_value[r, p] = push.per_value
+            self.per_value = per_value.to(device)
         # Where every push is an `add`, the projection on v is not needed and not computed.
         self.projects = any(push.op != "add" for row in pushes for push in row)
         bounds = [[push.bound for push in row] for row in pushes]
@@ -74,6 +77,9 @@ class Site:
         self.reading = torch.zeros(shape, device=device)
         self.projection: Tensor | None = None
         """<h, v> [rows, pushes, length] of the last forward, where something is read."""
+        self.keeps = any(push.reads_latent for row in pushes for push in row)
+        self.steered: Tensor | None = None
+        """The states [rows, length, hidden_size] that the last forward went on with, where a latent is read."""
         # Sums stay on the device until they are flushed, so that a step does not wait for them. A step does not write
         # into them but replaces them, so that those before it are there to go back to.
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
@@ -124,24 +130,33 @@ class Site:
         projection = self._project(state.float()) if self.projects else torch.zeros(shape, device=hidden.device)
         if self.reads:
             self.projection = projection
-            # Padded: in which order a row is added up depends on its length, but not on tiles of zeros behind it.
-            scoped = F.pad(projection * self.mask, (0, -shape[2] % TILE))
-            self.reading = scoped.sum(2) / self.mask.sum(2).clamp(min=1)
-        largest = activation = None
+            self.reading = self._mean(projection)
+        value = projection
         if self.encodes:
-            largest, activation = torch.zeros(shape, device=hidden.device), torch.zeros(shape, device=hidden.device)
-            for r, p, sae, feature, pair in self.encodes:
-                # In parts: the activations of a long canvas under a wide SAE would be the largest thing in memory.
-                for part in torch.split(torch.arange(state.shape[1], device=state.device), ENCODED):
-                    code = sae.encode(state[r, part].float())
-                    best = code if pair is None else pair.encode(state[r, part].float(), self.masked[r, part])
-                    largest[r, p, part], activation[r, p, part] = best.amax(dim=1), code[:, feature]
-        weight = coefficients(self.code, self.strength, self.gain, projection, largest, activation) * self.mask
+            # Not in place: what is read of the row's directions is told.
+            value = projection.clone()
+            for r, p, push in self.encodes:
+                value[r, p] = _read(push, state[r].float(), self.masked[r])
+        weight = coefficients(self.code, self.strength, self.gain, value, self.per_value) * self.mask
         if self.bounds is not None:
             weight = self.bounds.hold(weight, self.directions, state)
         self.pushed = weight, state.float().norm(dim=2)
         delta = combined(weight.to(hidden.dtype), self.directions)
-        return delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
+        steered = delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
+        if self.keeps:
+            self.steered = steered if state is hidden else steered[self.rows]
+        return steered
+
+    def latents(self, row: int, push: int) -> Tensor:
+        """The activation [length] of a feature that is read, in the states with which the last forward went on."""
+        assert self.steered is not None
+        return _read(self.pushes[row][push], self.steered[row].float(), self.masked[row])
+
+    def mean_latent(self, row: int, push: int) -> float:
+        """Mean of these over the reading's scope; 0 over no position."""
+        values = torch.zeros(*self.code.shape, self.mask.shape[2], device=self.code.device)
+        values[row, push] = self.latents(row, push)
+        return float(self._mean(values)[row, push])
 
     @property
     def adds(self) -> bool:
@@ -151,6 +166,12 @@ class Site:
     def weights(self) -> Tensor:
         """Where it `adds`: the weights [rows, pushes, length] of its directions at the step that was set."""
         return (self.gain * self.strength)[:, :, None] * self.mask
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Means [rows, pushes] of values [rows, pushes, length] over the scope of each push."""
+        # Padded: in which order a row is added up depends on its length, but not on tiles of zeros behind it.
+        scoped = F.pad(values * self.mask, (0, -values.shape[2] % TILE))
+        return scoped.sum(2) / self.mask.sum(2).clamp(min=1)
 
     def _project(self, state: Tensor) -> Tensor:
         """<h, v> of state [rows, length, hidden_size]: [rows, pushes, length].
@@ -198,12 +219,17 @@ class Site:
         """Let what the step that was set has added to the sums stand."""
         self.before = None
 
-    def forget(self) -> None:
-        """Take back what the step that was set has added to the sums, unless it is settled."""
+    def rewind(self) -> None:
+        """Take back what the step that was set has added to the sums, unless it is settled: it is made again."""
         if self.before is not None:
             self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, *clipped = self.before
+            self.pushed = None
             if self.bounds is not None:
                 [self.bounds.clipped] = clipped
+
+    def forget(self) -> None:
+        """The same, and have no way back any more."""
+        self.rewind()
         self.before = None
 
     def _sums(self) -> tuple[Tensor, ...]:
@@ -234,3 +260,20 @@ class Site:
         self.positions = self.steps = self.ratio_sum = self.ratio_max = self.missed = zeros
         if self.bounds is not None:
             self.bounds.clipped = zeros
+
+
+def _read(push: Push, states: Tensor, masked: Tensor) -> Tensor:
+    """What a push of a feature reads [length] of its row's states [length, hidden_size], masked [length] or not."""
+    # In parts: the activations of a long canvas under a wide SAE would be the largest thing in memory.
+    parts = zip(torch.split(states, ENCODED), torch.split(masked, ENCODED), strict=True)
+    return torch.cat([_read_part(push, part, which) for part, which in parts])
+
+
+def _read_part(push: Push, states: Tensor, masked: Tensor) -> Tensor:
+    assert push.sae is not None and push.feature is not None
+    if push.op == "boost":
+        code = push.sae.encode(states) if push.pair is None else push.pair.encode(states, masked)
+        return code.amax(dim=1)
+    if push.op == "clamp":
+        return push.sae.latent(states, push.feature, push.strength)
+    return push.sae.encode(states)[:, push.feature]

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from steerserve.calibrate.contrast import class_statistics, residual_norms
@@ -58,6 +57,8 @@ def test_every_text_is_noised_once_at_each_ratio() -> None:
 
 @pytest.mark.parametrize("weights", ["equal", "d", "diff_means"])
 def test_features_and_direction_are_those_of_the_published_steps(weights: str) -> None:
+    from scipy.stats import mannwhitneyu
+
     recipe = CalibrationRecipe(**(vars(RECIPE) | {"weights": weights}))
     lm, sae, tokenizer = tiny.bert(), tiny.sae(1), tiny.tokenizer()
     found = {kind: class_statistics(lm, tokenizer, {1: sae}, texts(kind), recipe, kind)[1] for kind in KINDS}

@@ -55,7 +55,7 @@ def log_p(model: DiffusionLM, states: Tensor, heat: float) -> Tensor:
     """Straight from what a sampler does: no special token, no end, over temperature."""
     logits = model.head(states).double()
     facts = model.facts
-    for token in {*facts.forbidden_ids, facts.eos_id, *({facts.mask_id} if facts.family == "sedd" else ())}:
+    for token in {*facts.forbidden_ids, *facts.end_ids, *({facts.mask_id} if facts.family == "sedd" else ())}:
         logits[:, token] = -torch.inf
     return (logits / heat).log_softmax(1)
 

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from steerserve.calibrate import probes as module
 from steerserve.calibrate.measurable import write_profile
@@ -68,6 +65,10 @@ def states_and_classes() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 
 
 def test_weights_say_what_the_standardised_regression_says() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     states, has = states_and_classes()
     weights, bias = fit(states, has)
     peer = make_pipeline(

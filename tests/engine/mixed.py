@@ -42,7 +42,10 @@ def mixed(hidden: int, strength: float = 4.0) -> list[GenerationParams]:
         ),
         row(interventions=(along(op="project_out", strength=1.0, scope="prompt"),), transfer="cosine"),
         row(
-            interventions=(along(op="cap", strength=0.5, unit="raw", scope=(2, 9)),),
+            interventions=(
+                along(op="cap", strength=0.5, unit="raw", scope=(2, 9)),
+                feature("layer-2-mask", 3, op="cap", strength=0.2, unit="raw"),
+            ),
             transfer={"type": "threshold", "value": 0.3},
         ),
         row(order="sae_stability", interventions=(sports,)),
@@ -53,7 +56,7 @@ def mixed(hidden: int, strength: float = 4.0) -> list[GenerationParams]:
         row(temperature=0.7, top_p=0.9, seed=5, order="confidence", ends_last=True),
         row(temperature=1.0, top_k=5, seed=6, logprobs=True, top_logprobs=3, suffix="and then", ignore_eos=True),
         row(
-            trace=TraceParams(("topic/sports", "register/archaic"), 2),
+            trace=TraceParams(("topic/sports", "register/archaic"), 2, features=(FeatureRef("layer-2-mask", 7),)),
             interventions=(Intervention(attribute="topic/sports", strength=strength, schedule=window),),
         ),
     ]

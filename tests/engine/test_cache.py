@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from schedulers.transfer import Linear
 from steerserve.engine.cache import CACHES, row_cache
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
@@ -74,7 +75,7 @@ def test_tokens_are_those_of_the_published_loop(
         )
         [(request, result)] = tiny.run(served, params)
         push = (1, 3.0 * tiny.unit(torch.tensor(DIRECTION))) if steered else None
-        never = (model.facts.eos_id, *model.facts.forbidden_ids)
+        never = (*model.facts.end_ids, *model.facts.forbidden_ids)
         tokens, whole, part = denoise(
             Net.of(model, push),
             request.prompt_ids,
@@ -276,7 +277,7 @@ def test_families_without_a_cache_refuse_it(family: str) -> None:
     facts = build(family).facts
     for mode in CACHES:
         with pytest.raises(RequestError, match=f"the {facts.family} family has no cache of keys and values"):
-            row_cache(mode, facts, guided=False, traced=False)
+            row_cache(mode, facts, Linear(), guided=False, traced=False)
 
 
 def test_orders_that_read_features_take_them_from_the_positions_that_may_commit(tmp_path: Path) -> None:
@@ -299,8 +300,8 @@ def test_the_plan_and_the_receipt_name_what_is_approximate(served_plain: TorchEn
     )
     [(request, result), (exact, plain)] = tiny.run(served_plain, params, PLAIN)
     assert request.plan["approximate"] == [
-        {"what": "transfer", "type": "threshold", "value": 0.5},
-        {"what": "cache", "type": "dual", "refresh_every": 4, "gain_tolerance": 0.1},
+        {"what": "transfer", "type": "threshold", "value": 0.5, "most_steps": 24},
+        {"what": "cache", "type": "dual", "refresh_every": 4, "gain_tolerance": 0.1, "first_alone": False},
         {"what": "early_exit"},
     ]
     assert result.receipt is not None

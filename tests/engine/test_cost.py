@@ -167,7 +167,7 @@ def test_nats_are_the_uniform_push_that_costs_them(served: TorchEngine) -> None:
         assert result.receipt is not None
         for told in (request.plan["interventions"][0], result.receipt["interventions"][0]):
             assert (told["strength"], told["unit"]) == (nats, "kl")
-            assert told["came_to"] == {"strength": pytest.approx(strength), "unit": "residual"}
+            assert told["came_to"] == {"strength": pytest.approx(strength), "unit": "residual", "by": "predicted_kl"}
             assert told["predicted_kl"] == pytest.approx(0.01)
             assert told["strength_per_step"] == pytest.approx([strength] * 6, abs=1e-6)
     huge = refused(served, Intervention(attribute="tone/warm", strength=100.5, unit="kl"))

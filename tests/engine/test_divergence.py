@@ -32,7 +32,7 @@ def log_probabilities(model: DiffusionLM, canvas: list[int], delta: Tensor | Non
         return hidden + delta if layer == 2 and delta is not None else hidden
 
     logits = model.head(model(torch.tensor([canvas]), sites=site)[0]).double()
-    forbidden = [*model.facts.forbidden_ids, model.facts.eos_id]
+    forbidden = [*model.facts.forbidden_ids, *model.facts.end_ids]
     logits[:, forbidden] = -torch.inf
     return (logits / heat).log_softmax(1)
 

@@ -121,23 +121,28 @@ RUNS = [
 CUTS: list[tuple[float, int | None]] = [(1.0, None), (0.6, None), (1.0, 3), (0.9, 4)]
 
 
-@pytest.mark.parametrize(("top_p", "top_k"), CUTS)
 @pytest.mark.parametrize("alg", MEASURES)
-def test_the_engine_writes_what_the_published_loop_writes(
-    tmp_path: Path, alg: str, top_p: float, top_k: int | None
-) -> None:
-    """All rows in one batch: each counts its own masks."""
+def test_the_engine_writes_what_the_published_loop_writes(tmp_path: Path, alg: str) -> None:
+    """All rows in one batch, each with its own masks to count, once with each cut of the distribution."""
     for seed in range(2):
         model = tiny.dream(seed)
         served = tiny.engine(model, tmp_path / str(seed))
         prompts = [[5, 60, 61], [63, 7, 8, 9, 10, 60]]
-        asked = [(prompt, run) for prompt in prompts for run in RUNS]
+        # Both prompts take all cuts in turn, starting at different ones.
+        asked = [
+            (prompt, run, CUTS[(i + 2 * j + seed) % 4])
+            for j, prompt in enumerate(prompts)
+            for i, run in enumerate(RUNS)
+        ]
         rows = tiny.run(
             served,
-            *(ask(alg, p, length, steps, eps=eps, top_p=top_p, top_k=top_k) for p, (length, steps, eps) in asked),
+            *(
+                ask(alg, p, length, steps, eps=eps, top_p=cut[0], top_k=cut[1])
+                for p, (length, steps, eps), cut in asked
+            ),
         )
-        for (prompt, (length, steps, eps)), (request, _) in zip(asked, rows, strict=True):
-            want, _ = published(model, [*prompt, *[tiny.MASK] * length], alg, steps, eps, top_p, top_k)
+        for (prompt, (length, steps, eps), cut), (request, _) in zip(asked, rows, strict=True):
+            want, _ = published(model, [*prompt, *[tiny.MASK] * length], alg, steps, eps, *cut)
             assert settled(request.response, tiny.EOS) == settled(want[len(prompt) :], tiny.EOS)
 
 
@@ -482,7 +487,7 @@ def test_the_plan_foretells_the_strength_of_every_forward(tmp_path: Path) -> Non
         ("transfer", {"transfer": {"type": "timesteps", "eps": True}}),
         ("ends_last", {"ends_last": True}),
         ("cfg_scale", {"cfg_scale": 2.0, "prompt": ()}),
-        ("top_k", {"top_k": 0}),
+        ("top_k", {"top_k": -2}),
         ("top_p", {"top_p": 0.0}),
     ],
 )

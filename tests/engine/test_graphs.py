@@ -17,7 +17,7 @@ from steerserve.engine import graphs, recorded
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.graphs import GraphedLM, Recorder
 from steerserve.engine.packing import OVERHEAD
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.recorded import Shape
 from steerserve.engine.request import Request
 from steerserve.engine.self_test import check_steering
@@ -107,7 +107,8 @@ def test_rows_of_many_lengths_and_pushes_say_the_same(tmp_path: Path, family: st
 @pytest.mark.parametrize("family", ["llada", "dream", "bert"])
 def test_rows_of_every_kind_say_the_same(tmp_path: Path, family: str) -> None:
     plain, served, graphed = both(FAMILIES[family](), tmp_path)
-    twins = [*adding(3, 1), row(cfg_scale=1.0), row(measure_kl=True)]
+    limited = [replace(one, limits=Limits(max_kl=0.02)) for one in adding(2, 3)]
+    twins = [*adding(3, 1), row(cfg_scale=1.0), row(measure_kl=True), *limited]
     for asked in (mixed(tiny.HIDDEN), watching(), rows(1, 12), twins):
         for (_, one), (_, other) in zip(tiny.run(served, *asked), tiny.run(plain, *asked), strict=True):
             assert_alike(one, other)

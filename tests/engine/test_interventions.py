@@ -110,12 +110,17 @@ def test_names_that_are_not_checked_by_type_are_refused(served: TorchEngine) -> 
 def test_units_become_hidden_units(served: TorchEngine) -> None:
     sae = served.catalogue.saes["layer-1-mask"]
     assert sae.stats is not None
-    largest = float(sae.stats.max_act[3])
+    largest, row = float(sae.stats.max_act[3]), sae.row_norm(3)
     for push, size in (
         (ATTRIBUTE, 0.4 * 6.0),
         (replace(ATTRIBUTE, strength=2.0), 2.0 * 6.0),
         (replace(ATTRIBUTE, strength=2.0, unit="raw"), 2.0),
-        (FEATURE, 0.5 * largest),
+        (FEATURE, 0.5 * largest * row),
+        (replace(FEATURE, unit="stored"), 0.5 * row),
+        (replace(FEATURE, op="clamp"), 0.5 * largest),
+        (replace(FEATURE, op="cap", unit="raw"), 0.5),
+        (replace(FEATURE, op="clamp", unit="stored"), 0.5),
+        (replace(FEATURE, op="clamp", unit="residual"), 0.5 * 6.0 / row),
         (replace(FEATURE, unit="residual"), 0.5 * 6.0),
         (replace(FEATURE, unit="raw"), 0.5),
         (VECTOR, 6.0),
@@ -129,7 +134,9 @@ def test_units_become_hidden_units(served: TorchEngine) -> None:
         assert made.op == push.op
         assert float(made.direction.norm()) == pytest.approx(1)
         [site] = request.plan["interventions"][0]["sites"]
-        assert (site["layer"], site["strength_hidden"]) == (1, pytest.approx(size))
+        latent = push.feature is not None and push.op in ("clamp", "cap")
+        assert (site["layer"], site["strength_hidden"]) == (1, pytest.approx(size * row if latent else size))
+        assert site.get("strength_activation") == (pytest.approx(size) if latent else None)
 
 
 def test_a_vector_is_normalised(served: TorchEngine) -> None:

@@ -19,6 +19,7 @@ SPORTS = Intervention(attribute="topic/sports", strength=0.8, schedule="optimal"
 ARCHAIC = Intervention(attribute="register/archaic", strength=0.5)
 VECTOR = Intervention(vector=VectorRef(1, tuple(range(1, tiny.HIDDEN + 1))), strength=9.0, unit="raw", scope="all")
 THRESHOLD = {"type": "threshold", "value": 0.5}
+CLIPPED = {"kl_steps": 0, "kl_repeats": 0, "predicted_kl_scale": 1.0, "predicted_kl_steps": 0, "delta_positions": 0}
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +27,25 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def test_a_limit_on_kl_scales_the_whole_schedule(served: TorchEngine) -> None:
+def test_a_limit_on_predicted_kl_scales_the_whole_schedule(served: TorchEngine) -> None:
     free = replace(PLAIN, interventions=(SPORTS, ARCHAIC))
     [(asked, _)] = tiny.run(served, free)
     predicted = asked.plan["predicted_kl"]
-    [(request, result)] = tiny.run(served, replace(free, limits=Limits(max_kl=predicted / 4)))
+    [(request, result)] = tiny.run(served, replace(free, limits=Limits(max_predicted_kl=predicted / 4)))
     assert request.plan["predicted_kl"] == pytest.approx(predicted / 4)
     assert [one.strength for one in request.pushes] == pytest.approx([one.strength / 2 for one in asked.pushes])
     assert result.receipt is not None
     receipt = result.receipt
     assert receipt["predicted_kl"] == pytest.approx(predicted / 4)
-    assert receipt["limits"]["clipped"] == {"kl_scale": pytest.approx(0.5), "kl_steps": 0, "delta_positions": 0}
+    assert receipt["limits"]["clipped"] == CLIPPED | {"predicted_kl_scale": pytest.approx(0.5)}
     assert [one["clipped"] for one in receipt["interventions"]] == [1, 2]
     nats = Intervention(attribute="tone/warm", strength=0.04, unit="kl")
-    request = served.admit(replace(PLAIN, interventions=(nats,), limits=Limits(max_kl=0.01)))
+    request = served.admit(replace(PLAIN, interventions=(nats,), limits=Limits(max_predicted_kl=0.01)))
     told = request.plan["interventions"][0]
     assert (told["strength"], told["predicted_kl"]) == (pytest.approx(0.01), pytest.approx(0.01))
     with pytest.raises(RequestError, match="predicted to cost") as error:
-        served.admit(replace(free, limits=Limits(max_kl=predicted / 4, on_exceed="refuse")))
-    assert error.value.param == "limits.max_kl"
+        served.admit(replace(free, limits=Limits(max_predicted_kl=predicted / 4, on_exceed="refuse")))
+    assert error.value.param == "limits.max_predicted_kl"
 
 
 def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine) -> None:
@@ -52,15 +53,11 @@ def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine) -> Non
     for params in (free, replace(free, transfer=THRESHOLD)):
         plain, events = tiny.solo(served, params)
         for clip in ("clip", "refuse"):
-            limits = Limits(max_kl=1000.0, max_delta=1000.0, on_exceed=clip)
+            limits = Limits(1000.0, 1000.0, 1000.0, clip)
             limited, same = tiny.solo(served, replace(params, limits=limits))
             assert limited.response == plain.response
             assert isinstance(same[-1], Done) and same[-1].result.receipt is not None
-            assert same[-1].result.receipt["limits"]["clipped"] == {
-                "kl_scale": 1.0,
-                "kl_steps": 0,
-                "delta_positions": 0,
-            }
+            assert same[-1].result.receipt["limits"]["clipped"] == CLIPPED
             assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
             assert same[-1].result.receipt["predicted_kl"] == events[-1].result.receipt["predicted_kl"]
 
@@ -74,17 +71,17 @@ def test_a_limit_holds_where_the_steps_depend_on_the_run(served: TorchEngine, tr
     for seed in range(6):
         for share in (0.9, 0.3):
             limit = predicted * share
-            _, events = tiny.solo(served, replace(params, seed=seed, limits=Limits(max_kl=limit)))
+            _, events = tiny.solo(served, replace(params, seed=seed, limits=Limits(max_predicted_kl=limit)))
             assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
             receipt = events[-1].result.receipt
             assert 0 < receipt["predicted_kl"] <= limit * (1 + 1e-6)
-            lowered += receipt["limits"]["clipped"]["kl_steps"]
+            lowered += receipt["limits"]["clipped"]["predicted_kl_steps"]
     assert lowered > 0
 
 
 def test_changes_while_it_runs_do_not_begin_a_budget_anew(served: TorchEngine) -> None:
     warm = Intervention(attribute="tone/warm", strength=0.02, unit="kl")
-    params = replace(PLAIN, interventions=(warm,), limits=Limits(max_kl=0.02))
+    params = replace(PLAIN, interventions=(warm,), limits=Limits(max_predicted_kl=0.02))
     request = served.admit(params)
     served.add([request])
     events = served.step() + served.step()
@@ -94,14 +91,14 @@ def test_changes_while_it_runs_do_not_begin_a_budget_anew(served: TorchEngine) -
     assert receipt is not None
     assert receipt["predicted_kl"] == pytest.approx(0.02)
     # Within the limit by itself, and not after what has been spent.
-    params = replace(params, limits=Limits(max_kl=0.02, on_exceed="refuse"))
+    params = replace(params, limits=Limits(max_predicted_kl=0.02, on_exceed="refuse"))
     served.add([request := served.admit(params)])
     events = served.step() + served.step() + served.step()
     late = replace(warm, strength=0.038, schedule={"type": "window", "start": 0.5, "stop": 1.0})
     served.steer(request.id, served.admit(replace(params, interventions=(late,))))
     events += tiny.drain(served)
     assert isinstance(events[-1], Failed)
-    assert (events[-1].limit, "max_kl" in events[-1].message) == ("limits.max_kl", True)
+    assert (events[-1].limit, "max_predicted_kl" in events[-1].message) == ("limits.max_predicted_kl", True)
 
 
 def test_unknown_costs_cannot_be_limited(served: TorchEngine) -> None:
@@ -111,20 +108,20 @@ def test_unknown_costs_cannot_be_limited(served: TorchEngine) -> None:
         (SPORTS, "random"),
         (SPORTS, "matched_norm"),
     ):
-        params = replace(PLAIN, interventions=(push,), limits=Limits(max_kl=1.0), control=control)  # type: ignore[arg-type]
+        params = replace(PLAIN, interventions=(push,), limits=Limits(max_predicted_kl=1.0), control=control)  # type: ignore[arg-type]
         with pytest.raises(RequestError, match="calibrated cost") as error:
             served.admit(params)
-        assert error.value.param == "limits.max_kl"
-    served.admit(replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_kl=1.0), control="sign_flip"))
+        assert error.value.param == "limits.max_predicted_kl"
+    served.admit(replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_predicted_kl=1.0), control="sign_flip"))
 
 
 def test_bad_limits_are_refused_by_name(served: TorchEngine) -> None:
     for limits, at in (
         (Limits(max_kl=0.0), "max_kl"),
-        (Limits(max_kl=math.nan), "max_kl"),
+        (Limits(max_predicted_kl=math.nan), "max_predicted_kl"),
         (Limits(max_delta=-1.0), "max_delta"),
         (Limits(max_delta=math.inf), "max_delta"),
-        (Limits(max_kl=1.0, on_exceed="stop"), "on_exceed"),  # type: ignore[arg-type]
+        (Limits(max_predicted_kl=1.0, on_exceed="stop"), "on_exceed"),  # type: ignore[arg-type]
     ):
         with pytest.raises(RequestError) as error:
             served.admit(replace(PLAIN, limits=limits))
@@ -223,7 +220,7 @@ def test_a_row_that_a_change_puts_over_a_bound_is_told_of_the_change_first(serve
 
 def test_what_is_not_the_caller_s_own_is_neither_limited_nor_counted(served: TorchEngine) -> None:
     imposed = replace(VECTOR, mandatory=True)
-    params = replace(PLAIN, interventions=(SPORTS, imposed), limits=Limits(max_kl=1e-4, max_delta=0.01))
+    params = replace(PLAIN, interventions=(SPORTS, imposed), limits=Limits(max_predicted_kl=1e-4, max_delta=0.01))
     request, events = tiny.solo(served, params)
     own, other = request.interventions
     assert other.pushes[0].strength == 9.0
@@ -244,18 +241,18 @@ def test_a_limit_holds_for_what_the_run_decides(served: TorchEngine) -> None:
     spent = events[-1].result.receipt["predicted_kl"]
     most = served.admit(free).plan["predicted_kl"]
     assert 0 < spent <= most
-    request, events = tiny.solo(served, replace(free, limits=Limits(max_kl=spent / 3)))
+    request, events = tiny.solo(served, replace(free, limits=Limits(max_predicted_kl=spent / 3)))
     assert request.plan["predicted_kl"] == pytest.approx(spent / 3)
     assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
     receipt = events[-1].result.receipt
     assert 0 < receipt["predicted_kl"] <= spent / 3 * (1 + 1e-6)
-    assert receipt["limits"]["clipped"]["kl_steps"] > 0
-    assert receipt["limits"]["clipped"]["kl_scale"] == 1
+    assert receipt["limits"]["clipped"]["predicted_kl_steps"] > 0
+    assert receipt["limits"]["clipped"]["predicted_kl_scale"] == 1
     fed = receipt["interventions"][0]
     assert fed["feedback"]["gains"] == pytest.approx([one / 2.0 for one in fed["strength_per_step"]], abs=2e-6)
-    _, events = tiny.solo(served, replace(free, limits=Limits(max_kl=spent / 3, on_exceed="refuse")))
+    _, events = tiny.solo(served, replace(free, limits=Limits(max_predicted_kl=spent / 3, on_exceed="refuse")))
     assert isinstance(events[-1], Failed)
-    assert events[-1].limit == "limits.max_kl"
+    assert events[-1].limit == "limits.max_predicted_kl"
 
 
 def test_a_limit_holds_where_tokens_are_written_again(served: TorchEngine) -> None:
@@ -269,19 +266,19 @@ def test_a_limit_holds_where_tokens_are_written_again(served: TorchEngine) -> No
         assert request.plan["predicted_kl"] is None
         assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
         spent = events[-1].result.receipt["predicted_kl"]
-        limited, events = tiny.solo(served, replace(params, limits=Limits(max_kl=spent / 2)))
+        limited, events = tiny.solo(served, replace(params, limits=Limits(max_predicted_kl=spent / 2)))
         assert limited.plan["predicted_kl"] == pytest.approx(spent / 2)
         assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
         assert 0 < events[-1].result.receipt["predicted_kl"] <= spent / 2 * (1 + 1e-6)
 
 
 def test_a_limit_below_what_was_spent_lowers_nothing_where_nothing_is_pushed(served: TorchEngine) -> None:
-    before = replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_kl=1.0))
+    before = replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_predicted_kl=1.0))
     late = replace(SPORTS, schedule={"type": "window", "start": 0.9, "stop": 1.0})
     request, beside = served.admit(before), served.admit(PLAIN)
     served.add([request, beside])
     events = [event for _ in range(3) for event in served.step()]
     assert request.budget is not None and request.budget.spent > 1e-4
-    served.steer(request.id, served.admit(replace(before, interventions=(late,), limits=Limits(max_kl=1e-4))))
+    served.steer(request.id, served.admit(replace(before, interventions=(late,), limits=Limits(max_predicted_kl=1e-4))))
     events += tiny.drain(served)
     assert set(tiny.results(events)) == {request.id, beside.id}

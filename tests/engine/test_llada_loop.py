@@ -205,7 +205,7 @@ def test_ends_of_text_and_turn_that_come_last(tmp_path: Path, eos: bool) -> None
             model.get_parameter("model.transformer.ff_out.weight")[[tiny.EOS, TURN_END]] *= 2.0
         served = tiny.engine(model, tmp_path / str(seed))
         for shape in ((12, 12, 12), (12, 6, 4), (9, 9, 4)):
-            request = served.admit(replace(ask([60, 61], shape, not eos), ends_last=True))
+            request = served.admit(replace(ask([60, 61], shape), logits_eos_inf=not eos, ends_last=True))
             served.add([request])
             steps: dict[int, list[int]] = {}
             for event in tiny.drain(served):

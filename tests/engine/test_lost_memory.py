@@ -29,7 +29,7 @@ ROWS: dict[str, tuple[Callable[[], DiffusionLM], list[GenerationParams]]] = {
         tiny.bert,
         [
             replace(PLAIN, interventions=(PUSH,), order="sae_stability", trace=TraceParams(("topic/sports",), 3)),
-            replace(PLAIN, row=1, interventions=(PRICED,), limits=Limits(max_kl=0.5), measure_kl=True, max_tokens=8),
+            replace(PLAIN, row=1, interventions=(PRICED,), limits=Limits(max_kl=0.5), max_tokens=8),
             replace(PLAIN, row=2, logprobs=True, top_logprobs=2, transfer="cosine", order="random", cfg_scale=0.5),
         ],
     ),
@@ -38,7 +38,9 @@ ROWS: dict[str, tuple[Callable[[], DiffusionLM], list[GenerationParams]]] = {
         [
             replace(PLAIN, remask_when={"condition": HALF, "span": "response"}, interventions=(PUSH,)),
             replace(PLAIN, row=1, interventions=(replace(PUSH, when=HALF),)),
-            replace(PLAIN, row=2, interventions=(PRICED,), limits=Limits(max_kl=0.3), transfer="entropy_bound"),
+            replace(
+                PLAIN, row=2, interventions=(PRICED,), limits=Limits(max_predicted_kl=0.3), transfer="entropy_bound"
+            ),
         ],
     ),
     "revising": (

@@ -92,8 +92,10 @@ def ask(sampler: str, steps: int, eps: float, **changes: Any) -> GenerationParam
     return replace(asked, **changes)
 
 
-@pytest.mark.parametrize("conditioned", [False, True], ids=["plain", "time"])
-@pytest.mark.parametrize(("sampler", "steps", "eps"), [("ddpm_cache", 3, 0.3), ("ddpm", 2, 0.4), ("ddpm", 7, 1e-5)])
+@pytest.mark.parametrize(
+    ("sampler", "steps", "eps", "conditioned"),
+    [("ddpm_cache", 3, 0.3, False), ("ddpm_cache", 3, 0.3, True), ("ddpm", 2, 0.4, True), ("ddpm", 7, 1e-5, False)],
+)
 def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, sampler: str, steps: int, eps: float, conditioned: bool
 ) -> None:
@@ -149,7 +151,7 @@ def test_one_row_goes_through_the_canvases_of_a_loop_at_their_noise_levels(tmp_p
 def test_steps_that_commit_nothing_cost_no_forward_and_change_nothing(tmp_path: Path, conditioned: bool) -> None:
     model = tiny.mdlm(3, time_conditioning=conditioned)
     served = tiny.engine(model, tmp_path)
-    for seed in range(4):
+    for seed in range(2):
         window = {"type": "window", "start": 0.25, "stop": 0.75}
         push = Intervention(attribute="topic/sports", strength=1.5, schedule=window)
         plain = ask(

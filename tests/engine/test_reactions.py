@@ -210,6 +210,22 @@ def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges
 # abort
 
 
+def test_a_row_that_is_ended_loses_no_token_behind_a_gap(served: TorchEngine) -> None:
+    """In any order: its text and what its receipt lists are together all that was committed, each in its place."""
+    for order in ("random", "confidence", "sae_stability"):
+        params = replace(PLAIN, order=order, abort_when={"progress": {"at_least": 0.5}})
+        request, events, done = solo(served, params)
+        assert done.result.receipt is not None
+        placed = dict(enumerate(done.result.tokens))
+        for run in done.result.receipt["aborted"]["behind_gap"]:
+            assert run["position"] > len(done.result.tokens)
+            assert run["text"] == served._text(request, run["tokens"])
+            placed |= {run["position"] + i: token for i, token in enumerate(run["tokens"])}
+        committed = {i: token for i, token in enumerate(rebuilt(events, request)) if token != tiny.MASK}
+        assert placed == committed
+        assert len(committed) == 8
+
+
 def test_a_row_ends_with_what_stands_without_a_gap(served: TorchEngine) -> None:
     params = replace(PLAIN, abort_when={"progress": {"at_least": 0.5}}, logprobs=True)
     request, events, done = solo(served, params)
@@ -221,7 +237,8 @@ def test_a_row_ends_with_what_stands_without_a_gap(served: TorchEngine) -> None:
     assert done.result.logprobs is not None and len(done.result.logprobs) == gap
     assert (done.result.finish_reason, done.result.steps) == ("content_filter", 4)
     assert done.result.receipt is not None
-    assert done.result.receipt["aborted"] == {"step": 3, "progress": 0.5}
+    told = done.result.receipt["aborted"]
+    assert (told["step"], told["progress"], told["answer"]) == (3, 0.5, "committed")
     assert not served.running and not served.waiting
 
 
@@ -262,9 +279,15 @@ SAMPLERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("span", ["block", "response", {"positions": [3, 9]}])
-@pytest.mark.parametrize("condition", [{"progress": {"at_least": 0.5}}, {"progress": {"at_least": 1.0}}, ALWAYS])
+SPANS: list[Any] = ["block", "response", {"positions": [3, 9]}]
+CONDITIONS: list[dict[str, Any]] = [{"progress": {"at_least": 0.5}}, {"progress": {"at_least": 1.0}}, ALWAYS]
+# Each sampler with each span, and with each condition: a Latin square.
+REWRITTEN = [
+    (sampler, span, CONDITIONS[(i + j) % 3]) for i, sampler in enumerate(SAMPLERS) for j, span in enumerate(SPANS)
+]
+
+
+@pytest.mark.parametrize(("sampler", "span", "condition"), REWRITTEN)
 def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
     served: TorchEngine, sampler: dict[str, Any], span: Any, condition: dict[str, Any]
 ) -> None:
@@ -275,7 +298,7 @@ def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
     assert done.result.finish_reason == "length"
     ending = 3 * request.blocks if request.transfer.ending != "none" else 0
     assert done.result.steps <= request.plan["max_steps"] + ending
-    assert request.plan["max_steps"] == 3 * request.plan["steps"]
+    assert request.plan["max_steps"] == 3 * request.steps
     assert request.plan["revises"] is True
     assert done.result.receipt is not None
     told = done.result.receipt["remasked"]

@@ -31,7 +31,7 @@ def settings(count: int, temperature: float = 1.0, top_p: float = 1.0, no_eos: b
         torch.full((count,), temperature),
         torch.full((count,), top_p),
         torch.zeros_like(position),
-        torch.full((count,), no_eos),
+        torch.full((count,), 2 * no_eos),
         torch.zeros(count, dtype=torch.bool),
         torch.zeros(count),
         noise.keys(zero + seed, zero, zero, position, noise.TOKEN),
@@ -41,7 +41,7 @@ def settings(count: int, temperature: float = 1.0, top_p: float = 1.0, no_eos: b
 def distribution(model: DiffusionLM, states: Tensor, no_eos: bool = False) -> Tensor:
     """softmax(logits) [N, vocabulary] in float64 over the tokens that may be drawn."""
     logits = model.head(states).double()
-    banned = [*model.facts.forbidden_ids, *([model.facts.eos_id] if no_eos else [])]
+    banned = [*model.facts.forbidden_ids, *(model.facts.end_ids if no_eos else ())]
     logits[:, banned] = -math.inf
     return logits.softmax(dim=1)
 
@@ -111,7 +111,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
 def test_ignore_eos_is_a_rule_of_its_own_row() -> None:
     model, states = tiny.bert(), hidden(1, seed=1).expand(6000, -1)
     mixed = settings(6000, 10.0)
-    mixed = replace(mixed, no_eos=torch.arange(6000) % 2 == 0)
+    mixed = replace(mixed, no_eos=2 * (torch.arange(6000) % 2 == 0))
     drawn = draw(model, states, mixed, frozenset())
     assert tiny.EOS not in drawn.token[::2]
     assert tiny.EOS in drawn.token[1::2]
@@ -260,3 +260,15 @@ def test_a_nucleus_is_the_same_however_many_tokens_are_looked_at_first(
     whole = draw(model, states, chosen, EVERYTHING)
     monkeypatch.setattr(sampler, "_NUCLEUS", first)
     assert same(draw(model, states, chosen, EVERYTHING), whole)
+
+
+def test_dreams_entropy_has_dreams_constant() -> None:
+    """It adds 1e-10 to each probability, which where a model is all but sure is as much as what is measured."""
+    model = tiny.dream(2)
+    states = 12 * torch.randn(64, tiny.HIDDEN, generator=torch.Generator().manual_seed(0))
+    drawn = draw(model, states, settings(64, 0.0), frozenset({"filtered_entropy", "entropy"}))
+    p = model.head(states).softmax(1)
+    assert torch.equal(drawn.measures["filtered_entropy"], -(p * (p + 1e-10).log()).sum(1).double())
+    exact = model.head(states).double().softmax(1)
+    assert torch.allclose(drawn.measures["entropy"], -torch.special.xlogy(exact, exact).sum(1), rtol=1e-3, atol=1e-7)
+    assert not torch.equal(drawn.measures["filtered_entropy"], drawn.measures["entropy"])

@@ -73,7 +73,7 @@ def test_a_twin_commits_by_what_its_row_reads(tmp_path: Path) -> None:
     row = replace(PLAIN, order={"type": "sae_attribute", "weight": 1.0}, interventions=(replace(SPORTS, strength=0.0),))
     steered, twin = served.admit(row), served.admit(unsteered(row))
     assert steered.uptake is not None and twin.uptake is not None
-    assert twin.uptake.attribute == steered.uptake.attribute == "topic/sports"
+    assert twin.uptake.name == steered.uptake.name == "topic/sports"
     assert twin.plan["order"] == steered.plan["order"]
     assert tiny.tokens_of(served, row) == tiny.tokens_of(served, unsteered(row))
     other = replace(row, order={"type": "sae_attribute", "weight": 1.0, "attribute": "register/archaic"})

@@ -50,10 +50,10 @@ def test_the_attribute_read_is_the_one_named_else_the_one_pushed(tmp_path: Path)
     push = Intervention(attribute="topic/sports")
     unnamed = served.admit(replace(PLAIN, order="sae_attribute", interventions=(push,)))
     named = served.admit(replace(PLAIN, order=FULL, interventions=(push,)))
-    assert unnamed.uptake is not None and unnamed.uptake.attribute == "topic/sports"
+    assert unnamed.uptake is not None and unnamed.uptake.name == "topic/sports"
     assert unnamed.plan["order"] == {"type": "sae_attribute", "attribute": "topic/sports"}
     assert named.plan["order"] == FULL
-    assert named.uptake is not None and named.uptake.attribute == "register/archaic"
+    assert named.uptake is not None and named.uptake.name == "register/archaic"
     with pytest.raises(RequestError, match="needs an attribute to read"):
         served.admit(replace(PLAIN, order="sae_attribute"))
 

@@ -87,7 +87,9 @@ def test_budgets_and_bounds_are_held_as_by_the_torch_engine(
     model: DiffusionLM, reference: TorchEngine, tmp_path: Path
 ) -> None:
     old = Intervention(attribute="register/archaic", strength=2.0)
-    spent = row(interventions=(old,), transfer={"type": "threshold", "value": 0.3}, limits=Limits(max_kl=0.05))
+    spent = row(
+        interventions=(old,), transfer={"type": "threshold", "value": 0.3}, limits=Limits(max_predicted_kl=0.05)
+    )
     over = row(interventions=(old,), limits=Limits(max_delta=0.01, on_exceed="refuse"))
     told = []
     for engine in (flat(model, tmp_path, 5), reference):
@@ -192,6 +194,9 @@ def test_guidance_is_refused_before_anything_is_queued(model: DiffusionLM, tmp_p
     assert caught.value.param == "cfg_scale"
     with pytest.raises(RequestError, match="no measurement of the KL"):
         flat(model, tmp_path, 1).admit(row(measure_kl=True))
+    with pytest.raises(RequestError, match="max_kl must be left out here, got 0.3.*max_predicted_kl") as caught:
+        flat(model, tmp_path, 2).admit(row(limits=Limits(max_kl=0.3)))
+    assert caught.value.param == "limits.max_kl"
 
 
 def test_a_reply_that_is_of_another_row_fails_the_step(model: DiffusionLM, tmp_path: Path) -> None:

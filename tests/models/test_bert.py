@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig as PublishedConfig
-from transformers import BertForMaskedLM
 
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertDiffusionLM
@@ -15,6 +13,9 @@ from tests import tiny
 
 def published(model: BertDiffusionLM) -> Any:
     """transformers' model of the same tensors."""
+    from transformers import BertConfig as PublishedConfig
+    from transformers import BertForMaskedLM
+
     config = model.config
     theirs: Any = BertForMaskedLM(
         PublishedConfig(

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steerserve.models import load_model
 from steerserve.models.base import deciding
@@ -37,6 +36,8 @@ def test_logits_follow_the_description(tmp_path: Path, changes: dict[str, Any]) 
 @SIZES
 @torch.no_grad()
 def test_logits_are_those_of_a_qwen2_that_sees_every_position(tmp_path: Path, changes: dict[str, Any]) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     model, config, tensors = loaded(tmp_path, **changes)
     same = (
         *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

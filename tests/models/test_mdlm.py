@@ -1,6 +1,7 @@
 """The MDLM family against its description, written out head by head and position by position."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,18 @@ def test_prefix_and_rotary_buffer_change_nothing(raw: dict[str, Any], prefix: st
 
 
 @pytest.mark.parametrize("raw", [CONFIG, TIMED], ids=["folded", "timed"])
-@pytest.mark.parametrize("name", sorted(dit.LAYOUT))
-def test_a_missing_or_misshapen_tensor_is_named_as_in_the_file(raw: dict[str, Any], name: str) -> None:
-    tensors = dit.prefixed(dit.checkpoint(), "backbone.")
-    whole = tensors.pop(f"backbone.{name}")
-    with pytest.raises(ArtifactError, match=rf"missing tensors: backbone\.{name}$"):
-        MdlmDiffusionLM.adapt(raw, tensors)
-    tensors[f"backbone.{name}"] = whole[..., :-1]
-    shape = list(whole.shape)
-    wrong = [*shape[:-1], shape[-1] - 1]
-    with pytest.raises(ArtifactError) as caught:
-        MdlmDiffusionLM.adapt(raw, tensors)
-    assert str(caught.value).endswith(f"misshapen tensors: backbone.{name} is {wrong}, expected {shape}")
+def test_a_missing_or_misshapen_tensor_is_named_as_in_the_file(raw: dict[str, Any]) -> None:
+    whole = dit.prefixed(dit.checkpoint(), "backbone.")
+    # One block stands for the others, whose names are made by the same loop.
+    for name in (name for name in whole if ".blocks." not in name or ".blocks.1." in name):
+        tensors = {key: tensor for key, tensor in whole.items() if key != name}
+        with pytest.raises(ArtifactError, match=rf"missing tensors: {re.escape(name)}$"):
+            MdlmDiffusionLM.adapt(raw, tensors)
+        shape = list(whole[name].shape)
+        wrong = [*shape[:-1], shape[-1] - 1]
+        with pytest.raises(ArtifactError) as caught:
+            MdlmDiffusionLM.adapt(raw, tensors | {name: whole[name][..., :-1]})
+        assert str(caught.value).endswith(f"misshapen tensors: {name} is {wrong}, expected {shape}")
 
 
 @pytest.mark.parametrize("extra", ["backbone.blocks.3.norm1.weight", "ema.decay", "blocks.0.norm1.weight"])

@@ -80,7 +80,8 @@ def test_log_scores_follow_the_description(noise: str, scaled: bool, time: float
     assert lm.facts.sigma is not None
     sigma = lm.facts.sigma.total(torch.tensor([time])).float()
     expected_sigma = -math.log1p(-0.999 * time) if noise == "loglinear" else 1e-4 ** (1 - time) * 20**time
-    assert float(sigma) == pytest.approx(expected_sigma, rel=1e-6)
+    # In float32, as the authors compute it: near time 1 a last bit of the time is 2e-6 of the level.
+    assert float(sigma) == pytest.approx(expected_sigma, rel=1e-5)
     raw, _ = dit.reference(dit.checkpoint(), dit.IDS, float(sigma))
     logits = lm.head(lm(ROW, sigma=sigma))
     torch.testing.assert_close(logits[0].double(), raw, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Weights on disk: mapped, not copied; pickles only as tensors, converted once; wrong files named."""
+"""Weights on disk: mapped where they lie aligned, else copied; pickles read only as tensors; wrong files named."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
@@ -15,6 +15,7 @@ from steerserve.models import load_model, open_checkpoint, weights_sha256
 from steerserve.models.weights import read_weights, weight_files
 from tests import tiny
 from tests.models.test_loading import MODELS, shard, write
+from tests.test_alignment import move
 
 
 def pickled(folder: Path, name: str = "pytorch_model.bin", **others: object) -> dict[str, Tensor]:
@@ -42,10 +43,18 @@ def mapped_file(tensor: Tensor) -> str:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' /proc")
 def test_weights_of_the_wanted_type_stay_in_their_file(tmp_path: Path) -> None:
     write(tmp_path, "llada")
-    kept = dict(load_model(tmp_path, torch.float32).state_dict())
-    assert {mapped_file(tensor) for tensor in kept.values()} == {str(tmp_path / "model.safetensors")}
-    copied = dict(load_model(tmp_path, torch.bfloat16).state_dict())
-    assert str(tmp_path / "model.safetensors") not in {mapped_file(tensor) for tensor in copied.values()}
+    file = tmp_path / "model.safetensors"
+
+    def places(dtype: torch.dtype) -> set[bool]:
+        """Whether a tensor's memory is the file's, over all tensors."""
+        return {mapped_file(one) == str(file) for one in load_model(tmp_path, dtype).state_dict().values()}
+
+    move(file, 0)
+    assert (places(torch.float32), places(torch.bfloat16)) == ({True}, {False})
+    move(file, 8)
+    assert places(torch.float32) == {False}, "off a 64-byte line they are copied"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    assert (places(torch.float32), places(torch.bfloat16)) == ({False}, {True})
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt"])

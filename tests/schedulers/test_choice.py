@@ -91,7 +91,7 @@ def test_messages_of_refused_transfers(choice: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("best", "unknown schedule 'best'; known: commitment, optimal, piecewise, uniform, window"),
+        ("best", "unknown schedule 'best'; known: commitment, feedback, optimal, piecewise, uniform, window"),
         ("window", "schedule 'window' needs start and stop"),
         ({"type": "window", "start": 0.5}, "schedule 'window' needs stop"),
         (

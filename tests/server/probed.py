@@ -34,6 +34,9 @@ def probed_service(folder: Path) -> Service:
 
 
 def body(**fields: Any) -> dict[str, Any]:
+    """A request whose receipts, where there are any, are whole."""
+    if isinstance(fields.get("steering"), dict):
+        fields["steering"] = {"receipt": "full"} | fields["steering"]
     shape = {"model": "tiny", "prompt": "the king", "max_tokens": 12, "seed": 5, "temperature": 1.0}
     return shape | {"diffusion": {"steps": 6, "order": "random"}} | fields
 

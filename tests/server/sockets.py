@@ -55,6 +55,8 @@ def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: 
     config = replace(config or ServerConfig(drain_seconds=5), port=0)
     visits: list[Visit] = []
     app = create_app(service_of(engine), config, [visits.append, *reports])
+    # It would be read again at a signal, which only a main thread can wait for.
+    app.state.keyring = None
     found: list[tuple[int, asyncio.AbstractEventLoop]] = []
     ready = threading.Event()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,87 +44,89 @@ def post(client: TestClient, path: str = "/v1/completions", **fields: Any) -> An
     return client.post(path, json={"model": "text", "max_tokens": 12, "seed": 3} | fields)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"steering": None},
-        {"steering": {}},
-        {"steering": {"interventions": []}},
-        {"steering": {"interventions": None}},
-        {"steering": {"interventions": [OWN | {"strength": 0}]}},
-        {"steering": {"interventions": [OWN]}},
-        {"steering": {"baseline": True}},
-        {"steering": {"interventions": [OWN], "baseline": True}},
-        {"prompt": ["a", "b"], "n": 2},
-        {"prompt": ["a", "b"], "best_of": 3},
-        {"best_of": 3, "steering": {"rank": ["-sentiment/positive"], "baseline": True}},
-        {"stream": True},
-        {"stream": True, "steering": {"baseline": True}},
-        {"diffusion": {"steps": 1}},
-        {"suffix": "x"},
-    ],
-)
-def test_a_mandatory_intervention_is_in_every_row(tmp_path: Path, fields: dict[str, Any]) -> None:
+ROWS: list[dict[str, Any]] = [
+    {},
+    {"steering": None},
+    {"steering": {}},
+    {"steering": {"interventions": []}},
+    {"steering": {"interventions": None}},
+    {"steering": {"interventions": [OWN | {"strength": 0}]}},
+    {"steering": {"interventions": [OWN]}},
+    {"steering": {"baseline": True}},
+    {"steering": {"interventions": [OWN], "baseline": True}},
+    {"prompt": ["a", "b"], "n": 2},
+    {"prompt": ["a", "b"], "best_of": 3},
+    {"best_of": 3, "steering": {"rank": ["-sentiment/positive"], "baseline": True}},
+    {"stream": True},
+    {"stream": True, "steering": {"baseline": True}},
+    {"diffusion": {"steps": 1}},
+    {"suffix": "x"},
+]
+
+
+def test_a_mandatory_intervention_is_in_every_row(tmp_path: Path) -> None:
     engine = PlannedEngine({})
     with serving(tmp_path, engine, entry(**BOUND)) as client:
-        answer = post(client, **fields)
-    assert answer.status_code == 200, answer.text
-    assert engine.added
-    assert all(request.params.interventions[-1] == APPLIED for request in engine.added)
-    # The text engine shouts where it is steered.
-    assert answer.text.count("naïve") == 0
-    if not fields.get("stream"):
-        choices = answer.json()["choices"]
-        texts = [choice["text"] for choice in choices] + [c["baseline"]["text"] for c in choices if "baseline" in c]
-        assert all(text == text.upper() for text in texts)
+        for fields in ROWS:
+            engine.added.clear()
+            answer = post(client, **fields)
+            assert answer.status_code == 200, answer.text
+            assert engine.added, fields
+            assert all(request.params.interventions[-1] == APPLIED for request in engine.added), fields
+            # The text engine shouts where it is steered.
+            assert answer.text.count("naïve") == 0, fields
+            if not fields.get("stream"):
+                choices = answer.json()["choices"]
+                texts = [choice["text"] for choice in choices]
+                texts += [choice["baseline"]["text"] for choice in choices if "baseline" in choice]
+                assert all(text == text.upper() for text in texts), fields
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        # The same direction: taken away, turned round, or set.
-        MANDATORY | {"strength": -0.5},
-        MANDATORY | {"strength": -0.01},
-        MANDATORY | {"op": "project_out", "strength": 1.0},
-        MANDATORY | {"op": "clamp", "strength": 0.0, "unit": "residual"},
-        MANDATORY | {"op": "cap", "strength": 0.0, "unit": "residual"},
-        MANDATORY | {"strength": -0.5, "layers": [1]},
-        MANDATORY | {"strength": -0.5, "direction": "diff_means"},
-        MANDATORY | {"strength": -0.5, "scope": {"positions": [0, 12]}},
-        MANDATORY | {"strength": -0.5, "schedule": "window"},
-        # Another direction that points the same way, or reads the state.
-        {"attribute": "topic/opposite", "strength": 0.5},
-        {"attribute": "sentiment/positive", "op": "clamp", "strength": 0.0},
-        {"attribute": "sentiment/positive", "op": "project_out", "strength": 1.0},
-        # A direction spelt out.
-        {"vector": {"layer": 1, "values": [-1.0, 0.0]}, "strength": 0.5},
-        {"feature": {"sae": "layer-1", "index": 3}, "strength": -0.5},
-        {"feature": {"sae": "layer-1", "index": 3}, "op": "multiply", "strength": 0.0},
-        # So loud that nothing else is heard.
-        OWN | {"strength": 1.01},
-        OWN | {"strength": -1.01},
-        OWN | {"strength": 0.3, "schedule": "window"},
-        OWN | {"strength": 0.5, "unit": "raw"},
-        OWN | {"strength": 1e6, "unit": "raw"},
-        OWN | {"schedule": "feedback"},
-    ],
-)
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/steering/preview"])
+AGAINST: list[dict[str, Any]] = [
+    # The same direction: taken away, turned round, or set.
+    MANDATORY | {"strength": -0.5},
+    MANDATORY | {"strength": -0.01},
+    MANDATORY | {"op": "project_out", "strength": 1.0},
+    MANDATORY | {"op": "clamp", "strength": 0.0, "unit": "residual"},
+    MANDATORY | {"op": "cap", "strength": 0.0, "unit": "residual"},
+    MANDATORY | {"strength": -0.5, "layers": [1]},
+    MANDATORY | {"strength": -0.5, "direction": "diff_means"},
+    MANDATORY | {"strength": -0.5, "scope": {"positions": [0, 12]}},
+    MANDATORY | {"strength": -0.5, "schedule": "window"},
+    # Another direction that points the same way, or reads the state.
+    {"attribute": "topic/opposite", "strength": 0.5},
+    {"attribute": "sentiment/positive", "op": "clamp", "strength": 0.0},
+    {"attribute": "sentiment/positive", "op": "project_out", "strength": 1.0},
+    # A direction spelt out.
+    {"vector": {"layer": 1, "values": [-1.0, 0.0]}, "strength": 0.5},
+    {"feature": {"sae": "layer-1", "index": 3}, "strength": -0.5},
+    {"feature": {"sae": "layer-1", "index": 3}, "op": "multiply", "strength": 0.0},
+    # So loud that nothing else is heard.
+    OWN | {"strength": 1.01},
+    OWN | {"strength": -1.01},
+    OWN | {"strength": 0.3, "schedule": "window"},
+    OWN | {"strength": 0.5, "unit": "raw"},
+    OWN | {"strength": 1e6, "unit": "raw"},
+    OWN | {"schedule": "feedback"},
+]
+
+
 def test_a_mandatory_intervention_is_not_cancelled_or_out_shouted(
-    tmp_path: Path, own: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.server.text_engine.ATTRIBUTES", ("topic/sports", "sentiment/positive", "topic/opposite"))
     engine = PlannedEngine({frozenset(("topic/sports", "topic/opposite")): -0.9})
     with serving(tmp_path, engine, entry(**BOUND)) as client:
-        refused = post(client, path, steering={"interventions": [own]})
-        assert refused.status_code == 403, refused.text
-        error = refused.json()["error"]
-        assert (error["type"], error["code"]) == ("permission_error", "policy")
-        assert error["param"].startswith("steering.interventions")
-        # Nor behind one that is allowed.
-        assert post(client, path, steering={"interventions": [OWN, own]}).status_code == 403
-        assert post(client, path, steering={"interventions": [OWN]}).status_code == 200
+        for path in ("/v1/completions", "/v1/steering/preview"):
+            for own in AGAINST:
+                refused = post(client, path, steering={"interventions": [own]})
+                assert refused.status_code == 403, (own, refused.text)
+                error = refused.json()["error"]
+                assert (error["type"], error["code"]) == ("permission_error", "policy"), own
+                assert error["param"].startswith("steering.interventions"), own
+                # Nor behind one that is allowed.
+                assert post(client, path, steering={"interventions": [OWN, own]}).status_code == 403, own
+            assert post(client, path, steering={"interventions": [OWN]}).status_code == 200
     assert all(request.params.interventions[-1] == APPLIED for request in engine.added)
 
 
@@ -262,14 +265,14 @@ def test_the_torch_engine_holds_it_and_its_receipt_says_so(tmp_path: Path) -> No
         [plan] = post(client, "/v1/steering/preview").json()["plans"]
         assert [one["mandatory"] for one in plan["interventions"]] == [True]
         answer = post(client, steering={"baseline": True}).json()
-        [done] = answer["steering"]["interventions"]
+        [done] = answer["choices"][0]["steering"]["interventions"]
         assert (done["name"], done["mandatory"], done["applied"]) == (name, True, True)
         assert answer["choices"][0]["baseline"]["text"] == answer["choices"][0]["text"]
         client.headers["authorization"] = "Bearer free-secret"
         steering = {"interventions": [{"attribute": name, "strength": 0.5, "schedule": "uniform"}]}
         same = post(client, steering=steering).json()
         assert same["choices"][0]["text"] == answer["choices"][0]["text"]
-        assert "mandatory" not in same["steering"]["interventions"][0]
+        assert "mandatory" not in same["choices"][0]["steering"]["interventions"][0]
 
 
 WRONG = [
@@ -296,33 +299,35 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("header", WRONG)
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/metrics", "/capabilities", "/nope", "/"])
-def test_a_wrong_key_is_a_401_that_tells_nothing(tmp_path: Path, header: str | None, path: str) -> None:
+def test_a_wrong_key_is_a_401_that_tells_nothing(tmp_path: Path) -> None:
     engine = TextEngine()
+    paths = ("/v1/completions", "/v1/models", "/metrics", "/capabilities", "/nope", "/")
 
-    async def scenario() -> Call:
+    async def scenario() -> list[tuple[str, str | None, Call]]:
         config = ServerConfig(drain_seconds=5, keys=keys_file(tmp_path, entry()))
         async with running(engine, config) as app:
-            headers = {} if header is None else {"authorization": header}
-            return await Call(path, {"model": "text"}, headers=headers).run(app)
+            calls = []
+            for path, header in itertools.product(paths, WRONG):
+                headers = {} if header is None else {"authorization": header}
+                calls.append((path, header, await Call(path, {"model": "text"}, headers=headers).run(app)))
+            return calls
 
-    call = asyncio.run(scenario())
-    assert call.status == 401
-    error = json.loads(call.body)["error"]
-    assert (error["code"], error["param"]) == ("invalid_api_key", None)
-    assert call.headers["www-authenticate"].startswith("Bearer ")
-    assert SECRET[:8] not in call.body.decode()
-    # Nothing of the body was read.
-    assert call.received == 0
+    for path, header, call in asyncio.run(scenario()):
+        assert call.status == 401, (path, header)
+        error = json.loads(call.body)["error"]
+        assert (error["code"], error["param"]) == ("invalid_api_key", None), (path, header)
+        assert call.headers["www-authenticate"].startswith("Bearer "), (path, header)
+        assert SECRET[:8] not in call.body.decode(), (path, header)
+        # Nothing of the body was read.
+        assert call.received == 0, (path, header)
     assert not engine.steps
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_the_scheme_has_no_case(tmp_path: Path, scheme: str) -> None:
+def test_the_scheme_has_no_case(tmp_path: Path) -> None:
     with serving(tmp_path, TextEngine(), entry()) as client:
-        client.headers["authorization"] = f"{scheme} {SECRET}"
-        assert client.get("/v1/models").status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            client.headers["authorization"] = f"{scheme} {SECRET}"
+            assert client.get("/v1/models").status_code == 200, scheme
 
 
 def test_two_headers_are_none(tmp_path: Path) -> None:
@@ -365,16 +370,22 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_other_spellings_of_a_path_reach_nothing(tmp_path: Path, path: str) -> None:
-    async def scenario() -> tuple[Call, Call]:
+def test_other_spellings_of_a_path_reach_nothing(tmp_path: Path) -> None:
+    async def scenario() -> list[tuple[str, Call, Call]]:
         async with running(TextEngine(), ServerConfig(drain_seconds=5, keys=keys_file(tmp_path, entry()))) as app:
-            without = await Call(path, {"model": "text"}).run(app)
-            return without, await Call(path, {"model": "text"}, headers={"authorization": f"Bearer {SECRET}"}).run(app)
+            key = {"authorization": f"Bearer {SECRET}"}
+            return [
+                (
+                    path,
+                    await Call(path, {"model": "text"}).run(app),
+                    await Call(path, {"model": "text"}, headers=key).run(app),
+                )
+                for path in PATHS
+            ]
 
-    without, with_key = asyncio.run(scenario())
-    assert without.status == 401
-    assert with_key.status in (404, 405)
+    for path, without, with_key in asyncio.run(scenario()):
+        assert without.status == 401, path
+        assert with_key.status in (404, 405), path
 
 
 def test_health_and_readiness_need_no_key_and_metrics_do(tmp_path: Path) -> None:
@@ -396,18 +407,22 @@ def test_methods_are_no_way_round(tmp_path: Path) -> None:
         assert client.get("/v1/models").status_code == 200
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x"])
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/steering/preview"])
-def test_compressed_bodies_are_refused_unread(encoding: str, path: str) -> None:
+def test_compressed_bodies_are_refused_unread() -> None:
     bomb = gzip.compress(b'{"model": "text", "prompt": "' + b"a" * 10_000_000 + b'"}')
+    encodings = ("gzip", "GZIP", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x")
 
-    async def scenario() -> Call:
+    async def scenario() -> list[tuple[str, str, Call]]:
         async with running(TextEngine()) as app:
-            return await Call(path, chunks=[bomb], headers={"content-encoding": encoding}).run(app)
+            return [
+                (path, encoding, await Call(path, chunks=[bomb], headers={"content-encoding": encoding}).run(app))
+                for path in ("/v1/completions", "/v1/steering/preview")
+                for encoding in encodings
+            ]
 
-    call = asyncio.run(scenario())
-    assert (call.status, json.loads(call.body)["error"]["code"]) == (415, "unsupported_encoding")
-    assert call.received == 0
+    for path, encoding, call in asyncio.run(scenario()):
+        told = (call.status, json.loads(call.body)["error"]["code"])
+        assert told == (415, "unsupported_encoding"), (path, encoding)
+        assert call.received == 0, (path, encoding)
 
 
 def test_a_compressed_body_that_does_not_say_so_is_no_json() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from steerserve.engine.events import Committed, Revised
 from steerserve.server.canvas import Canvas
-from tests.server.text_engine import END, decode
+from tests.server.text_engine import END, VOCABULARY, decode
 
 TEXTS = st.text(alphabet="ab é▯", min_size=1, max_size=12)
 STOPS = st.lists(st.text(alphabet="ab é", min_size=1, max_size=4), max_size=3)
@@ -134,3 +134,18 @@ def test_what_was_sent_cannot_be_taken_back() -> None:
     commit(canvas, (0, ord("b")), (1, ord("c")))
     with pytest.raises(ValueError, match="does not continue"):
         canvas.rest("bc")
+
+
+def test_what_is_no_character_yet_is_not_shown() -> None:
+    first, second, third = "€".encode()
+    canvas = Canvas(decode, frozenset({END}), 6, (), vocabulary=VOCABULARY)
+    commit(canvas, (0, ord("a")), (1, first), (3, third), (4, ord("b")))
+    assert canvas.provisional() == "a▯b▯"
+    commit(canvas, (2, second))
+    assert canvas.provisional() == "a€b▯"
+    # Bytes that nothing can make a character any more are text, and so is one behind which nothing comes.
+    commit(canvas, (5, first))
+    assert canvas.provisional() == "a€b\ufffd"
+    canvas.revise(Revised("r", 1, (2, 5)))
+    commit(canvas, (2, ord("c")), (5, ord("d")))
+    assert canvas.provisional() == "a\ufffdc\ufffdbd"

@@ -60,7 +60,7 @@ def test_steers_as_completions_do(chat: TestClient) -> None:
     answer = answered(chat, steering=steering)
     [choice] = answer["choices"]
     assert choice["message"]["content"] == choice["baseline"]["message"]["content"].upper()
-    assert answer["steering"] == choice["steering"] == {"interventions": [{"strength": 1.0}]}
+    assert choice["steering"] == {"interventions": [{"strength": 1.0}]}
 
 
 BODIES = st.fixed_dictionaries(
@@ -102,9 +102,14 @@ def test_the_last_delta_of_replace_is_the_plain_answer(chat: TestClient, body: d
 def test_log_probabilities_in_chats_words(chat: TestClient) -> None:
     [choice] = answered(chat, logprobs=True, top_logprobs=3)["choices"]
     content = choice["logprobs"]["content"]
+    joined = b"".join(bytes(token["bytes"]) for token in content)
+    assert joined.decode("utf-8", "replace") == choice["message"]["content"]
+    assert any(byte > 0x7F for byte in joined)
     for token in content:
-        assert bytes(token["bytes"]).decode() == token["token"]
         assert token["logprob"] == -0.5
+        # Of an engine whose tokens are bytes, the first of the alternatives being the token itself.
+        assert [len(one["bytes"]) for one in token["top_logprobs"]] == [1, 1, 1]
+        assert {name: token[name] for name in ("token", "logprob", "bytes")} == token["top_logprobs"][0]
         assert [one["logprob"] for one in token["top_logprobs"]] == [-0.5, -1.0, -2.0]
     assert answered(chat, logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
     assert answered(chat)["choices"][0]["logprobs"] is None

@@ -51,7 +51,7 @@ def test_baseline_is_the_unsteered_run(client: TestClient) -> None:
         assert choice["baseline"] == {"text": unsteered["text"], "finish_reason": unsteered["finish_reason"]}
         assert choice["text"] == unsteered["text"].upper()
         assert choice["steering"] == {"interventions": [{"strength": 1.0}]}
-    assert steered["steering"] == steered["choices"][0]["steering"]
+    assert "steering" not in steered
     assert steered["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
     assert steered["usage"]["denoising_steps"] == 2 * plain["usage"]["denoising_steps"]
 
@@ -90,13 +90,35 @@ def test_echo_puts_the_prompt_before_every_text(client: TestClient) -> None:
         assert whole["baseline"]["text"] == prompt + choice["baseline"]["text"]
 
 
-def test_an_echoed_prompt_has_tokens_but_no_log_probabilities(client: TestClient) -> None:
-    [choice] = complete(client, prompt=[104, 105], echo=True, logprobs=1)["choices"]
-    found = choice["logprobs"]
-    assert found["tokens"][:2] == ["h", "i"]
-    assert found["token_logprobs"][:3] == [None, None, -0.5]
-    assert found["top_logprobs"][:2] == [None, None]
-    assert found["text_offset"][:3] == [0, 1, 2]
+def test_an_echoed_prompt_has_log_probabilities_but_for_its_first_token(client: TestClient) -> None:
+    for n in (1, 3):
+        for choice in complete(client, prompt=[104, 105], echo=True, logprobs=1, n=n)["choices"]:
+            found = choice["logprobs"]
+            assert found["tokens"][:2] == ["h", "i"]
+            assert found["token_logprobs"][:3] == [None, -105 / 64, -0.5]
+            assert found["top_logprobs"][:2] == [None, {"i": -0.5}]
+            assert found["text_offset"][:3] == [0, 1, 2]
+    plain = client.post("/v1/completions", json={"model": "text", "prompt": "hi", "logprobs": 1}).json()
+    assert None not in plain["choices"][0]["logprobs"]["token_logprobs"]
+
+
+def test_a_prompt_alone_is_echoed_where_nothing_is_to_be_written(client: TestClient) -> None:
+    whole = complete(client, prompt=["hi", "you"], echo=True, logprobs=0, max_tokens=0)
+    assert [choice["text"] for choice in whole["choices"]] == ["hi", "you"]
+    assert [choice["logprobs"]["tokens"] for choice in whole["choices"]] == [["h", "i"], ["y", "o", "u"]]
+    assert {choice["finish_reason"] for choice in whole["choices"]} == {"length"}
+    assert whole["usage"]["completion_tokens"] == 0 and whole["usage"]["prompt_tokens"] == 5
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True}, "max_tokens"),
+        ({"max_completion_tokens": 0, "logprobs": 1}, "max_completion_tokens"),
+        ({"max_tokens": 0, "echo": True, "logprobs": 1, "steering": {"baseline": True}}, "steering.baseline"),
+    ]
+    for body, param in refused:
+        answer = client.post("/v1/completions", json={"model": "text", "prompt": "hi"} | body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    chat = {"model": "text", "messages": [{"role": "user", "content": "x"}], "max_tokens": 0}
+    assert client.post("/v1/chat/completions", json=chat).json()["error"]["param"] == "max_tokens"
 
 
 def test_an_unknown_attribute_is_a_404_with_its_path(client: TestClient) -> None:

@@ -86,7 +86,7 @@ def test_every_stream_of_a_rewritten_text_comes_to_the_answer(
             for position in one["positions"]:
                 del tokens[position]
     if not more.get("stop"):
-        assert found["steering"]["remasked"]
+        assert found["choices"][0]["steering"]["remasked"]
         assert sorted(tokens) == list(range(16))
         assert [one["text"] for one in events if one["type"] in ("committed", "revised")][-1] == whole
 
@@ -104,7 +104,8 @@ def test_an_aborted_text_is_told_as_filtered(client: TestClient, mode: str) -> N
     [choice] = found["choices"]
     assert choice["finish_reason"] == "content_filter"
     assert choice["baseline"]["finish_reason"] == "length"
-    assert found["steering"]["aborted"] == {"step": 3, "progress": 0.5}
+    aborted = {"step": 3, "progress": 0.5, "answer": "committed", "behind_gap": []}
+    assert found["choices"][0]["steering"]["aborted"] == aborted
     assert choice["text"]
     frames = streamed(client, steering, mode, diffusion={"block_length": 4})
     if mode == "events":
@@ -132,8 +133,8 @@ def test_a_preview_says_what_the_run_decides(client: TestClient) -> None:
 
 def test_feedback_is_told_in_the_answer(client: TestClient) -> None:
     push = {"attribute": "topic/sports", "strength": 1.0, "schedule": "feedback"}
-    found = answer(client, {"interventions": [push]})
-    [told] = found["steering"]["interventions"]
+    found = answer(client, {"interventions": [push], "receipt": "full"})
+    [told] = found["choices"][0]["steering"]["interventions"]
     assert len(told["feedback"]["readings"]) == len(told["strength_per_step"]) == found["usage"]["forward_passes"]
 
 

@@ -103,18 +103,19 @@ def test_every_sampler_steers_beside_its_baseline_with_receipt_and_trace(client:
         steering = {
             "interventions": [PUSH],
             "baseline": True,
+            "receipt": "full",
             "trace": {"attributes": ["topic/sports"], "every": 2},
         }
         found = answer(client, family, sampler, steering=steering)
         [choice] = found["choices"]
         assert choice["baseline"]["text"] == plain["text"], sampler
         assert outcome(choice) != outcome(plain), sampler
-        [receipt] = found["steering"]["interventions"]
+        [receipt] = found["choices"][0]["steering"]["interventions"]
         assert receipt["applied"] is True
         [site] = receipt["sites"]
         assert site["positions_touched"] >= 12
         assert site["delta_ratio_max"] > 0
-        assert len(receipt["strength_per_step"]) == found["steering"]["forward_passes"]
+        assert len(receipt["strength_per_step"]) == found["choices"][0]["steering"]["forward_passes"]
         read = [entry["values"]["topic/sports"] for entry in choice["trace"]]
         assert read and all(isinstance(value, float) for value in read)
         unsteered = answer(client, family, sampler, steering={"interventions": [PUSH | {"strength": 0.0}]})
@@ -132,7 +133,7 @@ def test_features_and_raw_vectors_push_too(client: TestClient, family: str) -> N
         {"vector": {"layer": 0, "values": values}, "strength": 30.0, "unit": "raw", "scope": {"positions": [0, 12]}},
     ):
         found = answer(client, family, sampler, steering={"interventions": [push]})
-        assert found["steering"]["interventions"][0]["applied"] is True, push
+        assert found["choices"][0]["steering"]["interventions"][0]["applied"] is True, push
         assert outcome(found["choices"][0]) != outcome(plain), push
 
 

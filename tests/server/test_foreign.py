@@ -301,7 +301,7 @@ def test_one_language_a_request() -> None:
 
 def test_a_real_engine_runs_them(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path)
-    cap = INFERENCE | {"steerMethod": "PROJECTION_CAP", "strengthMultiplier": 0.0}
+    cap = INFERENCE | {"steerMethod": "PROJECTION_CAP", "strengthMultiplier": -1.0}
     for steering in (
         {"ember": {"sae": "layer-1-mask", "controller": EMBER}},
         {"neuronpedia": cap},

@@ -26,9 +26,13 @@ def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
     )
     bare = tmp_path / "list.json"
     bare.write_text(json.dumps([made]))
-    found = [read(path).find(SECRET) for path in (keys_file(tmp_path, made), toml, bare)]
+    alone, alone_toml = tmp_path / "entry.json", tmp_path / "entry.toml"
+    alone.write_text(json.dumps(made, indent=2))
+    alone_toml.write_text(toml.read_text().replace("[[keys]]", ""))
+    paths = (keys_file(tmp_path, made), toml, bare, alone, alone_toml)
+    found = [read(path).find(SECRET) for path in paths]
     assert found[0] is not None
-    assert found[0] == found[1] == found[2]
+    assert found == [found[0]] * len(paths)
     assert found[0].policy.max_strength == {"residual": 1.5}
 
 
@@ -72,7 +76,7 @@ def test_a_broken_entry_is_named(tmp_path: Path, fields: dict[str, Any], said: s
     assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "3", '"x"', '{"keys": []}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "3", '"x"', '{"keys": []}', "[" * 100_000, "\x00", "{} {}", "[[]]", "{}{"])
 def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(text)

@@ -59,8 +59,7 @@ def test_completes_and_steers(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens <= 30
     assert choice.model_extra is not None
     assert choice.text == choice.model_extra["baseline"]["text"].upper()
-    assert answer.model_extra is not None
-    assert answer.model_extra["steering"] == {"interventions": [{"strength": 0.3}]}
+    assert choice.model_extra["steering"] == {"interventions": [{"strength": 0.3}]}
     assert answer._request_id is not None
 
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from steerserve.engine.text import Vocabulary, vocabulary
 from steerserve.models import load_tokenizer
-from steerserve.server.pieces import MOST, WINDOW, Opening, tail, texts
+from steerserve.server.pieces import MOST, WINDOW, Opening, beside, tail, texts, words
+from steerserve.server.wording import Words
 from tests import tiny
 from tests.models.test_tokenizer import dream, learn
 from tests.server import text_engine
@@ -25,6 +27,7 @@ class Kind:
     decode: Decode
     size: int
     encode: Callable[[str], list[int]]
+    vocabulary: Vocabulary
 
 
 def kind_of(tokenizer: Tokenizer) -> Kind:
@@ -32,6 +35,7 @@ def kind_of(tokenizer: Tokenizer) -> Kind:
         lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         tokenizer.get_vocab_size() + 2,
         lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        vocabulary(tokenizer),
     )
 
 
@@ -78,7 +82,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
         "spaces": kind_of(spaced()),
         "ends": kind_of(ended()),
         "no decoder": kind_of(bare),
-        "text engine": Kind(text_engine.decode, 257, lambda text: list(text.encode())),
+        "text engine": Kind(text_engine.decode, 257, lambda text: list(text.encode()), text_engine.VOCABULARY),
         "byte fallback": kind_of(of_bytes()),
     }
 
@@ -137,12 +141,15 @@ def test_texts_and_offsets_are_those_of_decoding_every_prefix(
     prompt, tokens, length = tokens_of(data, kind), tokens_of(data, kind), data.draw(LENGTHS)
     opening = Opening(prompt, kind.decode)
     found = texts(tokens, kind.decode, opening.behind, length)
-    assert found == plainly(kind.decode, prompt, tokens, length)
-    assert [(one.text, one.offset) for one in opening.pieces] == plainly(kind.decode, [], prompt, None)
+    assert [one[:2] for one in found] == plainly(kind.decode, prompt, tokens, length)
+    assert [one[:2] for one in texts(prompt, kind.decode, kind.decode)] == plainly(kind.decode, [], prompt, None)
+    assert [one.offset for one in opening.pieces(None)] == [
+        offset for _, offset in plainly(kind.decode, [], prompt, None)
+    ]
     whole = opening.behind(tokens)
     before, both = kind.decode(prompt), kind.decode([*prompt, *tokens])
     assert whole == (both[len(before) :] if both.startswith(before) else kind.decode(tokens))
-    said = "".join(text for text, _ in found)
+    said = "".join(one.text for one in found)
     if length is None and "\ufffd" not in said:
         assert said == whole
 
@@ -157,10 +164,10 @@ def test_runs_of_bytes_are_right_wherever_they_are_characters(
     opening = Opening(before, kind.decode)
     found, expected = texts(ids, kind.decode, opening.behind), plainly(kind.decode, before, ids, None)
     assert opening.behind(ids) == kind.decode([*before, *ids])[len(kind.decode(before)) :]
-    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [one.text for one in found] == [text for text, _ in expected]
     for count in range(len(ids)):
         if "\ufffd" not in kind.decode([*before, *ids[:count]]):
-            assert found[count] == expected[count]
+            assert found[count][:2] == expected[count]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "byte fallback"])
@@ -184,3 +191,54 @@ def test_a_tail_has_all_that_has_a_text_of_a_short_prompt() -> None:
     assert tail([], decode) == []
     assert tail([97, text_engine.END, 98], decode) == [97, 98]
     assert tail([97, *[text_engine.END] * 100, 98], decode) == [97, 98]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "byte fallback"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_the_bytes_of_tokens_joined_are_those_of_the_text(
+    kinds: dict[str, Kind], name: str, data: st.DataObject
+) -> None:
+    kind = kinds[name]
+    prompt, tokens = kind.encode(data.draw(TEXTS)), kind.encode(data.draw(TEXTS))
+    cut = data.draw(st.integers(0, len(tokens)))
+    opening = Opening(prompt, kind.decode, kind.vocabulary)
+    told = zip(tokens, texts(tokens, kind.decode, opening.behind), strict=True)
+    said = [words(token, one, kind.vocabulary) for token, one in told]
+    assert b"".join(one.raw for one in said).decode() == opening.behind(tokens)
+    # Of a beginning they are the bytes there are, whole characters or not.
+    begun = b"".join(one.raw for one in said[:cut]).decode(errors="ignore")
+    assert opening.behind(tokens).startswith(begun)
+
+
+@pytest.mark.parametrize("name", ["bytes and added tokens", "byte fallback", "word pieces"])
+def test_alternatives_are_told_apart(kinds: dict[str, Kind], name: str) -> None:
+    """Special tokens, parts of characters, and ids that the tokenizer lacks: one name each, and the bytes they add."""
+    kind = kinds[name]
+    known = kind.vocabulary
+    before = kind.encode("the sea")
+    said = {token: words(token, beside(token, before, kind.decode), known) for token in range(kind.size)}
+    lacking = said[kind.size - 1]
+    assert (lacking.text, lacking.raw) == (f"token_id:{kind.size - 1}", b"")
+    names = [one.text for one in said.values()]
+    same = {text for text in names if names.count(text) > 1}
+    # Byte fallback can say a letter in two ways, which are the same text.
+    assert not same if name != "byte fallback" else all(text and "bytes:" not in text for text in same)
+    for token, one in said.items():
+        if known.is_skipped(token):
+            assert one.text and not one.raw
+        else:
+            whole = kind.decode([*before, token])
+            assert (kind.decode(before).encode() + one.raw).decode(errors="replace") == whole or "\ufffd" in whole
+
+
+def test_parts_of_a_character_are_their_bytes(kinds: dict[str, Kind]) -> None:
+    for name in ("bytes", "byte fallback"):
+        kind = kinds[name]
+        ids = kind.encode("won🚀")
+        last = kind.vocabulary.raw(ids[-1])
+        assert last is not None and len(last) < 4, "the tokenizer knows the whole character"
+        opening = Opening(ids[:-1], kind.decode, kind.vocabulary)
+        [told] = texts(ids[-1:], kind.decode, opening.behind)
+        assert words(ids[-1], told, kind.vocabulary) == Words("bytes:" + "".join(f"\\x{b:02x}" for b in last), last)
+        assert "won🚀".encode().endswith(last)

@@ -117,7 +117,7 @@ def test_multiply_counts_from_one() -> None:
 
 
 def test_a_kl_that_is_not_predicted_is_over_the_limit() -> None:
-    policy = Policy(max_kl=1.0)
+    policy = Policy(max_predicted_kl=1.0)
     judge(policy, asked())
     with pytest.raises(PolicyError, match="predicts none"):
         judge(policy, asked(SPORTS))

@@ -111,7 +111,7 @@ def test_null_means_left_out() -> None:
         ({"model": "text", "diffusion": {"steps": -4}}, "diffusion.steps", "got -4"),
         ({"model": "text", "diffusion": {"order": {"name": "x"}}}, "diffusion.order", '"type"'),
         ({"model": "text", "diffusion": {"cfg_scale": -1.5}}, "diffusion.cfg_scale", "greater than or equal to 0"),
-        ({"model": "text", "steering": {"limits": {}}}, "steering.limits", "max_kl, max_delta or both"),
+        ({"model": "text", "steering": {"limits": {}}}, "steering.limits", "at least one of max_kl"),
         ({"model": "text", "steering": {"limits": {"max_kl": 0}}}, "steering.limits.max_kl", "greater than 0"),
         ({"model": "text", "steering": {"limits": {"max_kl": "1"}}}, "steering.limits.max_kl", 'got "1"'),
         ({"model": "text", "steering": {"limits": {"max_delta": -1.0}}}, "steering.limits.max_delta", "greater than 0"),

@@ -151,6 +151,32 @@ def test_the_usage_so_far_counts_what_stands(client: TestClient) -> None:
     assert any(after < before for before, after in zip(standing, standing[1:], strict=False))
 
 
+@pytest.mark.parametrize("mode", ["append", "replace", "events"])
+@pytest.mark.parametrize("transfer", ["linear", "remdm"])
+def test_the_usage_so_far_counts_steps_and_passes_as_of_each_chunk(
+    client: TestClient, mode: str, transfer: str
+) -> None:
+    steering = {"interventions": [{"attribute": "topic/sports", "strength": 1.0}], "baseline": True}
+    body: dict[str, Any] = {"seed": 5, "max_tokens": 20, "prompt": ["a", "bc"], "n": 2, "steering": steering}
+    body |= {"diffusion": {"transfer": transfer, "stream_mode": mode, "steps": 20}}
+    frames = stream(client, **body, stream_options={"continuous_usage_stats": True, "include_usage": True})
+    told = [frame["usage"] for frame in frames]
+    # Eight rows that step together: no chunk can know of fewer steps than the last step of all of them.
+    steps = [usage["denoising_steps"] for usage in told]
+    assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] == 8 * 20
+    assert all(usage["forward_passes"] == usage["denoising_steps"] for usage in told)
+    assert {usage["prompt_tokens"] for usage in told} == {3}
+    assert all(usage["total_tokens"] == 3 + usage["completion_tokens"] for usage in told)
+    if mode == "events":
+        for frame in frames:
+            if "step" in frame:
+                # Of the rows before it in the batch this step is counted, of those behind it the one before.
+                assert 8 * frame["step"] < frame["usage"]["denoising_steps"] <= 8 * (frame["step"] + 1)
+    plain = stream(client, **body | {"stream_options": {"include_usage": True}})
+    assert plain[-1]["usage"] == told[-1]
+    assert not any(frame.get("usage") for frame in plain[:-1])
+
+
 def test_the_closing_chunk_carries_receipt_trace_and_baseline(client: TestClient) -> None:
     body: dict[str, Any] = {
         "seed": 3,
@@ -186,7 +212,7 @@ def test_typed_events_replay_to_the_answer(client: TestClient) -> None:
     assert committed[-1]["text"] == plain["choices"][0]["text"]
     assert [frame["step"] for frame in mine if frame["type"] == "trace"] == [0, 5, 10, 15]
     [receipt] = [frame["steering"] for frame in frames if frame["type"] == "receipt"]
-    assert receipt == plain["steering"]
+    assert receipt == plain["choices"][0]["steering"]
     done = [frame for frame in frames if frame["type"] == "done"]
     assert {frame["baseline"]: frame["text"] for frame in done} == {
         False: plain["choices"][0]["text"],

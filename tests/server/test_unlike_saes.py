@@ -89,3 +89,34 @@ def test_a_text_is_read_by_one_of_them_and_not_by_both(client: TestClient) -> No
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "layer"), error
     assert "are no pair: features 48 and 40" in error["message"]
+
+
+def test_a_trace_tells_a_clamped_latent_after_the_push(client: TestClient) -> None:
+    sae = tiny.sae(1, seed=1)
+    index = max(range(tiny.FEATURES), key=sae.own)
+    feature = {"sae": "layer-1-mask", "index": index}
+    steering = {
+        "interventions": [{"feature": feature, "op": "clamp", "strength": 60.0, "unit": "raw"}],
+        "trace": {"features": [feature], "every": 2},
+    }
+    response = client.post("/v1/completions", json=body(steering))
+    assert response.status_code == 200, response.text
+    told = response.json()["choices"][0]["trace"]
+    assert [one["step"] for one in told] == [0, 2]
+    for one in told:
+        assert one["values"] == {f"layer-1-mask:{index}": pytest.approx(60.0, abs=1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("trace", "param", "code"),
+    [
+        ({"features": [{"sae": "none", "index": 1}]}, "steering.trace.features[0].sae", 404),
+        ({"features": [{"sae": "whole", "index": 4096}]}, "steering.trace.features[0].index", 404),
+        ({"every": 2}, "steering.trace.attributes", 400),
+    ],
+)
+def test_a_trace_of_nothing_that_is_there_is_refused(
+    client: TestClient, trace: dict[str, Any], param: str, code: int
+) -> None:
+    response = client.post("/v1/completions", json=body({"trace": trace}))
+    assert (response.status_code, response.json()["error"]["param"]) == (code, param), response.text

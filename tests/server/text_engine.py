@@ -15,10 +15,10 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Steered, Trace
+from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Scored, Steered, Stepped, Trace
 from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import continuation
-from steerserve.errors import NotFoundError, QueueFullError, RequestError
+from steerserve.engine.text import Vocabulary, continuation
+from steerserve.errors import NotFoundError, QueueFullError, RequestError, TooLongError
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
 
@@ -26,6 +26,11 @@ END = 256
 WORDS = ("naïve", "the", "▯", "stop", "sea", "📈", "won", "\n", "of", "café")
 ATTRIBUTES = ("topic/sports", "sentiment/positive")
 SAMPLERS = {"order": ("confidence", "random"), "transfer": ("linear", "cosine", "remdm")}
+VOCABULARY = Vocabulary(
+    name=lambda token: "<end>" if token == END else f"token_id:{token}",
+    raw=lambda token: bytes([token]) if token < END else None,
+    is_skipped=lambda token: token >= END,
+)
 SLIPS = (*b"ae st", *"é".encode(), END)
 """Tokens that are committed by mistake."""
 
@@ -37,6 +42,8 @@ def decode(ids: Sequence[int]) -> str:
 
 def response_tokens(params: GenerationParams) -> list[int]:
     """What a row denoises to: words drawn by seed and row, in capitals where it is steered, perhaps ended early."""
+    if not params.max_tokens:
+        return []
     draw = random.Random(f"{params.seed} {params.row} {params.prompt}")
     text = "".join(" " + draw.choice(WORDS) for _ in range(params.max_tokens))
     if any(one.strength != 0 for one in params.interventions):
@@ -58,6 +65,7 @@ class TextRequest:
     steps: int
     step: int = 0
     traces: list[Trace] = field(default_factory=list)
+    suffix_ids: tuple[int, ...] = ()
     since: int = 0
     earlier: list[tuple[float | None, int]] = field(default_factory=list)
     """Strengths of interventions that were replaced, and until when they held."""
@@ -94,7 +102,7 @@ class TextEngine:
         if params.prompt == "bad":
             raise RequestError("prompt: bad", "prompt")
         if params.max_tokens > 512:
-            raise RequestError(f"max_tokens: got {params.max_tokens}, at most 512", "max_tokens")
+            raise TooLongError(f"max_tokens: got {params.max_tokens}, at most 512", "max_tokens", 512)
         for index, one in enumerate(params.interventions):
             if one.attribute is not None and one.attribute not in ATTRIBUTES:
                 raise NotFoundError(f"no attribute {one.attribute!r}", f"interventions[{index}].attribute")
@@ -104,7 +112,7 @@ class TextEngine:
         prompt_ids = tuple(params.prompt.encode()) if isinstance(params.prompt, str) else params.prompt
         if any(token > END for token in prompt_ids):
             raise RequestError(f"prompt: token ids must be 0 to {END}", "prompt")
-        steps = min(params.steps or params.max_tokens, params.max_tokens)
+        steps = max(1, min(params.steps or params.max_tokens, params.max_tokens))
         tokens = response_tokens(params)
         order = list(range(len(tokens)))
         random.Random(f"{params.seed} {params.row}").shuffle(order)
@@ -180,6 +188,8 @@ class TextEngine:
     def _advance(self, request: TextRequest) -> list[Event]:
         params, size = request.params, len(request.order)
         events: list[Event] = []
+        if params.tell_steps:
+            events.append(Stepped(request.id, request.step + 1, request.step + 1))
         if params.trace is not None and request.step % params.trace.every == 0:
             values = dict.fromkeys(params.trace.attributes, 0.5)
             request.traces.append(Trace(request.id, request.step, request.step / request.steps, values))
@@ -237,8 +247,17 @@ def result_of(request: TextRequest) -> Result:
         top_logprobs=tuple(likeliest(token)[: params.top_logprobs] for token in tokens)
         if params.top_logprobs
         else None,
+        prompt=scored_prompt(request),
         verdicts={name: random.Random(f"{name} {text}").gauss(0, 3) for name in params.verdicts} or None,
     )
+
+
+def scored_prompt(request: TextRequest) -> tuple[Scored | None, ...] | None:
+    """Each token of the prompt but the first, as likely as its letter is early."""
+    if not request.params.prompt_logprobs:
+        return None
+    found = [Scored(one, -one / 64, likeliest(one)[: request.params.top_logprobs]) for one in request.prompt_ids]
+    return (None, *found[1:]) if found else ()
 
 
 def likeliest(token: int) -> tuple[tuple[int, float], ...]:
@@ -259,6 +278,7 @@ def service_of(engine: TextEngine) -> Service:
         model_id="text",
         created=1_700_000_000,
         decode=decode,
+        vocabulary=VOCABULARY,
         end_ids=frozenset({END}),
         max_length=512,
         load=engine.load,

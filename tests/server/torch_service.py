@@ -11,13 +11,15 @@ def service_of(engine: TorchEngine, model_id: str = "text") -> Service:
         model_id=model_id,
         created=0,
         decode=engine.decode,
+        vocabulary=engine.vocabulary,
         end_ids=frozenset(facts.end_ids),
         max_length=facts.max_length,
         load=lambda: {
-            "queue_length": len(engine.waiting),
+            "queue_length": len(engine.waiting) + len(engine.scoring),
             "running_rows": len(engine.running),
             "max_queue": engine.config.max_queue,
             "max_rows": engine.config.max_rows,
         },
+        bos_id=facts.bos_id,
         attributes={name: {} for name in engine.catalogue.attributes},
     )

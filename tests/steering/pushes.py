@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerserve.saes import SparseAutoencoder
 from steerserve.steering.operators import NEEDS_SAE
 from steerserve.steering.push import SCOPES, Push
 from tests import tiny
@@ -14,12 +15,18 @@ SAE = tiny.sae(1)
 
 
 def push(op: str = "add", strength: float = 1.5, seed: int = 0, **changes: Any) -> Push:
-    """A push at layer 1 over everything, always on; `multiply` and `boost` take the tiny SAE's feature `seed`."""
+    """A push at layer 1 over everything, always on; `multiply` and `boost` take a feature of the tiny SAE, by seed."""
     direction = tiny.unit(torch.randn(tiny.HIDDEN, generator=torch.Generator().manual_seed(seed)))
     fields: dict[str, Any] = {"layer": 1, "direction": direction, "gains": torch.ones(4)} | changes
     if op in NEEDS_SAE:
-        fields |= {"sae": SAE, "feature": seed + 1}
+        fields = {"sae": SAE, "feature": seed + 1} | fields
     return Push(op=op, strength=strength, **fields)
+
+
+def of_feature(op: str, strength: float, feature: int, sae: SparseAutoencoder = SAE, **changes: Any) -> Push:
+    """The push of a feature as an engine makes it: along its decoder row."""
+    fields: dict[str, Any] = {"direction": sae.direction(feature), "sae": sae, "feature": feature} | changes
+    return push(op, strength, **fields)
 
 
 def hidden(rows: int, seed: int = 0) -> Tensor:

@@ -1,6 +1,8 @@
 """What a site does to a layer's output against a plain loop over rows, pushes and positions."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,34 +11,40 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.saes.pair import SaePair
-from steerserve.steering.operators import CODES, NEEDS_SAE
+from steerserve.saes.sae import LEAST_OWN
+from steerserve.steering.operators import CODES, READS_LATENT
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import SCOPES, Applied, Push
 from tests import tiny
-from tests.steering.pushes import LENGTH, SAE, gain_at, hidden, push, scopes, touched
+from tests.steering.pushes import LENGTH, SAE, gain_at, hidden, of_feature, push, scopes, touched
 
 
 def coefficient(one: Push, h: Tensor, gain: float) -> float:
     """The operators' formulas in float64."""
     h, v, s = h.double(), one.direction.double(), one.strength
-    projection = float(h @ v)
-    if one.op in NEEDS_SAE:
-        assert one.feature is not None
+    projection, per = float(h @ v), 1.0
+    if one.feature is not None and one.op in READS_LATENT:
+        column, row = SAE.W_enc[:, one.feature].double(), SAE.W_dec[one.feature].double()
         activations = SAE.encode(h.float()).double()
-        largest, own = float(activations.max()), float(activations[one.feature])
+        largest, own, norm = float(activations.max()), float(activations[one.feature]), float(row.norm())
+        product = float(column @ row)
+        per = norm / product if product >= LEAST_OWN else norm
+        projection = own
+        if one.op == "clamp" and s > 0 and product >= LEAST_OWN:
+            projection = float((h - SAE.b_dec.double()) @ column + SAE.b_enc[one.feature].double())
     match one.op:
         case "add":
             return gain * s
         case "boost":
-            return gain * s * largest
+            return gain * s * largest * norm
         case "multiply":
-            return gain * (s - 1) * own
+            return gain * (s - 1) * own * per
         case "clamp":
-            return gain * (s - projection)
+            return gain * (s - projection) * per
         case "project_out":
             return -gain * s * projection
         case "cap":
-            return gain * (s - projection) if projection > s else 0.0
+            return gain * (s - projection) * per if projection > s else 0.0
         case _:
             return 0.0
 
@@ -68,24 +76,27 @@ SCOPE_CHOICES: list[str | tuple[int, int]] = [*SCOPES, (5, 9), (0, LENGTH), (4, 
 @pytest.mark.parametrize("scope", SCOPE_CHOICES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_every_operator_in_every_scope(op: str, scope: str | tuple[int, int]) -> None:
-    h, areas = hidden(2), scopes(2)
+    h, areas = hidden(4), scopes(4)
     rows = [[push(op, 0.8, seed=1, scope=scope)], [push(op, -1.7, seed=2, scope=scope)]]
+    rows += [[of_feature(op, 0.8, 1, scope=scope)], [of_feature(op, -1.7, 2, scope=scope)]]
     plan = SteeringPlan(rows)
-    plan.set_step(torch.tensor([0.3, 0.9], dtype=torch.float64), areas)
-    want, _ = reference(rows, h, [0.3, 0.9], areas)
-    torch.testing.assert_close(plan(1, h).double(), want, atol=1e-5, rtol=1e-5)
+    plan.set_step(torch.tensor([0.3, 0.9, 0.3, 0.9], dtype=torch.float64), areas)
+    want, _ = reference(rows, h, [0.3, 0.9, 0.3, 0.9], areas)
+    torch.testing.assert_close(plan(1, h).double(), want, atol=2e-5, rtol=2e-5)
 
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[list[Push]]:
     def one() -> Push:
-        return push(
-            draw(st.sampled_from(list(CODES))),
-            draw(st.floats(-3, 3, width=32, allow_subnormal=False)),
-            seed=draw(st.integers(0, 9)),
-            scope=draw(st.sampled_from(SCOPE_CHOICES)),
-            gains=torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=1, max_size=5))),
-        )
+        op, strength = draw(st.sampled_from(list(CODES))), draw(st.floats(-3, 3, width=32, allow_subnormal=False))
+        seed = draw(st.integers(0, 9))
+        changes: dict[str, Any] = {
+            "scope": draw(st.sampled_from(SCOPE_CHOICES)),
+            "gains": torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=1, max_size=5))),
+        }
+        if draw(st.booleans()):
+            return of_feature(op, strength, seed, **changes)
+        return push(op, strength, seed, **changes)
 
     rows = [[one() for _ in range(draw(st.integers(0, 3)))] for _ in range(draw(st.integers(1, 4)))]
     return rows if any(rows) else [[one()], *rows]
@@ -124,12 +135,13 @@ def test_any_mix_in_one_batch_over_several_steps(rows: list[list[Push]], data: s
         assert one.applied.ratio_max == pytest.approx(max(every, default=0.0), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("make", [push, of_feature], ids=["direction", "feature"])
 @pytest.mark.parametrize("op", [*OPS, "read"])
-def test_a_row_is_steered_alike_in_any_batch(op: str) -> None:
+def test_a_row_is_steered_alike_in_any_batch(op: str, make: Callable[..., Push]) -> None:
     """Bit for bit: beside other rows, more pushes, and on a wider canvas."""
     h, areas = hidden(6), scopes(6)
-    mine = push(op, 0.7, seed=3, scope="response")
-    others = [[push(one, 1.3, seed=i) for one in OPS[: i + 1]] for i in range(5)]
+    mine = make(op, 0.7, 3, scope="response")
+    others = [[make(one, 1.3, i) for one in OPS[: i + 1]] for i in range(5)]
     together, alone = SteeringPlan([[mine], *others]), SteeringPlan([[replace(mine, applied=Applied())]])
     together.set_step(torch.full((6,), 0.5, dtype=torch.float64), areas)
     alone.set_step(torch.full((1,), 0.5, dtype=torch.float64), areas[:1])
@@ -181,6 +193,8 @@ def test_boost_takes_its_size_from_the_sae_of_each_tokens_state() -> None:
     for position in range(12):
         masked = bool(areas[0, SCOPES["masked"], position])
         largest = (pair.mask if masked else pair.visible).encode(h[0, position]).max()
-        torch.testing.assert_close(moved[0, position], strength * largest * rows[0][0].direction, atol=1e-4, rtol=1e-4)
-        alone = strength * SAE.encode(h[1, position]).max() * rows[1][0].direction
+        torch.testing.assert_close(
+            moved[0, position], strength * largest * SAE.row_norm(2) * rows[0][0].direction, atol=1e-4, rtol=1e-4
+        )
+        alone = strength * SAE.encode(h[1, position]).max() * SAE.row_norm(2) * rows[1][0].direction
         torch.testing.assert_close(moved[1, position], alone, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel
 
 from steerserve.train.encoder import read_vocabulary, start_from_encoder
 from steerserve.train.tokenizer import SPECIAL, Vocabulary
@@ -15,6 +14,8 @@ PIECES = [*SPECIAL, "the", "team", "##s", ",", "won"]
 
 
 def write_encoder(folder: Path) -> Any:
+    from transformers import BertConfig, BertModel
+
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,

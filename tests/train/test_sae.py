@@ -16,7 +16,12 @@ from steerserve.saes import load_saes
 from steerserve.train.sae import SaeRecipe, train_saes
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer
 
-sae_lens = pytest.importorskip("sae_lens")
+
+@pytest.fixture(scope="module", autouse=True)
+def sae_lens() -> Any:
+    """SAELens, imported when the first test needs it and past its warnings of what it will deprecate."""
+    return pytest.importorskip("sae_lens")
+
 
 WORDS = [f"w{i}" for i in range(40)]
 RECIPE = SaeRecipe(
@@ -88,7 +93,7 @@ def test_the_features_explain_raw_states(trained: Path) -> None:
         assert abs(results["loss_delta"]) < 0.5
 
 
-def test_sae_lens_reads_what_was_saved(trained: Path) -> None:
+def test_sae_lens_reads_what_was_saved(trained: Path, sae_lens: Any) -> None:
     for name, ours in load_saes(trained).items():
         theirs = sae_lens.SAE.load_from_disk(trained / name)
         hidden = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))

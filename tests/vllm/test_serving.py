@@ -51,7 +51,7 @@ def test_a_steered_answer_differs_from_its_baseline_and_says_what_was_applied(cl
     assert answer.status_code == 200, answer.text
     [choice] = answer.json()["choices"]
     assert choice["text"] != choice["baseline"]["text"]
-    [told] = answer.json()["steering"]["interventions"]
+    [told] = answer.json()["choices"][0]["steering"]["interventions"]
     assert told["applied"]
     assert told["sites"][0]["positions_touched"] > 0
 
@@ -70,7 +70,8 @@ def test_the_torch_engine_answers_the_same(client: TestClient, folders: tuple[Pa
 def test_capabilities_say_what_is_refused_and_it_is(client: TestClient) -> None:
     told = client.get("/capabilities").json()
     assert told["engine"] == "vllm"
-    assert set(told["refused"]) == {"cache", "cfg_scale", "measure_kl", "refine", "verdicts"}
+    assert set(told["refused"]) == {"cache", "cfg_scale", "limits.max_kl", "measure_kl", "refine", "verdicts"}
+    assert "max_kl" not in told["limits"]
     guided = ask(client, {}, cfg_scale=1.0)
     assert guided.status_code == 400
     assert guided.json()["error"]["param"] == "diffusion.cfg_scale"

@@ -131,8 +131,9 @@ class VllmBatch(Batch):
         logprobs = torch.cat([_widened(reply.logprobs, count) for reply in self.replies])
         return tokens[index], logprobs[index]
 
-    def measure_divergence(self, row: Tensor, position: Tensor) -> None:
-        """See `Seen.measure_divergence`: rows that ask for it are not admitted."""
+    def divergence(self, row: Tensor, position: Tensor) -> list[float]:  # noqa: ARG002
+        """See `Seen.divergence`: rows that ask for it are not admitted."""
+        return [0.0] * len(self.requests)
 
     def top_features(self, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
         """See `Batch.top_features`."""
@@ -175,13 +176,13 @@ class VllmBatch(Batch):
             temperature=0.0 if request.takes_likeliest else float(params.temperature or 0.0),
             top_p=1.0 if params.top_p is None else params.top_p,
             top_k=params.top_k or 0,
-            no_eos=bool(params.ignore_eos),
+            no_eos=request.barred_ends,
             ends_last=params.ends_last,
             needs=tuple(self._needs()),
             alternatives=min(params.top_logprobs, self.facts.vocab_size) if params.logprobs else 0,
             compare=None if request.stability is None else request.stability.facts.id,
             uptake=None if uptake is None else (uptake.push.layer, self.digests[id(uptake.push)]),
-            pushes=tuple(self._push(push) for push in request.pushes),
+            pushes=tuple(self._push(push, request) for push in request.pushes),
             layers=layers,
             span=(max(0, request.start - self.facts.shift), request.stop) if layers else (0, 0),
         )
@@ -201,7 +202,10 @@ class VllmBatch(Batch):
             return frozenset()
         return frozenset(one.push.layer for one in request.readouts)
 
-    def _push(self, push: Push) -> PushTask:
+    def _push(self, push: Push, request: Request) -> PushTask:
+        trace = request.params.trace
+        # To read a feature costs an encoding, a projection next to nothing.
+        idle = push.reads_latent and trace is not None and request.step % trace.every != 0
         return PushTask(
             layer=push.layer,
             direction=self.digests[id(push)],
@@ -209,7 +213,7 @@ class VllmBatch(Batch):
             strength=push.strength,
             gain=self.far.gains[id(push)],
             scope=push.scope,
-            sae=push.sae.facts.id if isinstance(push.sae, SparseAutoencoder) else None,
+            sae=push.sae.facts.id if isinstance(push.sae, SparseAutoencoder) and not idle else None,
             feature=push.feature,
             bound=None if push.bound is None else (push.bound.ratio, push.bound.refuse),
         )

@@ -4,6 +4,7 @@ LLaDA is a Llama under OLMo's names, Dream a Llama with biases on q, k and v (Qw
 vLLM's own layers.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
@@ -100,7 +101,7 @@ def _of_llada(config: LladaConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.weight_tying,
         "qkv_bias": False,
-        "logit_scale": config.d_model**-0.5 if config.scale_logits else 1.0,
+        "logit_scale": 1 / math.sqrt(config.d_model) if config.scale_logits else 1.0,
     }
 
 

@@ -21,9 +21,11 @@ from steerserve.models import DiffusionLM
 
 PROBED: Final = 64
 """Likeliest tokens whose log-probabilities the self-test compares."""
+MEASURED: Final = "limits.max_kl"
 REFUSED: Final = {
     "cache": "reuse of keys and values: every step makes its canvases anew",
     "measure_kl": "measurement of the KL: vLLM may run a row and its twin without pushes in different steps",
+    MEASURED: "measurement of the KL; limits.max_predicted_kl holds the predicted one, of calibrated attributes",
     "refine": "refinement of finished texts: to judge them it would have to read them",
     "verdicts": "reading of finished texts: the model's layers are vLLM's",
     "cfg_scale": "guidance by the prompt: vLLM may run a row and its twin without the prompt in different steps",
@@ -48,10 +50,23 @@ class VllmEngine(TorchEngine):
 
     def admit(self, params: GenerationParams) -> Request:
         """See `Engine.admit`; raises RequestError also for what this engine cannot do."""
+        if params.prompt_logprobs:
+            raise RequestError(
+                "leave out echo or logprobs: the vLLM engine has no log-probabilities of prompts, since its workers "
+                "tell of the positions alone that are drawn",
+                "prompt_logprobs",
+            )
         for name, reason in REFUSED.items():
-            if getattr(params, name):
-                said = f"{name} must be left out here, got {getattr(params, name)!r}: the vLLM engine has no {reason}"
+            given = params.limits and params.limits.max_kl if name == MEASURED else getattr(params, name)
+            if given:
+                said = f"{name} must be left out here, got {given!r}: the vLLM engine has no {reason}"
                 raise RequestError(said, name)
+        if params.trace is not None and params.trace.positions and params.trace.features:
+            raise RequestError(
+                "trace.positions goes with attributes only here: the vLLM engine has the states of single positions as "
+                "they arrive at a layer, and features are read after the pushes",
+                "trace.positions",
+            )
         return super().admit(params)
 
     def close(self) -> None:
@@ -62,7 +77,7 @@ class VllmEngine(TorchEngine):
     def _batches(self) -> list[Batch]:
         return [VllmBatch(self.rows, self.model.facts, self.workers, self.known)]
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor) -> Seen:
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:  # noqa: ARG002
         assert isinstance(batch, VllmBatch)
         batch.ask(row, position)
         return batch

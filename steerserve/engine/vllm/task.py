@@ -8,6 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from steerserve.numerics import aligned
+
 TASK, DIRECTIONS, FORGET = "steerserve_row", "steerserve_directions", "steerserve_forget"
 """Keys of the pooling parameters: the task as JSON, directions not sent before, digests no row needs any more."""
 READ: Final = "read"
@@ -48,7 +50,8 @@ class RowTask:
     temperature: float
     top_p: float
     top_k: int
-    no_eos: bool
+    no_eos: int
+    """How many of the model's end tokens are not drawn."""
     ends_last: bool
     needs: tuple[str, ...]
     """What is measured of every candidate, in the order of the reply."""
@@ -75,7 +78,7 @@ class RowTask:
             temperature=0.0,
             top_p=1.0,
             top_k=0,
-            no_eos=False,
+            no_eos=0,
             ends_last=False,
             needs=(),
             alternatives=0,
@@ -109,7 +112,8 @@ def from_parameters(given: Mapping[str, Any]) -> tuple[RowTask, dict[str, Tensor
     fixed = {name: tuple(raw[name]) for name in ("response", "open", "noise", "needs", "layers", "span")}
     optional = {name: None if raw[name] is None else tuple(raw[name]) for name in ("only", "uptake")}
     directions = {
-        name: torch.frombuffer(bytearray(data), dtype=torch.float32) for name, data in given[DIRECTIONS].items()
+        name: aligned(torch.frombuffer(bytearray(data), dtype=torch.float32))
+        for name, data in given[DIRECTIONS].items()
     }
     return RowTask(**raw | fixed | optional | {"pushes": pushes}), directions, list(given[FORGET])
 

@@ -26,6 +26,13 @@ CONFIG, WEIGHTS = "config.json", "ae.pt"
 POLICIES: dict[str, Policy | None] = {"mask": "mask", "unmask": "visible", "all": None, "clean": None}
 """DLM-Scope's `dlm_mask_policy`: which positions it trained on (SAE4DLM, train_dlm_sae)."""
 
+UNFINISHED = "an unfinished training"
+OWN_LOADER = (
+    "features are encoded as in training, of h - b_dec; the loader of DLM-Scope's own steering script leaves - b_dec "
+    "out, so that activations, and what boost adds, differ from that script's"
+)
+"""Said of DLM-Scope's SAEs, whose released steering script and training class do not agree (SAE4DLM, steering)."""
+
 INTEGERS = ("k", "group_sizes")
 LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
 MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -75,10 +82,23 @@ def _batch_top_k(tensors: Mapping[str, Tensor]) -> Activation:
     threshold = tensors["threshold"]
     if not bool(threshold >= 0):
         raise ArtifactError(
-            f"{WEIGHTS}: threshold is {float(threshold)}, so training stored none, and without it a token cannot be "
-            "encoded by itself"
+            f"{WEIGHTS}: threshold is {float(threshold)}: it is of {UNFINISHED}, which stored none yet, and without it "
+            "a token cannot be encoded by itself; the library's own class would let every positive pre-activation "
+            "through. Train on, past `threshold_start_step`"
         )
     return JumpRelu(threshold)
+
+
+def remarks_on(trainer: Mapping[str, Any], buffer: Mapping[str, Any], found: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What whoever loads an SAE of this config and these tensors should know."""
+    threshold = found.get("threshold")
+    unfinished = threshold is not None and "k" in found and not bool(threshold >= 0)
+    said = []
+    if unfinished:
+        said.append(f"its threshold is {float(found['threshold'])}: {WEIGHTS} is of {UNFINISHED}, and read as it is")
+    if "dlm_mask_policy" in buffer and trainer["dict_class"] == "AutoEncoderTopK" and bool(found["b_dec"].any()):
+        said.append(OWN_LOADER)
+    return tuple(said)
 
 
 FORMS: dict[str, Form] = {
@@ -115,12 +135,15 @@ def describe(folder: Path) -> Description:
 
 
 def read(folder: Path) -> Parts:
-    """The weights under our names; a matrix of a linear layer is a view of what is on disk."""
-    trainer, _ = read_config(folder)
+    """The weights under our names; a matrix of a linear layer is transposed without a copy."""
+    trainer, buffer = read_config(folder)
     form, hidden_size, features = FORMS[trainer["dict_class"]], trainer["activation_dim"], trainer["dict_size"]
     found = read_state(folder / WEIGHTS, form, hidden_size, features)
     if "k" in found and int(found["k"]) != choose_k(trainer, features):
-        raise ArtifactError(f"{WEIGHTS}: k is {int(found['k'])}, but {CONFIG} says {trainer['k']}")
+        raise ArtifactError(
+            f"{WEIGHTS}: k is {int(found['k'])}, but {CONFIG} says {trainer['k']}; a larger one is of {UNFINISHED} "
+            "with `k_anneal_steps`, which comes down to the config's"
+        )
     held = {OURS.get(name, name): tensor for name, tensor in found.items() if name not in TURNED}
     held |= {TURNED[name]: tensor.T for name, tensor in found.items() if name in TURNED}
     activation = form.activation(held)
@@ -130,7 +153,7 @@ def read(folder: Path) -> Parts:
         held = plain_input(held)
     if form.unit:
         held = unit_decoder(held)
-    return Parts({name: held[name] for name in MATRICES}, activation)
+    return Parts({name: held[name] for name in MATRICES}, activation, remarks_on(trainer, buffer, found))
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

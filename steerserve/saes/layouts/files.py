@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
+from steerserve.numerics import aligned
 from steerserve.pointers import refuse_pointer
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,7 +78,8 @@ def checked(
     optional: Collection[str] = (),
     integers: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """The tensors named, in float32 and without a copy where they are in it already; a shape may have sides of -1.
+    """The tensors named, in float32 and on aligned memory; a shape may have sides of -1. A tensor stays mapped where
+    it is both already.
 
     Those of `optional` may be missing, those of `integers` hold whole numbers and are left as they are. Missing,
     unexpected, misshapen or non-finite tensors are refused.
@@ -98,7 +100,7 @@ def checked(
         # Extremes rather than `isfinite`, which would make a copy of a matrix that is only mapped.
         if name not in integers and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
             raise ArtifactError(f"{file}: {name} has {int((~tensor.isfinite()).sum())} values that are not finite")
-    return {name: tensor if name in integers else tensor.float() for name, tensor in found.items()}
+    return {name: tensor if name in integers else aligned(tensor.float()) for name, tensor in found.items()}
 
 
 def check_shape(file: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

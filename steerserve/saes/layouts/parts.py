@@ -28,3 +28,5 @@ class Parts:
 
     tensors: Mapping[str, Tensor]
     activation: Activation | Pursuit
+    remarks: tuple[str, ...] = ()
+    """What whoever loads it should know, a sentence each."""

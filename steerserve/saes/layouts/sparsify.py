@@ -30,7 +30,7 @@ def describe(folder: Path) -> Description:
 
 
 def read(folder: Path) -> Parts:
-    """The weights; the encoder is a view of what is on disk."""
+    """The weights; the encoder is transposed without a copy."""
     config = read_config(folder / CONFIG)
     hidden_size, features = config["d_in"], config["num_latents"]
     shapes: dict[str, tuple[int, ...]] = {

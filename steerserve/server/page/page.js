@@ -125,6 +125,7 @@ async function generate(event) {
   const asked = body();
   asked.stream = true;
   asked.diffusion.stream_mode = "events";
+  if (asked.steering) asked.steering.receipt = "full"; // the picture shows the strength of every step
   running = new AbortController();
   run = { tokens: asked.max_tokens, steps: asked.diffusion.steps, commits: new Map(), readings: [], receipt: null };
   at("run").disabled = true;

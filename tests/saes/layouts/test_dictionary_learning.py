@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerserve.cards import sae_card
 from steerserve.errors import ArtifactError
 from steerserve.saes import load_sae
 
@@ -187,6 +188,34 @@ def test_a_top_k_sae_without_a_threshold_is_read(tmp_path: Path) -> None:
     assert load_sae(write(tmp_path / "trainer_0", config(), weights)).facts.k == K
 
 
+@pytest.mark.parametrize(
+    ("weights", "buffer", "said"),
+    [
+        ({}, {}, ["DLM-Scope's own steering script leaves - b_dec out"]),
+        ({"b_dec": torch.zeros(HIDDEN)}, {}, []),
+        ({}, {"dlm_mask_policy": ...}, []),
+        ({"threshold": torch.tensor(-1.0)}, {"dlm_mask_policy": ...}, ["ae.pt is of an unfinished training"]),
+    ],
+)
+def test_what_is_to_be_known_of_a_file_is_said_where_it_is_loaded(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    weights: dict[str, Tensor],
+    buffer: dict[str, Any],
+    said: list[str],
+) -> None:
+    """In its facts, which `inspect` prints and the card repeats, and in the log."""
+    made = config(buffer=buffer)
+    made["buffer"] = {name: value for name, value in made["buffer"].items() if value is not ...}
+    sae = load_sae(write(tmp_path / "trainer_0", made, state() | weights))
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(sae.facts.remarks) == len(logged) == len(said)
+    for part, remark, line in zip(said, sae.facts.remarks, logged, strict=True):
+        assert part in remark
+        assert line == f"SAE trainer_0: {remark}"
+    assert sae_card(sae, {})["remarks"] == list(sae.facts.remarks)
+
+
 class Payload:
     """What a pickle may ask for: here, to write a file."""
 
@@ -242,7 +271,7 @@ def test_a_config_that_cannot_be_honoured_is_refused(
         ("AutoEncoderTopK", {"encoder.weight": torch.ones(HIDDEN, FEATURES)}, "encoder.weight .*it is transposed"),
         ("AutoEncoderTopK", {"decoder.weight": torch.full((HIDDEN, FEATURES), torch.inf)}, "not finite"),
         ("AutoEncoderTopK", {"decoder.weight": torch.eye(HIDDEN, FEATURES)}, "W_dec: row 6 is zero .10 of 16 are"),
-        ("BatchTopKSAE", {"threshold": torch.tensor(-1.0)}, "threshold is -1.0, so training stored none"),
+        ("BatchTopKSAE", {"threshold": torch.tensor(-1.0)}, "threshold is -1.0: it is of an unfinished training"),
         ("MatryoshkaBatchTopKSAE", {"group_sizes": torch.tensor([6, 6])}, r"group_sizes \[6, 6\] do not make 16"),
         ("AutoEncoderTopK", {"k": "4"}, "holds dict, but tensors by name"),
     ],

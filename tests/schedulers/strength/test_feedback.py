@@ -213,7 +213,7 @@ def test_it_is_chosen_by_name_and_never_compiled_to_a_table() -> None:
     assert build_controller("feedback") == Feedback()
     assert build_controller({"type": "feedback", "gain": 2}) == replace(Feedback(), gain=2)
     assert hash(Feedback()) == hash(Feedback(gain=4.0))
-    with pytest.raises(ValueError, match="unknown schedule 'feedback'"):
+    with pytest.raises(ValueError, match="schedule 'feedback' is a closed loop"):
         build_strength("feedback")
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize, nnls
 
 from schedulers import (
     CommitmentProfile,
@@ -101,6 +100,8 @@ def test_gains_cost_what_the_uniform_strengths_do(seed: int, attributes: int, sl
 
 @given(seed=SEEDS, attributes=COUNTS, slices=st.integers(1, 8))
 def test_each_slice_solves_its_nonnegative_problem(seed: int, attributes: int, slices: int) -> None:
+    from scipy.optimize import nnls
+
     sensitivity, cost, weights = random_problem(seed, attributes, slices)
     expected = np.zeros((attributes, slices))
     for t in range(slices):
@@ -117,6 +118,8 @@ def test_each_slice_solves_its_nonnegative_problem(seed: int, attributes: int, s
 @settings(max_examples=20)
 @given(seed=SEEDS, attributes=st.integers(1, 3), slices=st.integers(1, 4))
 def test_no_optimiser_finds_better_pushes_of_the_same_cost(seed: int, attributes: int, slices: int) -> None:
+    from scipy.optimize import minimize
+
     sensitivity, cost, weights = random_problem(seed, attributes, slices)
     assume(sensitivity.max() > 0.2)
     pull = weights[:, None] * sensitivity
@@ -148,6 +151,8 @@ def test_no_optimiser_finds_better_pushes_of_the_same_cost(seed: int, attributes
 
 @given(seed=SEEDS, attributes=COUNTS, slices=st.integers(1, 12))
 def test_rho_with_nonnegative_pushes_is_what_the_gains_attain(seed: int, attributes: int, slices: int) -> None:
+    from scipy.optimize import nnls
+
     sensitivity, cost, weights = random_problem(seed, attributes, slices)
     pull = weights[:, None] * sensitivity
     root = np.linalg.cholesky(cost.sum(0))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 
 from schedulers import CommitmentProfile, build_strength, compile_gains, rho
 from schedulers.strength import Optimal
@@ -45,6 +44,8 @@ def test_at_the_cost_of_uniform_it_moves_the_attribute_rho_times_as_far(pairs: l
 @settings(max_examples=25)
 @given(pairs=st.lists(st.tuples(st.floats(-2, 2), st.floats(0.2, 5)), min_size=2, max_size=7))
 def test_no_optimiser_finds_better_gains_of_the_same_cost(pairs: list[tuple[float, float]]) -> None:
+    from scipy.optimize import minimize
+
     sensitivity, cost = (np.array(values) for values in split(pairs))
     assume(sensitivity.max() > 0.1 and abs(sensitivity.sum()) > 0.05)
     budget = cost.sum()

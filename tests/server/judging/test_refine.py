@@ -78,8 +78,9 @@ def test_a_refined_text_is_likelier_as_wished_than_its_draft(
     assert found["usage"]["forward_passes"] == sum(
         one["steering"]["forward_passes"] + one["steering"]["refined"]["judging_passes"] for one in found["choices"]
     )
-    pushed = [one["name"] for one in found["steering"]["interventions"]]
-    assert pushed == [one["attribute"] for one in steering.get("interventions", [])]
+    for choice in found["choices"]:
+        pushed = [one["name"] for one in choice["steering"]["interventions"]]
+        assert pushed == [one["attribute"] for one in steering.get("interventions", [])]
 
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
@@ -261,7 +262,7 @@ def test_null_is_the_same_as_left_out(client: TestClient) -> None:
     pushed: dict[str, Any] = {"interventions": [PUSH]}
     spelt = answer(client, steering=pushed | {"refine": {"rounds": None, "span": None}})
     assert spelt["choices"] == answer(client, steering=pushed | {"refine": {}})["choices"]
-    assert len(spelt["steering"]["refined"]["rounds"]) == 16
+    assert len(spelt["choices"][0]["steering"]["refined"]["rounds"]) == 16
     assert answer(client, steering=pushed | {"refine": None})["choices"] == answer(client, steering=pushed)["choices"]
 
 
@@ -336,7 +337,7 @@ def test_the_paid_steps_are_counted_and_no_push_is_made_up(client: TestClient) -
     usage = found["usage"]
     paid = [usage["completion_tokens"], usage["denoising_steps"], usage["forward_passes"]]
     assert [b - a for a, b in zip(before, after, strict=True)] == [*paid, 0, 0]
-    assert found["steering"]["interventions"] == []
+    assert [one["steering"]["interventions"] for one in found["choices"]] == [[], []]
 
 
 @pytest.mark.parametrize("path", ["completions", "steering/preview"])

@@ -12,23 +12,29 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The Service's name: a DNS label that begins with a letter, which other names need not be. */}}
+{{- define "steerserve.service" -}}
+{{- $name := include "steerserve.fullname" . | replace "." "-" -}}
+{{- ternary $name (printf "s-%s" $name) (regexMatch "^[a-z]" $name) -}}
+{{- end -}}
+
 {{/* What selects the server's pods; it may never change in a Deployment that exists. */}}
 {{- define "steerserve.selector" -}}
-app.kubernetes.io/name: {{ include "steerserve.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "steerserve.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "steerserve.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{ include "steerserve.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{- define "steerserve.metadata" -}}
-name: {{ include "steerserve.fullname" . }}
-namespace: {{ .Release.Namespace }}
+name: {{ include "steerserve.fullname" . | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "steerserve.labels" . | nindent 2 }}
 {{- end -}}
@@ -69,19 +75,19 @@ labels:
 
 {{- define "steerserve.args" -}}
 - serve
-- --host={{ .Values.server.host }}
-- {{ include "steerserve.flag" (dict "name" "port" "value" .Values.server.port) }}
-- {{ include "steerserve.flag" (dict "name" "metrics-port" "value" .Values.server.metricsPort) }}
-- {{ include "steerserve.flag" (dict "name" "drain-seconds" "value" .Values.server.drainSeconds) }}
+- {{ printf "--host=%s" .Values.server.host | quote }}
+- {{ include "steerserve.flag" (dict "name" "port" "value" .Values.server.port) | quote }}
+- {{ include "steerserve.flag" (dict "name" "metrics-port" "value" .Values.server.metricsPort) | quote }}
+- {{ include "steerserve.flag" (dict "name" "drain-seconds" "value" .Values.server.drainSeconds) | quote }}
 {{- if .Values.weights.enabled }}
 {{- range $flag, $key := dict "model" "path" "sae" "sae" "attributes" "attributes" }}
 {{- with get $.Values.model $key }}
-- --{{ $flag }}={{ $.Values.weights.mountPath }}/{{ . }}
+- {{ printf "--%s=%s/%s" $flag $.Values.weights.mountPath . | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- if .Values.keys.existingSecret }}
-- --keys=/etc/steerserve/keys/{{ .Values.keys.item }}
+- {{ printf "--keys=/etc/steerserve/keys/%s" .Values.keys.item | quote }}
 {{- end }}
 {{- range $name, $value := .Values.server.flags }}
 {{- range ternary $value (list $value) (kindIs "slice" $value) }}
