@@ -31,17 +31,26 @@ class Block:
     language: str
     text: str
     line: int
-    not_run: str | None
-    """Why it is no example to run, from a comment `<!-- not run: ... -->` in the line before it."""
+    note: str = ""
+    """The comment `<!-- ... -->` in the line before it, if there is one."""
+
+    @property
+    def not_run(self) -> str | None:
+        """Why it is no example to run, of a note `not run: ...`."""
+        return self.note.removeprefix("not run: ") if self.note.startswith("not run: ") else None
+
+    @property
+    def serves(self) -> bool:
+        """Whether it starts the server that the examples behind it call, of a note `serve`."""
+        return self.note == "serve"
 
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text, found = page.read_text(encoding="utf-8"), []
     for match in _FENCE.finditer(text):
-        note = match["note"] or ""
-        reason = note.removeprefix("not run: ") if note.startswith("not run: ") else None
-        found.append(Block(match["language"], match["text"], text[: match.start("text")].count("\n"), reason))
+        line = text[: match.start("text")].count("\n")
+        found.append(Block(match["language"], match["text"], line, match["note"] or ""))
     return found
 
 

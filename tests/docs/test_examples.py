@@ -5,14 +5,13 @@ import io
 import json
 import os
 import re
+import shlex
 import socket
-import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,153 +22,124 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks
 ADDRESS = "http://127.0.0.1:8000"
 """The address of the server in the documents."""
 RUN_WHOLE = ("README.md", "docs/tutorial.md")
-"""Pages whose every command, request and program is run, in order; of the others, the JSON objects are checked."""
+"""Pages whose every command, request and program is run. Of the others the programs are run and the requests planned."""
 BASE = {"model": "bundled", "prompt": "the", "max_tokens": 48}
 """What a request has where a document shows only its `steering` or `diffusion`."""
 
 
-@dataclass(frozen=True)
 class Place:
-    """Where the examples run: a server, and an empty folder with the commands of an installation on its path."""
+    """Where the examples run: an empty folder with the commands of an installation on its path, and a server."""
 
-    address: str
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._server: subprocess.Popen[str] | None = None
+        self._flags: list[str] | None = None
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        commands = folder / ".venv" / "bin"
+        commands.mkdir(parents=True)
+        for name, arguments in (("steerserve", "-m steerserve.cli"), ("python", "")):
+            (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+            (commands / name).chmod(0o755)
+        paths = {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        self._environment = os.environ | paths | {"OMP_NUM_THREADS": "1"}
 
-    def shell(self, text: str) -> str:
-        """Run the lines of a shell block; returns what they write, and fails with it where one of them fails."""
-        environment = os.environ | {
-            "PATH": f"{self.folder / '.venv/bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.here(text)],
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=300,
+    def serve(self, flags: list[str]) -> None:
+        """Have a server with these flags at the address, which may be there already."""
+        if flags == self._flags:
+            return
+        self.stop()
+        command = [*(sys.executable, "-m", "steerserve.cli", "serve"), *flags, "--no-log-requests"]
+        command += ["--port", self.address.rpartition(":")[2]]
+        self._server = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=self._environment
         )
-        assert done.returncode == 0, f"{text}\n{done.stdout}"
-        return done.stdout
+        assert self._server.stderr is not None
+        lines: list[str] = []
+        for line in self._server.stderr:
+            lines.append(line)
+            if "ready at" in line:
+                self._flags = flags
+                return
+        raise AssertionError("the server ended before it was ready:\n" + "".join(lines))
+
+    def stop(self) -> None:
+        """End the server, if there is one."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.communicate()
+        self._server = self._flags = None
+
+    def shell(self, block: Block) -> None:
+        """Run the lines of a shell block, each of which must succeed; what it writes must hold no error."""
+        command = ["bash", "-euo", "pipefail", "-c", self.here(block.text)]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self._environment, text=True, capture_output=True, timeout=300
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        for answer in _json_objects(done.stdout):
+            assert "error" not in answer, f"{block.text}\n{answer}"
+
+    def python(self, block: Block) -> None:
+        """Run a program."""
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(self.here(block.text), f"line {block.line}", "exec"), {"__name__": "__main__"})
 
     def here(self, text: str) -> str:
-        """The text with the address of this server."""
+        """A text of the documents with the address of this server."""
         return text.replace(ADDRESS, self.address)
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request; fails with the server's words where it is refused."""
-        request = urllib.request.Request(
-            f"{self.address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+    def plan(self, block: Block) -> None:
+        """Have the server plan a request, or what a document shows of one: nothing is generated."""
+        shown = json.loads(block.text)
+        body = shown if "model" in shown else BASE | shown
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/v1/steering/preview", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                told = json.loads(answer.read())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.loads(answer.read())["plans"]
         except urllib.error.HTTPError as error:
             with error:
-                raise AssertionError(f"{body}\n{error.read().decode()}") from None
-        assert isinstance(told, dict)
-        return told
+                raise AssertionError(f"line {block.line}: {body}\n{error.read().decode()}") from None
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("examples")
-    shims = folder / ".venv" / "bin"
-    shims.mkdir(parents=True)
-    for name, arguments in (("steerserve", "-m steerserve.cli"), ("python", "")):
-        shim = shims / name
-        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "steerserve.cli", "serve", "--port", str(port), "--threads", "1"]
-    command += ["--no-log-requests"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stderr is not None
-    try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "ready at" in line:
-                break
-        else:
-            raise AssertionError("the server ended before it was ready:\n" + "".join(lines))
-        yield Place(f"http://127.0.0.1:{port}", folder)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    made = Place(tmp_path_factory.mktemp("examples"))
+    yield made
+    made.stop()
 
 
-@pytest.mark.parametrize("page", RUN_WHOLE)
-def test_every_example_of_a_page_runs_as_it_stands(place: Place, page: str) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")], ids=lambda p: p.name)
+def test_the_examples_of_a_page_run_as_they_stand(place: Place, page: Path) -> None:
     """In the order of the page, in one folder: what one block writes, the next ones read."""
+    whole = str(page.relative_to(ROOT)) in RUN_WHOLE
     ran = 0
-    for block in blocks(ROOT / page):
-        if block.not_run is not None:
-            continue
-        if block.language == "sh":
-            said = place.shell(block.text)
-            for answer in _json_objects(said):
-                assert "error" not in answer, f"{page}:{block.line}\n{said}"
-        elif block.language == "python":
-            _run_python(place, block)
-        elif block.language == "json":
-            _check_request(place, block, generate=True)
-        else:
-            continue
-        ran += 1
-    assert ran >= 3
-
-
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.parent == ROOT / "docs" and f"docs/{page.name}" not in RUN_WHOLE],
-    ids=lambda page: page.name,
-)
-def test_every_request_of_a_page_is_one_that_the_server_takes(place: Place, page: Path) -> None:
-    """Its plan is made, so that a name, a field or a value that is not served is found; nothing is generated."""
     for block in blocks(page):
-        if block.language == "json" and block.not_run is None:
-            _check_request(place, block, generate=False)
+        if block.not_run is not None or block.language not in ("sh", "json", "python"):
+            continue
+        if block.serves:
+            place.serve(shlex.split(block.text, comments=True)[2:])
+        elif block.language == "sh":
+            if whole:
+                place.shell(block)
+        else:
+            if not whole:
+                place.serve([])
+            place.python(block) if block.language == "python" else place.plan(block)
+        ran += 1
+    assert ran >= 3 or not whole
 
 
-def test_shell_blocks_that_are_not_run_say_why() -> None:
-    for page in RUN_WHOLE:
-        assert all(len(block.not_run) > 5 for block in blocks(ROOT / page) if block.not_run is not None)
+def test_a_block_that_is_not_run_says_why() -> None:
+    for page in PAGES:
+        assert all(len(block.not_run) > 5 for block in blocks(page) if block.not_run is not None), page
 
 
-def test_the_pages_read_the_same_blocks_as_a_person() -> None:
-    """No fence is overlooked by the reader of blocks."""
+def test_no_block_is_overlooked() -> None:
     for page in PAGES:
         fences = re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.M)
         assert len(fences) == 2 * len(blocks(page)), page
-
-
-def _run_python(place: Place, block: Block) -> None:
-    said = io.StringIO()
-    before = Path.cwd()
-    os.chdir(place.folder)
-    try:
-        with contextlib.redirect_stdout(said):
-            exec(compile(place.here(block.text), f"line {block.line}", "exec"), {"__name__": "__main__"})
-    finally:
-        os.chdir(before)
-
-
-def _check_request(place: Place, block: Block, generate: bool) -> None:
-    """A whole request, or its `steering` or `diffusion`, or the value of one of these."""
-    shown = json.loads(block.text)
-    if "model" not in shown:
-        shown = BASE | shown
-    chat = "messages" in shown
-    if generate:
-        shown.pop("prompt", None) if chat else None
-        place.post("/v1/chat/completions" if chat else "/v1/completions", shown)
-    else:
-        place.post("/v1/steering/preview", shown)
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
