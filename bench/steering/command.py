@@ -110,7 +110,8 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
         return False
     most = max(settings.texts, settings.ranked_texts * CANDIDATES)
     config = EngineConfig(max_rows=ROWS, max_queue=max(256, most), threads=given.threads)
-    engine = load_runtime(given.model, given.sae, given.attributes, config).engine
+    folders = None if given.attributes is None else [given.attributes]
+    engine = load_runtime(given.model, given.sae, folders, config).engine
     attributes = engine.catalogue.attributes
     every, methods = (EXPERIMENTS, tuple(METHODS)) if given.sites is None else (SITE_EXPERIMENTS, SITE_METHODS)
     cells = plan(settings, attributes, given.only or every, methods)
