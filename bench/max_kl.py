@@ -152,9 +152,8 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     keep_freed_memory()
     config = EngineConfig(threads=arguments.threads)
-    engine = load_runtime(
-        arguments.model, arguments.sae, arguments.attributes and [arguments.attributes], config
-    ).engine
+    folders = None if arguments.attributes is None else [arguments.attributes]
+    engine = load_runtime(arguments.model, arguments.sae, folders, config).engine
     base = GenerationParams(
         max_tokens=arguments.tokens, steps=arguments.steps, seed=arguments.seed, ignore_eos=True, prompt=""
     )

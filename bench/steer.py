@@ -1,7 +1,8 @@
 """How far steering goes and what it costs: python bench/steer.py --data DIR --judge DIR [--quick]
 
 Every method is a request as a client would send it; the texts are measured with classifiers and a judge of quality that
-were trained on texts of their own. `bench/judge.py` trains the judge; `bench/README.md` has method, results and limits.
+were trained on texts of their own. `bench/judge.py` trains the judge; `bench/method.md` has the method and its limits,
+`bench/findings.md` what came out.
 """
 
 import sys

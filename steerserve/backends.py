@@ -29,7 +29,7 @@ def check_backend(backend: BackendConfig, model_config: ModelConfig) -> None:
     if backend.engine != "vllm":
         return
     if importlib.util.find_spec("vllm") is None:
-        raise ArtifactError("--engine vllm: vLLM is not installed; the README says how it is, beside steerserve")
+        raise ArtifactError("--engine vllm: vLLM is not installed; docs/vllm.md says how it is, beside steerserve")
     if model_config.device != "auto":
         raise ArtifactError(f"--device {model_config.device}: with --engine vllm the device is vLLM's own choice")
 

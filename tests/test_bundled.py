@@ -1,15 +1,10 @@
 """The bundled model, SAEs and attributes through the whole path, up to the official client."""
 
-import io
 import json
-import re
-import shlex
 import threading
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -22,7 +17,6 @@ from steerserve.engine.params import FeatureRef, GenerationParams, Intervention,
 from steerserve.engine.verdicts import probes, verdicts
 from steerserve.runtime import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
-from steerserve.server.steering import SteeringPatch
 from tests import tiny
 
 ATTRIBUTES = {
@@ -292,32 +286,3 @@ def test_its_chat_template_is_what_transformers_reads_too(runtime: Runtime) -> N
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "model", local_files_only=True)
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "news\nthe game\nwas"
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-def test_every_request_of_the_readme_can_be_pasted(client: OpenAI) -> None:
-    """What the shell makes of each curl is a body that the server takes."""
-    blocks = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl " in block]
-    bodies = []
-    for block in blocks:
-        arguments = shlex.split(block, comments=True)
-        body = json.loads(arguments[arguments.index("-d") + 1])
-        if "PATCH" in arguments:
-            SteeringPatch.model_validate(body)
-        else:
-            bodies.append(body)
-    assert len(bodies) >= 3 and len(blocks) > len(bodies)
-    for body in bodies:
-        told = client.post("/steering/preview", cast_to=object, body=body)
-        assert json.loads(json.dumps(told))["plans"][0]["interventions"]
-
-
-def test_the_client_of_the_readme_steers_what_runs(client: OpenAI) -> None:
-    [example] = re.findall(r"```python\n(stream = client\.completions.*?)```", README, re.DOTALL)
-    said = io.StringIO()
-    with redirect_stdout(said):
-        exec(example, {"client": client})
-    rows, _, text = said.getvalue().partition("\n")
-    assert "from_step" in rows and text.strip()

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not given.render and not _measure(given, settings, out):
             return 0
-        summary = render(out, given.page)
+        summary = render(out)
     except SteerserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -93,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="only say how much there is to do")
     parser.add_argument("--render", action="store_true", help="only make tables and figures of what is there")
-    parser.add_argument("--page", type=Path, help="Markdown page to put the tables and figures into")
     return parser
 
 
@@ -111,7 +110,8 @@ def _measure(given: argparse.Namespace, settings: Settings, out: Path) -> bool:
         return False
     most = max(settings.texts, settings.ranked_texts * CANDIDATES)
     config = EngineConfig(max_rows=ROWS, max_queue=max(256, most), threads=given.threads)
-    engine = load_runtime(given.model, given.sae, given.attributes and [given.attributes], config).engine
+    folders = None if given.attributes is None else [given.attributes]
+    engine = load_runtime(given.model, given.sae, folders, config).engine
     attributes = engine.catalogue.attributes
     every, methods = (EXPERIMENTS, tuple(METHODS)) if given.sites is None else (SITE_EXPERIMENTS, SITE_METHODS)
     cells = plan(settings, attributes, given.only or every, methods)

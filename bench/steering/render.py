@@ -1,8 +1,7 @@
-"""From the records of a run to its results: summary, tables and figures, and the page that shows them."""
+"""From the records of a run to its results: summary, tables and figures."""
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,14 +14,12 @@ from steerserve.errors import ArtifactError
 
 RECORDS: Final = "cells.jsonl.gz"
 HEADER: Final = "run.json"
-MARK: Final = "results"
-"""Name of the marks in the page between which the tables go."""
 
 
-def render(folder: Path, page: Path | None = None) -> dict[str, Any]:
-    """Write `summary.json`, `tables.md` and the figures beside the records; raises ArtifactError where there are none.
+def render(folder: Path) -> dict[str, Any]:
+    """Write `summary.json`, the figures, and `tables.md` with the tables and links to the figures, beside the records.
 
-    page: a Markdown file; what is between its marks <!-- results --> and <!-- end of results --> becomes the tables.
+    Raises ArtifactError where `folder` holds no records.
     """
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
@@ -35,14 +32,9 @@ def render(folder: Path, page: Path | None = None) -> dict[str, Any]:
     }
     summary = summarise(list(Store(folder / RECORDS).records.values()), profiles, header)
     (folder / "summary.json").write_text(json.dumps(finite(summary), indent=1) + "\n", encoding="utf-8")
-    text = tables(summary)
-    (folder / "tables.md").write_text(text, encoding="utf-8")
     figures = draw(summary, profiles, folder)
-    if page is not None:
-        shown = [
-            f"![{path.stem}]({path.relative_to(page.parent)})" for path in figures if path.is_relative_to(page.parent)
-        ]
-        _fill(page, "\n\n".join([text.strip(), *shown]))
+    shown = [f"![{path.stem}]({path.name})\n" for path in figures]
+    (folder / "tables.md").write_text("\n".join([tables(summary), *shown]), encoding="utf-8")
     return summary
 
 
@@ -53,12 +45,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _fill(page: Path, text: str) -> None:
-    whole = page.read_text(encoding="utf-8")
-    pattern = rf"(<!-- {MARK} -->\n).*?(<!-- end of {MARK} -->)"
-    if not re.search(pattern, whole, re.DOTALL):
-        raise ArtifactError(f"{page} has no marks <!-- {MARK} --> and <!-- end of {MARK} -->")
-    filled = re.sub(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", whole, flags=re.DOTALL)
-    page.write_text(filled, encoding="utf-8")

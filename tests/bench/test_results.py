@@ -21,7 +21,7 @@ def test_a_recorded_run_is_read_as_it_was(name: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr("bench.steering.render.draw", lambda *_: [])
     for file in ("run.json", "cells.jsonl.gz"):
         (tmp_path / file).write_bytes((RESULTS / name / file).read_bytes())
-    render(tmp_path, None)
+    render(tmp_path)
     before, now = (json.loads((folder / "summary.json").read_text()) for folder in (RESULTS / name, tmp_path))
     assert before["texts"] == now["texts"] > 500
     # Rounding of sums may differ between machines in the last place.

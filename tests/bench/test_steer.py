@@ -238,14 +238,11 @@ def test_what_is_there_is_not_written_again(
 def test_results_are_drawn_from_the_records_alone(measured: Path, tmp_path: Path) -> None:
     for name in ("cells.jsonl.gz", "run.json"):
         (tmp_path / name).write_bytes((measured / name).read_bytes())
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results -->\nNot run yet.\n<!-- end of results -->\nafter\n")
-    assert steer.main(["--render", "--out", str(tmp_path), "--page", str(page)]) == 0
+    assert steer.main(["--render", "--out", str(tmp_path)]) == 0
     for name in ("summary.json", "tables.md"):
         assert (tmp_path / name).read_bytes() == (measured / name).read_bytes()
-    text = page.read_text()
-    assert text.startswith("before\n<!-- results -->\n") and text.endswith("<!-- end of results -->\nafter\n")
-    assert "Not run yet." not in text and "### Orders, infill" in text and "![frontiers](frontiers.png)" in text
+    text = (tmp_path / "tables.md").read_text()
+    assert "### Orders, infill" in text and text.endswith(".png)\n") and "![frontiers](frontiers.png)" in text
 
 
 def test_a_record_that_was_cut_short_is_left_out(measured: Path, tmp_path: Path) -> None:
