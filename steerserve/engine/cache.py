@@ -7,8 +7,10 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from schedulers.choice import Choice, build, integer, number
-from schedulers.transfer import Threshold, Timesteps, Transfer
+from schedulers import Transfer
+from schedulers.choice import build, integer, number
+from schedulers.transfer import Threshold, Timesteps
+from steerserve.engine.params import Choice
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
 from steerserve.steering.push import Push

@@ -19,7 +19,7 @@ _COPIES = 8
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryUse:
     """Of the rows of one forward, twins of guided ones included."""
 
     rows: int = 0
@@ -35,9 +35,9 @@ class Footprint:
         """Canvas tokens of the forward, padding included."""
         return self.rows * self.width
 
-    def __add__(self, other: "Footprint") -> "Footprint":
+    def __add__(self, other: "MemoryUse") -> "MemoryUse":
         """Of both together."""
-        return Footprint(
+        return MemoryUse(
             self.rows + other.rows,
             max(self.width, other.width),
             self.candidates + other.candidates,
@@ -45,11 +45,11 @@ class Footprint:
         )
 
 
-def footprint(request: Request, facts: ModelFacts) -> Footprint:
+def footprint(request: Request, facts: ModelFacts) -> MemoryUse:
     """Of one row by itself."""
     width = min(-(-len(request.canvas) // TILE) * TILE, facts.max_length)
     kept = 0 if request.cache is None else width * request.rows
-    return Footprint(request.rows, width, request.rows * request.block_length, kept)
+    return MemoryUse(request.rows, width, request.rows * request.block_length, kept)
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Costs:
         kept = 2 * facts.num_layers * 2 * heads * wide * size
         return cls(token=token, logits=4 * _COPIES * facts.vocab_size, kept=kept)
 
-    def bytes_of(self, taken: Footprint) -> int:
+    def bytes_of(self, taken: MemoryUse) -> int:
         """Estimate of what rows of this footprint take at the widest place of a step."""
         drawn = min(self.logits * taken.candidates, max(_COPIES * BLOCK_BYTES, LEAST * self.logits))
         return self.token * taken.tokens + drawn + self.kept * taken.kept
 
 
 @dataclass(frozen=True)
-class Limits:
+class MemoryLimits:
     """What one forward may take up."""
 
     rows: float
@@ -93,12 +93,12 @@ class Limits:
     """None: not known, and not bounded."""
     costs: Costs
 
-    def hold(self, taken: Footprint) -> bool:
+    def hold(self, taken: MemoryUse) -> bool:
         """Whether rows of this footprint fit into one forward."""
         fits = taken.rows <= self.rows and taken.tokens <= self.tokens
         return fits and (self.bytes is None or self.costs.bytes_of(taken) <= self.bytes)
 
-    def check(self, taken: Footprint) -> None:
+    def check(self, taken: MemoryUse) -> None:
         """Raise RequestError for a row that would not even fit into memory alone."""
         need = self.costs.bytes_of(taken)
         if self.bytes is not None and need > self.bytes:

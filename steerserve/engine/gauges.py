@@ -27,7 +27,7 @@ LARGEST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LinearReadout:
     """Numbers read at one layer, `<h - origin, weight_f> + bias_f` for each f, of which the sum is taken."""
 
     layer: int
@@ -45,7 +45,7 @@ class Probe:
 class Gauge:
     """The sum of its probes at each position, or a feature of an SAE whose activation needs the whole code."""
 
-    probes: tuple[Probe, ...]
+    probes: tuple[LinearReadout, ...]
     over: str
     """`mean` or `max`, over the positions of the response."""
     scale: float
@@ -70,11 +70,11 @@ def gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
     layer = attribute.layers[0]
     weight = attribute.directions[layer, "sae"][None]
     nowhere = torch.full((1,), -torch.inf)
-    probe = Probe(layer, weight, torch.zeros_like(weight[0]), torch.zeros(1), nowhere)
+    probe = LinearReadout(layer, weight, torch.zeros_like(weight[0]), torch.zeros(1), nowhere)
     return Gauge((probe,), reading.over, attribute.sites[layer].residual_norm)
 
 
-def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -> tuple[Probe, ...]:
+def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -> tuple[LinearReadout, ...]:
     """The features of which the attribute's commitment curve is the mean: of the layers it steers, each feature that
     steers, its full ReLU encoding whatever the SAE's activation (arXiv 2605.10971, equation 15)."""
     probes = []
@@ -118,8 +118,8 @@ def _feature_gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
     return Gauge((), reading.over, scale, (sae, index))
 
 
-def _columns(sae: SparseAutoencoder, ids: Sequence[int], threshold: Tensor) -> Probe:
-    return Probe(
+def _columns(sae: SparseAutoencoder, ids: Sequence[int], threshold: Tensor) -> LinearReadout:
+    return LinearReadout(
         sae.facts.layer, sae.W_enc[:, list(ids)].T.float(), sae.b_dec.float(), sae.b_enc[list(ids)].float(), threshold
     )
 

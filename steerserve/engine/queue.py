@@ -4,7 +4,7 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 
-from steerserve.engine.footprint import Footprint, Limits, footprint
+from steerserve.engine.footprint import MemoryLimits, MemoryUse, footprint
 from steerserve.engine.request import Request
 from steerserve.models import ModelFacts
 
@@ -62,10 +62,10 @@ class Queue:
         """Forget all rows."""
         self._rows = []
 
-    def give_way(self, running: Sequence[Request], limits: Limits, grown: Collection[str]) -> list[Request]:
+    def give_way(self, running: Sequence[Request], limits: MemoryLimits, grown: Collection[str]) -> list[Request]:
         """Those of the rows that run which go on where some of them, `grown`, may take up more than they did; the grown
         ones that do not fit beside the others are queued again."""
-        taken, going = Footprint(), set[str]()
+        taken, going = MemoryUse(), set[str]()
         for request in sorted(running, key=lambda request: request.id in grown):
             together = taken + footprint(request, self._facts)
             if request.id not in grown or limits.hold(together) or not taken.rows:
@@ -74,9 +74,9 @@ class Queue:
         self.put_back(request for request in running if request.id not in going)
         return [request for request in running if request.id in going]
 
-    def take(self, running: Sequence[Request], limits: Limits) -> list[Request]:
+    def take(self, running: Sequence[Request], limits: MemoryLimits) -> list[Request]:
         """Remove and return the rows that join those that run. A row that never fits runs alone."""
-        taken = sum((footprint(request, self._facts) for request in running), Footprint())
+        taken = sum((footprint(request, self._facts) for request in running), MemoryUse())
         joining: list[Request] = []
         passed: Request | None = None
         for request in self._rows:

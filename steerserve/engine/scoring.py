@@ -15,7 +15,7 @@ import torch
 
 from steerserve.engine.batch import Batch
 from steerserve.engine.events import Done, Event, Failed, Result, Scored, Stepped
-from steerserve.engine.footprint import Footprint, Limits, footprint
+from steerserve.engine.footprint import MemoryLimits, MemoryUse, footprint
 from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.sampler import scores
@@ -125,7 +125,7 @@ class Scoring:
         """Forget all rows."""
         self._rows = []
 
-    def step(self, model: DiffusionLM, limits: Limits, kept: int) -> list[Event]:
+    def step(self, model: DiffusionLM, limits: MemoryLimits, kept: int) -> list[Event]:
         """Score some places, and end the rows that have all of theirs; kept: positions whose keys and values other rows
         have in memory. What fails ends the rows it was made for, and no other."""
         chunk: list[tuple[Ended, int]] = []
@@ -155,9 +155,9 @@ class Scoring:
         places = scored_places(one.request.prompt_ids, self._facts) if asked else ()
         return [place for place in places if place not in one.found]
 
-    def _chosen(self, chunk: list[tuple[Ended, int]], limits: Limits, kept: int) -> list[Request]:
+    def _chosen(self, chunk: list[tuple[Ended, int]], limits: MemoryLimits, kept: int) -> list[Request]:
         """The rows of the next forward, what they are for being put into `chunk`."""
-        taken, rows = Footprint(kept=kept), list[Request]()
+        taken, rows = MemoryUse(kept=kept), list[Request]()
         for ended, place in ((one, place) for one in self._rows for place in self._left(one)):
             # So that it is known whose row it is that cannot be admitted.
             chunk.append((ended, place))

@@ -19,7 +19,7 @@ from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, commits, note, readings, revisions, stepped, take_back
 from steerserve.engine.early_exit import cut_behind_end
 from steerserve.engine.events import Done, Event, Failed, Steered
-from steerserve.engine.footprint import Costs, Limits, footprint, free_bytes
+from steerserve.engine.footprint import Costs, MemoryLimits, footprint, free_bytes
 from steerserve.engine.limits import account, end, lowers
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.outcome import result, settled, unwritten, writing
@@ -56,7 +56,7 @@ class TorchEngine:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.waiting = Queue(model.facts)
         free = free_bytes(model, self.device) if config.max_batch_bytes is None else config.max_batch_bytes
-        self.limits = Limits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
+        self.limits = MemoryLimits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
         self.rows: list[Request] = []
         """The rows that run."""
         self.batches: list[Batch] = []

@@ -6,6 +6,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from steerserve.server.caller import calling
 from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
 from steerserve.server.keys import MAX_KEY_LENGTH, Key, Keyring
 from steerserve.server.playground import PAGES
@@ -39,20 +40,22 @@ class Access:
             return
         visit = VISIT.get()
         if self.keyring is None:
-            visit.policy = Policy()
-            await self.app(scope, receive, send)
+            with calling(Policy()):
+                await self.app(scope, receive, send)
             return
         if scope["path"] in OPEN and scope["method"] in READ:
-            await self.app(scope, receive, send)
+            with calling(None):
+                await self.app(scope, receive, send)
             return
         try:
             key = identify(scope["headers"], self.keyring)
-            visit.key, visit.policy = key.name, key.policy
-            if scope["method"] not in (WORK, CHANGE):
-                await self.app(scope, receive, send)
-                return
-            with self.rates.counted(key, changes=scope["method"] == CHANGE):
-                await self.app(scope, receive, send)
+            visit.key = key.name
+            with calling(key.policy):
+                if scope["method"] not in (WORK, CHANGE):
+                    await self.app(scope, receive, send)
+                    return
+                with self.rates.counted(key, changes=scope["method"] == CHANGE):
+                    await self.app(scope, receive, send)
         except (UnauthorizedError, RateLimitError) as error:
             answer = answer_to(error)
             visit.reason = answer.code

@@ -7,6 +7,7 @@ from steerserve.engine.base import Admitted, Engine
 from steerserve.engine.events import Event
 from steerserve.engine.params import GenerationParams
 from steerserve.errors import RequestError
+from steerserve.server.caller import policy_of_caller
 from steerserve.server.policy import Policy
 from steerserve.server.visit import VISIT
 
@@ -23,19 +24,17 @@ class Guard:
 
     def admit(self, params: GenerationParams) -> Any:
         """See `Engine.admit`; also raises PolicyError. The plan marks what the key has added as `mandatory`."""
-        visit = VISIT.get()
-        if visit.policy is None:
-            raise PermissionError("a row was to be admitted for a caller who is not known")
-        guarded = visit.policy.apply(params)
+        policy = policy_of_caller()
+        guarded = policy.apply(params)
         try:
             admitted: Admitted = self._engine.admit(guarded)
         except RequestError as error:
-            raise _explained(error, visit.policy) from error
-        visit.policy.check(params, admitted.plan)
+            raise _explained(error, policy) from error
+        policy.check(params, admitted.plan)
         # The receipt of an engine that makes it from the plan is marked by this as well.
         for one in admitted.plan.get("interventions", ())[len(params.interventions) :]:
             one["mandatory"] = True
-        visit.admitted(guarded)
+        VISIT.get().admitted(guarded)
         return admitted
 
     def add(self, requests: list[Any]) -> None:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 
 from steerserve.engine.events import Result
 from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.server.policy import Policy
 
 CLOSED = 499
 """The code of a request whose client went away; it is never sent."""
@@ -32,8 +31,6 @@ class Visit:
     """The caller's W3C trace context, as it came."""
     key: str | None = None
     """Name of the caller's key."""
-    policy: Policy | None = None
-    """What the caller may ask for; None until the caller is known, and then nothing is admitted."""
 
     route: str = "other"
     code: int = 0

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from steerserve.engine import blocks
-from steerserve.engine.footprint import Costs, Footprint, footprint
+from steerserve.engine.footprint import Costs, MemoryUse, footprint
 from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
@@ -120,7 +120,7 @@ def test_rows_join_within_the_memory_budget(tmp_path: Path) -> None:
 
 def test_a_row_that_would_not_fit_alone_is_refused_with_both_numbers(tmp_path: Path) -> None:
     model = tiny.bert()
-    need = Costs.of(model).bytes_of(Footprint(1, 48, 40))
+    need = Costs.of(model).bytes_of(MemoryUse(1, 48, 40))
     served = tiny.engine(model, tmp_path, max_batch_bytes=need)
     served.admit(replace(PLAIN, prompt=(5,) * 4, max_tokens=40, steps=4))
     with pytest.raises(RequestError, match=r"a canvas of 96 tokens takes about \S+ .iB of memory in a") as error:
@@ -145,7 +145,7 @@ def test_the_estimate_is_above_what_a_step_takes_and_not_far(
     served.add(rows)
     with Peak() as peak:
         served.step()
-    estimate = served.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), Footprint()))
+    estimate = served.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), MemoryUse()))
     assert estimate / 5 < peak.most < estimate
 
 
