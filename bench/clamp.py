@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.runtime import load_runtime
 from steerserve.saes import SparseAutoencoder

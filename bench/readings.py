@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.conditions import Reading
-from steerserve.engine.events import Committed, Done, Event
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Committed, Done, Event
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.gauges import Meter, gauge
-from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.runtime import load_runtime

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import schedulers
+from steerserve.engine.api.scoring import MAX_ROUNDS
 from steerserve.engine.cache import CACHES
-from steerserve.engine.refinement import MAX_ROUNDS
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute

@@ -15,12 +15,12 @@ from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission import admit, check_method
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cuda_graphs import CudaRecorder
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.graphs import GraphedLM
 from steerserve.engine.joint_file import load_joint
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine

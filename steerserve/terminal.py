@@ -9,10 +9,10 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from steerserve.engine.base import Engine
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import INCOMPLETE
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.events import Committed, Done, Event, Failed, Result, Revised
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.text import INCOMPLETE
 from steerserve.errors import SteerserveError
 
 MASK = "▯"

@@ -14,9 +14,9 @@ from schedulers import NORMS, ORDERS, SCHEDULES, STRENGTHS, TRANSFERS
 from steerserve.cards import capabilities
 from steerserve.commands import generate
 from steerserve.config import ServerConfig
+from steerserve.engine.api.conditions import KINDS, OVER, READ
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits
 from steerserve.engine.cache import CACHES
-from steerserve.engine.conditions import KINDS, OVER, READ
-from steerserve.engine.params import GenerationParams, Intervention, Limits
 from steerserve.engine.strengths import LARGEST
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
@@ -161,4 +161,4 @@ def test_no_list_is_written_twice() -> None:
                 own = path.relative_to(ROOT).as_posix()
                 if len(said) >= 3 and said <= {*names, "joint"} and 3 * len(said & set(names)) >= 2 * len(names):
                     found.add((own, name))
-    assert found - {("steerserve/engine/conditions.py", "conditions")} == AUDITED
+    assert found - {("steerserve/engine/api/conditions.py", "conditions")} == AUDITED

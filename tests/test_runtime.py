@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from steerserve.backends import check_graphs
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import cache_path
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.pickles import convert

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Committed, Revised
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Committed, Revised
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.errors import RequestError
 from steerserve.models import load_tokenizer
 from steerserve.runtime import Runtime, load_runtime

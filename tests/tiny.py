@@ -11,9 +11,9 @@ from torch import Tensor
 
 from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
+from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Committed, Done, Event, Failed, Result
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models import DiffusionLM

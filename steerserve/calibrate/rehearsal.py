@@ -18,8 +18,8 @@ from steerserve.calibrate.selection import Selection
 from steerserve.calibrate.trials import trial_params
 from steerserve.config import EngineConfig
 from steerserve.engine.admission import admit
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import OpenedModel

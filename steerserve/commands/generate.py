@@ -13,8 +13,8 @@ from steerserve.errors import RequestError
 from steerserve.steering.names import SCOPE_NAMES
 
 if TYPE_CHECKING:
-    from steerserve.engine.events import Result
-    from steerserve.engine.params import GenerationParams, Intervention
+    from steerserve.engine.api.events import Result
+    from steerserve.engine.api.params import GenerationParams, Intervention
     from steerserve.server.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
@@ -25,7 +25,7 @@ ENGINE = FlagGroup(
     skip=("max_rows", "max_batch_tokens", "max_queue", "max_steps", "max_interventions"),
 )
 GENERATION = FlagGroup(
-    "steerserve.engine.params",
+    "steerserve.engine.api.params",
     "GenerationParams",
     skip=(
         "prompt",
@@ -52,7 +52,7 @@ GENERATION = FlagGroup(
     },
 )
 STEERING = FlagGroup(
-    "steerserve.engine.params",
+    "steerserve.engine.api.params",
     "Intervention",
     skip=("attribute", "feature", "vector", "strength", "scope", "when", "mandatory"),
     helps={
@@ -172,7 +172,7 @@ def _strength(text: str, whole: str) -> float:
 
 def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
     """The pushes that the command line asks for, attributes first."""
-    from steerserve.engine.params import FeatureRef, Intervention, VectorRef
+    from steerserve.engine.api.params import FeatureRef, Intervention, VectorRef
 
     how = STEERING.given(arguments) | ({"scope": arguments.scope} if arguments.scope else {})
     attributes = [Intervention(**push, **how) for push in arguments.attribute]
@@ -193,7 +193,7 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
     Raises RequestError where there is none to judge by, or one is pushed both ways.
     """
-    from steerserve.engine.params import Refine
+    from steerserve.engine.api.params import Refine
     from steerserve.server.wishes import unwanted
 
     pushed: dict[str, set[bool]] = {}
@@ -217,7 +217,7 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, showing every step where standard output is a terminal."""
-    from steerserve.engine.params import Limits
+    from steerserve.engine.api.params import Limits
 
     check_folders(arguments, "model", "sae", "attributes")
     params: GenerationParams = GENERATION.build(
@@ -232,7 +232,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from steerserve.engine.twin import unsteered
+    from steerserve.engine.api.variants import unsteered
     from steerserve.runtime import load_runtime
     from steerserve.terminal import run_requests
 

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from schedulers import Order, Random, Transfer, build_order, build_transfer
 from steerserve.config import EngineConfig
 from steerserve.engine.allocation import allocate
+from steerserve.engine.api.params import PRIORITIES, GenerationParams
+from steerserve.engine.api.variants import with_target
 from steerserve.engine.approximations import approximations
 from steerserve.engine.cache import RowCache, row_cache
 from steerserve.engine.catalogue import Catalogue
@@ -16,14 +18,11 @@ from steerserve.engine.early_exit import check_early_exit
 from steerserve.engine.governor import most_steps, react, round_steps
 from steerserve.engine.interventions import feature_readout, readout
 from steerserve.engine.overlap import overlaps
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.queue import PRIORITIES
 from steerserve.engine.readings import check_readings
 from steerserve.engine.refinement import check_refine, refinement, stretch_of
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Readout
 from steerserve.engine.scoring import check_scoring, scored_places
-from steerserve.engine.twin import with_target
 from steerserve.engine.verdicts import probes
 from steerserve.errors import RequestError, TooLongError
 from steerserve.models import ModelFacts

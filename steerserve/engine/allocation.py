@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from steerserve.engine.api.params import GenerationParams, Limits
 from steerserve.engine.budget import PredictedBudget
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.compiled import CompiledSchedule
@@ -14,7 +15,6 @@ from steerserve.engine.governor import govern
 from steerserve.engine.interventions import draft, own_schedule, resolve
 from steerserve.engine.joint import joint_schedules
 from steerserve.engine.limits import check_limits, scale_to, set_bound
-from steerserve.engine.params import GenerationParams, Limits
 from steerserve.engine.resolved import Resolved
 from steerserve.errors import RequestError
 from steerserve.steering.names import COMBINE, CONTROLS

@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from schedulers.choice import parse
+from steerserve.engine.api.params import Choice
 from steerserve.engine.cache import RowCache, described
-from steerserve.engine.params import Choice
 from steerserve.engine.request import Request
 
 PARALLEL: Final = ("threshold", "entropy_bound")

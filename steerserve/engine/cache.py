@@ -10,7 +10,7 @@ from torch import Tensor
 from schedulers import Transfer
 from schedulers.choice import build, integer, number
 from schedulers.transfer import Threshold, Timesteps
-from steerserve.engine.params import Choice
+from steerserve.engine.api.params import Choice
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts
 from steerserve.steering.push import Push

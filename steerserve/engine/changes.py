@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
+from steerserve.engine.api.events import Committed, Revised, Stepped, Trace
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Revised, Stepped, Trace
 from steerserve.engine.request import Request
 
 Place = tuple[int, int]

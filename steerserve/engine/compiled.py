@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from schedulers import CommitmentProfile, GainTable, build_strength, compile_gains
+from steerserve.engine.api.params import SLICES
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import SETS_VALUE
 
-SLICES: Final = 64
-"""Slices of progress on which schedules are compiled."""
 MOST: Final = 512
 """Results that are kept, those used last."""
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from schedulers import GainTable, JointProfile, slice_of
+from steerserve.engine.api.params import SLICES, Intervention
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.compiled import SLICES
-from steerserve.engine.params import Intervention
 from steerserve.steering.attribute import Attribute
 
 CrossTerms = Literal["all", "some", "none"]

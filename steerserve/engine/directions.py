@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from steerserve.engine.api.params import Intervention
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import Intervention
 from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import NEEDS_SAE, READS_PAIR

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from steerserve.engine.api.params import Choice, Intervention
 from steerserve.engine.cost import Price
 from steerserve.engine.feedback import Loop
 from steerserve.engine.governor import Governor
-from steerserve.engine.params import Choice, Intervention
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.names import NEUTRAL
 from steerserve.steering.push import Push

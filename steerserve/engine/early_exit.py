@@ -6,7 +6,7 @@ and what is before it is written without them. The text is cut there in both cas
 positions before it no longer attend to those behind, and because they may come to commit in fewer steps.
 """
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import ModelFacts

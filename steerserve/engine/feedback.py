@@ -17,8 +17,8 @@ from schedulers import (
     check_target,
     controllers,
 )
-from steerserve.engine.conditions import Reading
-from steerserve.engine.params import Choice
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.params import Choice
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steerserve.engine.api.conditions import Reading
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.conditions import Reading
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import JumpRelu, Relu

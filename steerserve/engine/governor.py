@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schedulers import Transfer
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.conditions import (
+from steerserve.engine.api.conditions import (
     Condition,
     Reading,
     Remask,
@@ -15,9 +14,10 @@ from steerserve.engine.conditions import (
     parse_remask,
     readings,
 )
+from steerserve.engine.api.params import Choice, GenerationParams
+from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.feedback import Loop
 from steerserve.engine.gauges import Gauge, gauge
-from steerserve.engine.params import Choice, GenerationParams
 from steerserve.errors import RequestError
 from steerserve.steering.push import Dial
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from schedulers import GainTable
+from steerserve.engine.api.params import SLICES, Choice, FeatureRef, Intervention
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.compiled import SLICES, CompiledSchedule
+from steerserve.engine.compiled import CompiledSchedule
 from steerserve.engine.cost import Price, density, unpriced
 from steerserve.engine.directions import attribute_sites, feature_site, vector_sites
 from steerserve.engine.drafts import Draft
 from steerserve.engine.feedback import closed_loop
-from steerserve.engine.params import Choice, FeatureRef, Intervention
 from steerserve.engine.resolved import Readout, Resolved
 from steerserve.engine.strengths import checked_strength, from_kl, known_unit, scale_of
 from steerserve.errors import NotFoundError, RequestError

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from schedulers import GainTable, JointTable, compile_joint
+from steerserve.engine.api.params import SLICES
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.compiled import SLICES, CompiledSchedule
+from steerserve.engine.compiled import CompiledSchedule
 from steerserve.engine.cost import uncalibrated
 from steerserve.engine.drafts import Draft
 from steerserve.errors import RequestError

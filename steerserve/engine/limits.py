@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from steerserve.engine.api.events import Event, Failed, Steered
+from steerserve.engine.api.params import Limits
 from steerserve.engine.budget import ROUNDING
 from steerserve.engine.drafts import Draft
-from steerserve.engine.events import Event, Failed, Steered
 from steerserve.engine.packing import Packed
-from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.steering.bounds import Bound

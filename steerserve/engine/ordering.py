@@ -8,9 +8,9 @@ from torch import Tensor
 
 from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
+from steerserve.engine.api.events import Event
 from steerserve.engine.batch import Batch
 from steerserve.engine.changes import revisions, stepped, take_back
-from steerserve.engine.events import Event
 from steerserve.engine.sampler import Draw
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from steerserve.engine.api.events import Result, Scored
+from steerserve.engine.api.text import cut_at_stop
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Result, Scored
 from steerserve.engine.receipt import receipt
 from steerserve.engine.request import Request
-from steerserve.engine.text import cut_at_stop
 
 
 class Text(Protocol):

@@ -8,8 +8,6 @@ from steerserve.engine.footprint import MemoryLimits, MemoryUse, footprint
 from steerserve.engine.request import Request
 from steerserve.models import ModelFacts
 
-PRIORITIES = (-10, 10)
-"""The earliest and the latest priority of a row, as vLLM counts: lower goes first."""
 AGING = 64
 """Steps of waiting that are worth one level of priority."""
 PATIENCE = 32

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Event
 from steerserve.engine.batch import Batch
 from steerserve.engine.changes import Place, take_back
-from steerserve.engine.conditions import Reading
-from steerserve.engine.events import Event
 from steerserve.engine.refining import answer_best
 
 Read = Mapping[int, Mapping[Reading, float]]

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from steerserve.engine.params import TraceParams
+from steerserve.engine.api.params import TraceParams
 from steerserve.errors import RequestError
 
 MAX_READINGS: Final = 1 << 20

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.allocation import told_limits
+from steerserve.engine.api.params import Limits
 from steerserve.engine.approximations import approximated
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import Course, bill
-from steerserve.engine.params import Limits
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Resolved
 from steerserve.steering.push import Push

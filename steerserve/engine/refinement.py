@@ -3,24 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.scoring import MAX_ROUNDS
 from steerserve.errors import RequestError
-
-MAX_ROUNDS: Final = 256
-"""Rounds that one row may ask for."""
-
-
-def log_probability(log_odds: float) -> float:
-    """Log of the probability in nats, of log-odds in nats."""
-    return min(log_odds, 0.0) - math.log1p(math.exp(-abs(log_odds)))
-
-
-def likelihood(verdicts: Mapping[str, float], absent: frozenset[str] = frozenset()) -> float:
-    """Log-probability in nats, at most 0, that a text has the attributes of its verdicts and lacks those named absent,
-    all taken as independent."""
-    return sum(log_probability(-odds if name in absent else odds) for name, odds in verdicts.items())
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from steerserve.engine import noise
+from steerserve.engine.api.events import WORDLESS, Committed, Event, Revised
+from steerserve.engine.api.scoring import likelihood
+from steerserve.engine.api.text import cut_at_stop
 from steerserve.engine.batch import Batch
 from steerserve.engine.changes import stepped
-from steerserve.engine.events import WORDLESS, Committed, Event, Revised
 from steerserve.engine.outcome import Text
-from steerserve.engine.refinement import Draft, Refinement, likelihood
+from steerserve.engine.refinement import Draft, Refinement
 from steerserve.engine.request import Request
-from steerserve.engine.text import cut_at_stop
 
 Judge = Callable[[Sequence[Request]], list[tuple[dict[str, float], bool]]]
 """Of finished rows: the verdicts on the text of each, and whether they took a forward pass."""

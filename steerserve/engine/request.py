@@ -6,11 +6,11 @@ from typing import Any, Final
 from torch import Tensor
 
 from schedulers import Order
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Trace
 from steerserve.engine.budget import PredictedBudget
 from steerserve.engine.cache import RowCache
-from steerserve.engine.conditions import Reading
 from steerserve.engine.course import Course
-from steerserve.engine.events import Trace
 from steerserve.engine.forward import Forward
 from steerserve.engine.gauges import Gauge
 from steerserve.engine.governor import Governor

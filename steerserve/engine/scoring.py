@@ -13,10 +13,10 @@ from typing import Final
 
 import torch
 
+from steerserve.engine.api.events import Done, Event, Failed, Result, Scored, Stepped
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Done, Event, Failed, Result, Scored, Stepped
 from steerserve.engine.footprint import MemoryLimits, MemoryUse, footprint
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.sampler import scores
 from steerserve.errors import RequestError

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.batch import Batch
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SelfTestError
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.refinement import Refinement
 
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from steerserve.engine.api.params import FeatureRef, Intervention
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.cost import density
-from steerserve.engine.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.names import UNITS

@@ -13,17 +13,18 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.admission import admit
 from steerserve.engine.alternatives import note_alternatives
+from steerserve.engine.api.events import Done, Event, Failed, Steered
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.text import certain, continuation, vocabulary
 from steerserve.engine.batch import Batch
 from steerserve.engine.cached_batch import CachedBatch
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.changes import commit, commits, note, readings, revisions, stepped, take_back
 from steerserve.engine.early_exit import cut_behind_end
-from steerserve.engine.events import Done, Event, Failed, Steered
 from steerserve.engine.footprint import Costs, MemoryLimits, footprint, free_bytes
 from steerserve.engine.limits import account, end, lowers
 from steerserve.engine.ordering import choose, choose_blindly, skip_idle
 from steerserve.engine.outcome import result, settled, unwritten, writing
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.queue import Queue
 from steerserve.engine.reactions import react, read
 from steerserve.engine.refining import refine
@@ -31,7 +32,6 @@ from steerserve.engine.request import Request
 from steerserve.engine.sampler import Draw
 from steerserve.engine.scoring import Scoring
 from steerserve.engine.seen import Seen, States
-from steerserve.engine.text import certain, continuation, vocabulary
 from steerserve.engine.unapplied import missed, unapplied
 from steerserve.engine.verdicts import judge, judgements, reader
 from steerserve.errors import QueueFullError, RequestError
@@ -45,7 +45,7 @@ STEPS_A_ROW = 64
 
 
 class TorchEngine:
-    """See `steerserve.engine.base.Engine`."""
+    """See `steerserve.engine.api.base.Engine`."""
 
     def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config

@@ -8,7 +8,7 @@ nothing was due of (its gain is 0, its scope empty, what it removes not there, i
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from steerserve.engine.events import Failed
+from steerserve.engine.api.events import Failed
 from steerserve.engine.request import Request
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Final
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from steerserve.engine.api.events import WORDLESS, Result
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import WORDLESS, Result
 from steerserve.engine.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steerserve.engine.conditions import Reading
+from steerserve.engine.api.conditions import Reading
 from steerserve.engine.feedback import Loops
 from steerserve.engine.gauges import Meter
 from steerserve.engine.packing import Packed

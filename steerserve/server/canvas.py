@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from steerserve.engine.events import Committed, Revised
-from steerserve.engine.text import INCOMPLETE, Vocabulary, certain
+from steerserve.engine.api.events import Committed, Revised
+from steerserve.engine.api.text import INCOMPLETE, Vocabulary, certain
 
 MASK = "\u25af"
 """How a position without a token is shown."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from steerserve.engine.base import Engine
+from steerserve.engine.api.base import Engine
 from steerserve.server.subscription import Subscription
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from steerserve.engine.conditions import (
+from steerserve.engine.api.conditions import (
     BOUNDS,
     FIELDS,
     MAX_TIMES,

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from steerserve.engine.events import Done, Event, Failed
+from steerserve.engine.api.events import Done, Event, Failed
 from steerserve.server.commands import Add, Ask, settle
 from steerserve.server.subscription import Subscription
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from steerserve.engine.params import Intervention, Scope, VectorRef
+from steerserve.engine.api.params import Intervention, Scope, VectorRef
 from steerserve.server import fields
 from steerserve.server.fields import Layer, Strength, Strict
 

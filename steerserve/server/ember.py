@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from steerserve.engine.params import FeatureRef, Intervention
+from steerserve.engine.api.params import FeatureRef, Intervention
 from steerserve.server import fields
 from steerserve.server.fields import Name, Strength, Strict
 from steerserve.steering.names import Operator, Unit

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from steerserve.engine.base import Features, Reading
+from steerserve.engine.api.base import Features, Reading
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server import fields
 from steerserve.server.body import parse, shown, validate

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from steerserve.engine.events import Committed, Done, Event, Failed
+from steerserve.engine.api.events import Committed, Done, Event, Failed
 from steerserve.server.encoder import encoded
 from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError, UnsteeredError
 from steerserve.server.metrics import Metrics

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from steerserve.engine.base import Engine
-from steerserve.engine.twin import with_pushes
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.variants import with_pushes
 from steerserve.errors import NotFoundError
 from steerserve.server.body import parse, shown
 from steerserve.server.disconnect import unless_gone

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from steerserve.engine.base import Admitted, Engine
-from steerserve.engine.events import Event
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.base import Admitted, Engine
+from steerserve.engine.api.events import Event
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
 from steerserve.server.caller import policy_of_caller
 from steerserve.server.policy import Policy

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import Final
 
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.server.errors import PolicyError
 
 JUDGED: Final = frozenset(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from steerserve.engine.params import Intervention
+from steerserve.engine.api.params import Intervention
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.server import steering
 from steerserve.server.body import validate

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steerserve.engine.events import Done, Event, Failed
+from steerserve.engine.api.events import Done, Event, Failed
 from steerserve.errors import QueueFullError
 from steerserve.server.metrics import Metrics
 from steerserve.server.subscription import Subscription

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from steerserve.engine.params import FeatureRef, Intervention
+from steerserve.engine.api.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.server import fields
 from steerserve.server.fields import Name, Strength, Strict

@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import FINISH_REASONS
+from steerserve.engine.api.events import FINISH_REASONS
 from steerserve.server.access import OPEN
 from steerserve.server.conversation import ChatRequest
 from steerserve.server.features import ActivationRequest, FeatureQuery

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from steerserve.engine.events import Result, Scored
-from steerserve.engine.text import INCOMPLETE, Vocabulary, continuation
+from steerserve.engine.api.events import Result, Scored
+from steerserve.engine.api.text import INCOMPLETE, Vocabulary, continuation
 from steerserve.server.wording import Piece, Words
 
 Decoder = Callable[[Sequence[int]], str]

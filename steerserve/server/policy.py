@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from steerserve.engine.params import GenerationParams, Intervention, Limits
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits
 from steerserve.server.errors import PolicyError
 from steerserve.server.judged import JUDGED, JUDGED_OF_PUSHES, check_judged
 from steerserve.server.sizes import amount_of, loudness_of, peak_of, size_of

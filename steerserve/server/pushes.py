@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from steerserve.engine.params import FeatureRef, Intervention, Scope, VectorRef
+from steerserve.engine.api.params import FeatureRef, Intervention, Scope, VectorRef
 from steerserve.errors import RequestError
 from steerserve.server import steering as asked
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerserve.engine.events import WORDLESS, Result
-from steerserve.engine.refinement import likelihood, log_probability
+from steerserve.engine.api.events import WORDLESS, Result
+from steerserve.engine.api.scoring import likelihood, log_probability
 from steerserve.server.wording import finite
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
+from steerserve.engine.api.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
 from steerserve.server.pieces import Decoder, Opening, ending, pieces, shown
 from steerserve.server.ranking import Ranking, probability, ranked, score
 from steerserve.server.receipts import Form, in_form

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steerserve.engine.base import Engine
-from steerserve.engine.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
-from steerserve.engine.twin import unsteered
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
+from steerserve.engine.api.variants import unsteered
 from steerserve.errors import RequestError, TooLongError
 from steerserve.server.protocol import CompletionRequest, GenerationRequest
 from steerserve.server.pushes import path_of, pushes

@@ -9,7 +9,7 @@ from starlette.datastructures import State
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from steerserve.engine.events import Done, Event
+from steerserve.engine.api.events import Done, Event
 from steerserve.errors import SteerserveError
 from steerserve.server.disconnect import ClientGoneError, unless_gone
 from steerserve.server.encoder import DEPTH, encoded

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from steerserve.engine.refinement import MAX_ROUNDS
+from steerserve.engine.api.scoring import MAX_ROUNDS
 from steerserve.server import fields
 from steerserve.server.conditions import Condition, Remask
 from steerserve.server.easysteer import EasySteer

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from steerserve.engine.events import Committed, Done, Event, Revised, Steered, Trace
+from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered, Trace
 from steerserve.server.canvas import Canvas
 from steerserve.server.protocol import StreamMode, StreamOptions
 from steerserve.server.render import Answer, Tally, trace

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from steerserve.engine.events import Done, Event, Failed
+from steerserve.engine.api.events import Done, Event, Failed
 
 
 class Subscription:

@@ -10,8 +10,8 @@ import time
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 
-from steerserve.engine.events import Result
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import Result
+from steerserve.engine.api.params import GenerationParams, Intervention
 
 CLOSED = 499
 """The code of a request whose client went away; it is never sent."""

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from steerserve.engine.params import Intervention
+from steerserve.engine.api.params import Intervention
 from steerserve.errors import RequestError
 from steerserve.server.protocol import GenerationRequest
 from steerserve.server.pushes import pushes

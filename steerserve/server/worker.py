@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from steerserve.engine.base import Engine
-from steerserve.engine.events import Failed
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.events import Failed
 from steerserve.errors import SteerserveError
 from steerserve.server.commands import Abort, Add, Ask, Close, Command, Drain
 from steerserve.server.delivery import Delivery

@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer
 
 from steerserve.config import EngineConfig
+from steerserve.engine.api.events import Done, Result
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Done, Result
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models.base import DiffusionLM
 from steerserve.train import corpus

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from tests import tiny
 
 PARAMS = GenerationParams(prompt="the king", max_tokens=8, steps=1, seed=3, logprobs=True, top_logprobs=5)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from schedulers.transfer import Linear
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
 from steerserve.engine.cache import CACHES, row_cache
 from steerserve.engine.cached_batch import CachedBatch
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.conditions import (
+from steerserve.engine.api.conditions import (
     Condition,
     Reading,
     Remask,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.controls import another_feature, random_direction
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny

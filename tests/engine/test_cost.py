@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from schedulers import CommitmentProfile
-from steerserve.engine.events import Committed, Done
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Committed, Done
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.events import Committed, Done
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Committed, Done
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM

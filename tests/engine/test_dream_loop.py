@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerserve.engine.api.events import Committed
+from steerserve.engine.api.params import GenerationParams, Intervention, Scope, TraceParams, VectorRef
 from steerserve.engine.captured import TOP_FEATURES
-from steerserve.engine.events import Committed
-from steerserve.engine.params import GenerationParams, Intervention, Scope, TraceParams, VectorRef
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from steerserve.engine import noise, sampler
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from tests import tiny

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from steerserve.engine.events import Done, Failed
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import Done, Failed
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import MAX_FAILURES
 from steerserve.errors import RequestError
 from steerserve.models import Sites

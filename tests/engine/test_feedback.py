@@ -11,8 +11,8 @@ import torch
 
 from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models.bert import BertDiffusionLM

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from steerserve.config import EngineConfig
 from steerserve.engine import graphs, recorded
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.catalogue import Catalogue
 from steerserve.engine.graphs import GraphedLM, Recorder
 from steerserve.engine.packing import OVERHEAD
-from steerserve.engine.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.recorded import Shape
 from steerserve.engine.request import Request
 from steerserve.engine.self_test import check_steering

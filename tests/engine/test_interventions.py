@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steerserve.engine.api.events import Committed, Done, Failed, Steered
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Done, Failed, Steered
-from steerserve.engine.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.events import Committed
-from steerserve.engine.params import GenerationParams, Intervention, TraceParams
+from steerserve.engine.api.events import Committed
+from steerserve.engine.api.params import GenerationParams, Intervention, TraceParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

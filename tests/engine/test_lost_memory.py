@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from steerserve.engine.api.events import Committed, Event, Failed, Result, Revised, Trace
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Event, Failed, Result, Revised, Trace
-from steerserve.engine.params import GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models import DiffusionLM

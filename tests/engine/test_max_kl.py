@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import limits as held
-from steerserve.engine.events import Committed, Done, Event, Failed, Result
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
+from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError

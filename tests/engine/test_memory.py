@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.events import Failed
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import Failed
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.models import Sites
 from steerserve.models.bert import BertDiffusionLM
 from tests import tiny

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Event, Failed
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Event, Failed
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.queue import AGING, PATIENCE
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.conditions import Reading
-from steerserve.engine.events import Committed, Done, Event, Revised
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Committed, Done, Event, Revised
+from steerserve.engine.api.params import GenerationParams, Intervention, TraceParams
 from steerserve.engine.gauges import Gauge, Meter, gauge
-from steerserve.engine.params import GenerationParams, Intervention, TraceParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import NotFoundError, RequestError

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import Refine
-from steerserve.engine.refinement import Draft, Refinement, likelihood, log_probability
+from steerserve.engine.api.params import Refine
+from steerserve.engine.api.scoring import likelihood, log_probability
+from steerserve.engine.refinement import Draft, Refinement
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine.test_refining import PLAIN, probed

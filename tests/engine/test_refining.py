@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.events import WORDLESS, Committed, Done, Event, Failed, Result, Revised, Steered
-from steerserve.engine.params import GenerationParams, Intervention, Limits, Refine, TraceParams
+from steerserve.engine.api.events import WORDLESS, Committed, Done, Event, Failed, Result, Revised, Steered
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine, TraceParams
+from steerserve.engine.api.text import continuation
+from steerserve.engine.api.variants import unsteered
 from steerserve.engine.request import Request
-from steerserve.engine.text import continuation
 from steerserve.engine.torch_engine import TorchEngine
-from steerserve.engine.twin import unsteered
 from tests import tiny
 from tests.engine.loops import rounded
 from tests.engine.test_lost_memory import check_told, rebuilt, run, told

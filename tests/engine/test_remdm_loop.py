@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.events import Committed, Done, Event, Revised, Steered
-from steerserve.engine.params import GenerationParams, Intervention, Scope, TraceParams
+from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered
+from steerserve.engine.api.params import GenerationParams, Intervention, Scope, TraceParams
+from steerserve.engine.api.text import cut_at_stop
 from steerserve.engine.request import Request
-from steerserve.engine.text import cut_at_stop
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.events import Done, Failed, Result, Scored
-from steerserve.engine.params import GenerationParams, Intervention, Limits, Refine
+from steerserve.engine.api.events import Done, Failed, Result, Scored
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Done, Event, Steered
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import Done, Event, Steered
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from tests import tiny
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.events import Done, Event, Trace
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
+from steerserve.engine.api.events import Done, Event, Trace
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.models.bert import BertDiffusionLM

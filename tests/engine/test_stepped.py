@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Committed, Done, Revised, Stepped
-from steerserve.engine.params import GenerationParams, Intervention, Refine
+from steerserve.engine.api.events import Committed, Done, Revised, Stepped
+from steerserve.engine.api.params import GenerationParams, Intervention, Refine
 from tests import tiny
 from tests.engine.test_verdicts import ARCHAIC, with_probe
 

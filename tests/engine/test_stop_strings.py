@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Committed, Done, Revised
-from steerserve.engine.params import GenerationParams, Refine
-from steerserve.engine.text import cut_at_stop, vocabulary
+from steerserve.engine.api.events import Committed, Done, Revised
+from steerserve.engine.api.params import GenerationParams, Refine
+from steerserve.engine.api.text import cut_at_stop, vocabulary
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.canvas import Canvas
 from tests import tiny

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steerserve.engine import readings
-from steerserve.engine.params import GenerationParams, TraceParams
+from steerserve.engine.api.params import GenerationParams, TraceParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done, Event, Failed
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
+from steerserve.engine.api.events import Done, Event, Failed
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.recorded import Work
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Result
+from steerserve.engine.api.params import GenerationParams, Intervention, Refine, TraceParams
 from steerserve.engine.batch import Batch
-from steerserve.engine.conditions import Reading
-from steerserve.engine.events import Result
 from steerserve.engine.gauges import Meter
-from steerserve.engine.params import GenerationParams, Intervention, Refine, TraceParams
 from steerserve.engine.reactions import read
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine

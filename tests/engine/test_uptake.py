@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.events import WORDLESS
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import WORDLESS
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.verdicts import MOST, judge, verdicts
 from steerserve.errors import NotFoundError, RequestError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steerserve.config import EngineConfig
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from tests import tiny

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import ArtifactError, RequestError

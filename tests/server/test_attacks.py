@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.events import Event
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.events import Event
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.request import Request
 from steerserve.engine.resolved import Resolved
 from steerserve.engine.torch_engine import TorchEngine

@@ -13,8 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ServerConfig
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.overlap import overlaps
-from steerserve.engine.params import GenerationParams, Intervention
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.guard import Guard

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.events import Committed, Revised
+from steerserve.engine.api.events import Committed, Revised
 from steerserve.server.canvas import Canvas
 from tests.server.text_engine import END, VOCABULARY, decode
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.conditions import parse_remask
+from steerserve.engine.api.conditions import parse_remask
 from steerserve.server.app import create_app
 from steerserve.server.conditions import CONDITION, REMASK
 from tests import tiny

@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Event, Failed
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Event, Failed
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import QueueFullError
 from steerserve.server.errors import EngineDownError
 from steerserve.server.load import Load

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Event
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Committed, Event
+from steerserve.engine.api.params import GenerationParams
 from steerserve.server.delivery import Delivery
 from steerserve.server.generation import Generation
 from steerserve.server.load import LiveRow, Load

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.conditions import parse_condition
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.conditions import parse_condition
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from steerserve.config import ServerConfig
-from steerserve.engine.text import continuation
+from steerserve.engine.api.text import continuation
 from steerserve.errors import SteerserveError
 from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
 from steerserve.server.metrics import Metrics

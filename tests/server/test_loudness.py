@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.server.errors import PolicyError
 from steerserve.server.policy import Policy
 from tests.server.planned_engine import GAINS, PlannedEngine

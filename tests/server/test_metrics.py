@@ -3,7 +3,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from steerserve.engine.events import Result
+from steerserve.engine.api.events import Result
 from steerserve.server.metrics import Metrics
 from tests.server.text_engine import TextEngine, serving
 

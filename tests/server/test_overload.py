@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import QueueFullError
 from steerserve.server.turns import AT_ONCE, Turns
 from tests.server.asgi import Call, running

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from steerserve.engine.text import Vocabulary, vocabulary
+from steerserve.engine.api.text import Vocabulary, vocabulary
 from steerserve.models import load_tokenizer
 from steerserve.server.pieces import MOST, WINDOW, Opening, beside, tail, texts, words
 from steerserve.server.wording import Words

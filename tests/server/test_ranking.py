@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.events import WORDLESS, Result
-from steerserve.engine.params import Intervention
+from steerserve.engine.api.events import WORDLESS, Result
+from steerserve.engine.api.params import Intervention
 from steerserve.errors import RequestError
 from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest

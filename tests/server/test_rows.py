@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import FeatureRef, Intervention, TraceParams, VectorRef
+from steerserve.engine.api.params import FeatureRef, Intervention, TraceParams, VectorRef
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server.body import parse
 from steerserve.server.protocol import CompletionRequest

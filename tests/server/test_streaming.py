@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import continuation
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.text import continuation
 from tests.server.text_engine import END, TextEngine, decode, response_tokens, serving
 
 

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.events import Result
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Result
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.server.visit import Visit, digest
 
 INTERVENTIONS = st.builds(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batch import Batch
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.batch import VllmBatch

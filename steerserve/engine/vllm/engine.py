@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.config import EngineConfig
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batch import Batch
 from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams
 from steerserve.engine.request import Request
 from steerserve.engine.seen import Seen
 from steerserve.engine.torch_engine import TorchEngine
@@ -34,7 +34,7 @@ REFUSED: Final = {
 
 
 class VllmEngine(TorchEngine):
-    """See `steerserve.engine.base.Engine`; everything but the forward pass is the torch engine's."""
+    """See `steerserve.engine.api.base.Engine`; everything but the forward pass is the torch engine's."""
 
     def __init__(
         self, shell: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig, workers: Workers

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Failed
+from steerserve.engine.api.events import Failed
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.service import Service

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from steerserve.engine.params import Choice, GenerationParams, Intervention
+from steerserve.engine.api.params import Choice, GenerationParams, Intervention
 
 READS_A_PUSH = "sae_attribute"
 """The order that reads the attribute which is pushed, unless it names one."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from steerserve.engine.events import Event
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Event
+from steerserve.engine.api.params import GenerationParams
 
 
 class Admitted(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from steerserve.steering.names import Combine, Control, Direction, OnExceed, Operator, ScopeName, Unit
 
@@ -46,7 +46,7 @@ class Intervention:
     direction: Direction = "sae"
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
     when: Mapping[str, Any] | None = None
-    """Condition (`steerserve.engine.conditions`) under which it pushes: judged after each forward, for the next."""
+    """Condition (`steerserve.engine.api.conditions`) under which it pushes: judged after each forward, for the next."""
     mandatory: bool = False
     """Whether it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
 
@@ -156,3 +156,11 @@ class GenerationParams:
     """Whether to measure the KL from the row without its own interventions, at the cost of one row more."""
     verdicts: tuple[str, ...] = ()
     """Attributes whose probes say of the finished text whether it has them, at the cost of one forward pass more."""
+
+
+PRIORITIES = (-10, 10)
+"""The earliest and the latest priority of a row, as vLLM counts: lower goes first."""
+
+
+SLICES: Final = 64
+"""Slices of progress on which schedules are compiled."""
