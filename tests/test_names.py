@@ -21,7 +21,7 @@ from steerserve.engine.strengths import LARGEST
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.server.app import create_app
-from steerserve.server.sizes import OPEN_LOOP
+from steerserve.server.auth.strengths import OPEN_LOOP
 from steerserve.steering.names import (
     COMBINE,
     CONTROLS,
@@ -50,7 +50,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     "norms": tuple(NORMS),
     "conditions": KINDS,
 }
-AUDITED = {("steerserve/server/sizes.py", "schedules")}
+AUDITED = {("steerserve/server/auth/strengths.py", "schedules")}
 """Where a list is a rule of its own that fails closed, and is held to the whole one below."""
 
 

@@ -15,7 +15,7 @@ from steerserve.steering.names import SCOPE_NAMES
 if TYPE_CHECKING:
     from steerserve.engine.api.events import Result
     from steerserve.engine.api.params import GenerationParams, Intervention
-    from steerserve.server.receipts import Form
+    from steerserve.server.protocol.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -194,7 +194,7 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
     Raises RequestError where there is none to judge by, or one is pushed both ways.
     """
     from steerserve.engine.api.params import Refine
-    from steerserve.server.wishes import unwanted
+    from steerserve.server.rows.criteria import unwanted
 
     pushed: dict[str, set[bool]] = {}
     for one in params.interventions:
@@ -257,7 +257,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
-    from steerserve.server.receipts import in_form
+    from steerserve.server.protocol.receipts import in_form
 
     told = {
         name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()

@@ -21,8 +21,8 @@ from steerserve.engine.request import Request
 from steerserve.engine.resolved import Resolved
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
+from steerserve.server.auth.policy import Policy
 from steerserve.server.errors import PolicyError
-from steerserve.server.policy import Policy
 from steerserve.server.service import Service
 from tests import tiny
 from tests.server.asgi import Call

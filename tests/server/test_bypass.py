@@ -17,7 +17,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.overlap import overlaps
 from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
-from steerserve.server.guard import Guard
+from steerserve.server.auth.guard import Guard
 from tests import tiny
 from tests.server import torch_service
 from tests.server.asgi import Call, running

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.engine.api.events import Committed, Revised
-from steerserve.server.canvas import Canvas
+from steerserve.server.answers.canvas import Canvas
 from tests.server.text_engine import END, VOCABULARY, decode
 
 TEXTS = st.text(alphabet="ab é▯", min_size=1, max_size=12)

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.engine.api.conditions import parse_remask
 from steerserve.server.app import create_app
-from steerserve.server.conditions import CONDITION, REMASK
+from steerserve.server.protocol.conditions import CONDITION, REMASK
 from tests import tiny
 from tests.server.torch_service import service_of
 

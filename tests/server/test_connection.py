@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from steerserve.server import connection
-from steerserve.server.keys import Keyring
+from steerserve.server.auth.keys import Keyring
+from steerserve.server.http import connection
 from tests.server.gate import Gate
 from tests.server.planned_engine import entry, keys_file
 from tests.server.sockets import PATIENCE, Listening, eventually, listening, open_files, read_all, request

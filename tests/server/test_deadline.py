@@ -66,7 +66,7 @@ def test_without_a_limit_a_request_may_take_its_time() -> None:
 
 
 def test_a_client_that_takes_no_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerserve.server.deadline.LAST_WORDS", 0.05)
+    monkeypatch.setattr("steerserve.server.http.deadline.LAST_WORDS", 0.05)
     engine = TextEngine()
 
     class Stuck(Call):

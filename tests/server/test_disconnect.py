@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from steerserve.config import ServerConfig
-from steerserve.server.disconnect import unless_gone
+from steerserve.server.http.disconnect import unless_gone
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.text_engine import TextEngine

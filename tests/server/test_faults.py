@@ -12,9 +12,9 @@ from steerserve.engine.api.events import Event, Failed
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import QueueFullError
 from steerserve.server.errors import EngineDownError
-from steerserve.server.load import Load
-from steerserve.server.metrics import Metrics
-from steerserve.server.worker import EngineWorker
+from steerserve.server.telemetry.metrics import Metrics
+from steerserve.server.worker.load import Load
+from steerserve.server.worker.worker import EngineWorker
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE

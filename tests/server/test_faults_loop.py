@@ -15,12 +15,12 @@ import pytest
 from steerserve.config import ServerConfig
 from steerserve.engine.api.events import Committed, Event
 from steerserve.engine.api.params import GenerationParams
-from steerserve.server.delivery import Delivery
-from steerserve.server.generation import Generation
-from steerserve.server.load import LiveRow, Load
-from steerserve.server.metrics import Metrics
-from steerserve.server.subscription import Subscription
-from steerserve.server.visit import Visit
+from steerserve.server.generation.generation import Generation
+from steerserve.server.telemetry.metrics import Metrics
+from steerserve.server.telemetry.record import Visit
+from steerserve.server.worker.event_router import Delivery
+from steerserve.server.worker.load import LiveRow, Load
+from steerserve.server.worker.subscription import Subscription
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE, eventually
@@ -307,7 +307,7 @@ def test_requests_that_have_ended_leave_no_object_behind() -> None:
 
 
 def test_an_engine_that_hangs_does_not_keep_the_server_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerserve.server.worker.LAST_STEP_SECONDS", 0.05)
+    monkeypatch.setattr("steerserve.server.worker.worker.LAST_STEP_SECONDS", 0.05)
     engine = TextEngine()
     gate = Gate(engine, 5)
 

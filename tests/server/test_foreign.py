@@ -10,10 +10,10 @@ import pytest
 from steerserve.engine.api.conditions import parse_condition
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.server.body import parse
-from steerserve.server.protocol import CompletionRequest
-from steerserve.server.pushes import check_model, pushes
-from steerserve.server.rows import admit, rows_of
+from steerserve.server.protocol.body import parse
+from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.rows.interventions import check_model, pushes
+from steerserve.server.rows.rows import admit, rows_of
 from tests import tiny
 
 # What goodfire 0.3.5 sends for `c[pirates] += 0.6; c[whales, ships] = 0.4; c[rum] *= 2`.

@@ -17,10 +17,10 @@ from steerserve.config import ServerConfig
 from steerserve.engine.api.text import continuation
 from steerserve.errors import SteerserveError
 from steerserve.server.errors import DeletedError, OverLimitError, RowFailedError, ShuttingDownError
-from steerserve.server.metrics import Metrics
-from steerserve.server.observe import Observe
-from steerserve.server.sse import lines
-from steerserve.server.visit import Visit
+from steerserve.server.generation.sse import lines
+from steerserve.server.http.observe import Observe
+from steerserve.server.telemetry.metrics import Metrics
+from steerserve.server.telemetry.record import Visit
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.text_engine import END, TextEngine, decode

@@ -18,7 +18,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.server import connection
+from steerserve.server.http import connection
 from tests.server.planned_engine import SECRET, entry, keys_file
 from tests.server.sockets import Listening, eventually, listening, read_all, request
 from tests.server.text_engine import TextEngine, serving

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from steerserve.errors import ArtifactError, RequestError
-from steerserve.server.keys import Keyring
-from steerserve.server.policy import Policy
+from steerserve.server.auth.keys import Keyring
+from steerserve.server.auth.policy import Policy
 from tests.server.planned_engine import SECRET, entry, keys_file
 
 

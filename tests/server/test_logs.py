@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
+from steerserve.server.telemetry.logs import LineHandler, Lines, RequestLog, standard
 from tests.server.planned_engine import SECRET, PlannedEngine, entry, keys_file
 from tests.server.sockets import eventually
 from tests.server.text_engine import service_of
@@ -110,8 +110,8 @@ def test_a_closed_descriptor_drops_lines_and_nothing_else() -> None:
 
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerserve.server.logs.WAITING_LINES", 100)
-    monkeypatch.setattr("steerserve.server.logs.CLOSING_SECONDS", 0.05)
+    monkeypatch.setattr("steerserve.server.telemetry.logs.WAITING_LINES", 100)
+    monkeypatch.setattr("steerserve.server.telemetry.logs.CLOSING_SECONDS", 0.05)
     reader, writer = os.pipe()
     dropped: list[int] = []
     lines = Lines(writer, dropped.append)

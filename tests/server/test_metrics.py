@@ -4,7 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.engine.api.events import Result
-from steerserve.server.metrics import Metrics
+from steerserve.server.telemetry.metrics import Metrics
 from tests.server.text_engine import TextEngine, serving
 
 NAMES = """

@@ -11,7 +11,7 @@ import pytest
 
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import QueueFullError
-from steerserve.server.turns import AT_ONCE, Turns
+from steerserve.server.worker.pool import AT_ONCE, Turns
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE

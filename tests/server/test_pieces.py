@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from steerserve.engine.api.text import Vocabulary, vocabulary
 from steerserve.models import load_tokenizer
-from steerserve.server.pieces import MOST, WINDOW, Opening, beside, tail, texts, words
-from steerserve.server.wording import Words
+from steerserve.server.answers.pieces import MOST, WINDOW, Opening, beside, tail, texts, words
+from steerserve.server.answers.wording import Words
 from tests import tiny
 from tests.models.test_tokenizer import dream, learn
 from tests.server import text_engine

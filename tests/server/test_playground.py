@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from steerserve.server.playground import PAGES
+from steerserve.server.http.pages import PAGES
 from tests.server.text_engine import TextEngine, service_of
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 4}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
+from steerserve.server.auth.policy import Policy
 from steerserve.server.errors import PolicyError
-from steerserve.server.policy import Policy
 from tests.server.planned_engine import PlannedEngine
 
 SPORTS = Intervention(attribute="topic/sports", strength=0.3, schedule="uniform")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.errors import RequestError
-from steerserve.server.body import parse, shown
-from steerserve.server.protocol import CompletionRequest
+from steerserve.server.protocol.body import parse, shown
+from steerserve.server.protocol.completion import CompletionRequest
 
 DESIGN_EXAMPLE: dict[str, Any] = {
     "model": "bundled",

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from steerserve.engine.api.events import WORDLESS, Result
 from steerserve.engine.api.params import Intervention
 from steerserve.errors import RequestError
-from steerserve.server.body import parse
-from steerserve.server.protocol import CompletionRequest
-from steerserve.server.ranking import Ranking, Wish, probability, ranked, score
-from steerserve.server.wishes import explained, ranking_of, unwanted
+from steerserve.server.protocol.body import parse
+from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.rows.criteria import explained, ranking_of, unwanted
+from steerserve.server.rows.ranking import Ranking, Wish, probability, ranked, score
 
 A, B = "topic/a", "tone/b"
 

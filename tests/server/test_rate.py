@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steerserve.server.auth.keys import Key
+from steerserve.server.auth.policy import Policy
+from steerserve.server.auth.rate import Rates
 from steerserve.server.errors import RateLimitError
-from steerserve.server.keys import Key
-from steerserve.server.policy import Policy
-from steerserve.server.rate import Rates
 
 
 class Clock:

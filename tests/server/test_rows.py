@@ -5,9 +5,9 @@ import pytest
 
 from steerserve.engine.api.params import FeatureRef, Intervention, TraceParams, VectorRef
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.server.body import parse
-from steerserve.server.protocol import CompletionRequest
-from steerserve.server.rows import Row, admit, rows_of
+from steerserve.server.protocol.body import parse
+from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.rows.rows import Row, admit, rows_of
 from tests.server.text_engine import TextEngine
 
 

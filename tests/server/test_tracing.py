@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from steerserve.server.tracing import Tracing, exporter_to
+from steerserve.server.telemetry.tracing import Tracing, exporter_to
 from tests.server.planned_engine import PlannedEngine
 from tests.server.text_engine import service_of
 
@@ -100,7 +100,7 @@ def test_the_exporter_sends_to_the_path_of_the_protocol() -> None:
 
 def test_neither_sdk_nor_exporter_is_imported_unless_used() -> None:
     probe = (
-        "import sys; import steerserve.server.app, steerserve.server.process, steerserve.server.tracing;"
+        "import sys; import steerserve.server.app, steerserve.server.process, steerserve.server.telemetry.tracing;"
         "assert not [name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))]"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)

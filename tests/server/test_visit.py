@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from steerserve.engine.api.events import Result
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.server.visit import Visit, digest
+from steerserve.server.telemetry.record import Visit, digest
 
 INTERVENTIONS = st.builds(
     Intervention,
