@@ -28,7 +28,7 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.runtime import load_runtime
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import AbsTopK, Activation, JumpRelu, Relu, TopK

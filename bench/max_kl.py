@@ -23,7 +23,7 @@ import torch
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done, Result
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime import load_runtime
 

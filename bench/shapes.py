@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.api.events import Done, Event
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.models.folder import family_of
 from steerserve.runtime import load_runtime
 

@@ -23,7 +23,7 @@ import torch
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.task import RowTask, to_parameters
 from steerserve.runtime import load_runtime

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
-from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.self_test import check_steering
 from steerserve.engine.vllm.engine import REFUSED, VllmEngine, first_logits
 from steerserve.errors import ArtifactError

@@ -5,8 +5,8 @@ from typing import Any
 
 import schedulers
 from steerserve.engine.api.scoring import MAX_ROUNDS
-from steerserve.engine.cache import CACHES
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.kv_cache import CACHES
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.names import COMBINE, CONTROLS, OPERATORS, SCOPE_NAMES, UNITS

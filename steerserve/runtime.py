@@ -14,15 +14,16 @@ from steerserve.backends import Folders, check_backend, check_graphs, told, vllm
 from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
-from steerserve.engine.admission import admit, check_method
+from steerserve.engine.admission.admit import admit
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.admission.joint_file import load_joint
+from steerserve.engine.admission.validate import check_method
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.cuda_graphs import CudaRecorder
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
-from steerserve.engine.graphs import GraphedLM
-from steerserve.engine.joint_file import load_joint
+from steerserve.engine.forward.graphs.graphed import GraphedLM
+from steerserve.engine.forward.graphs.recorder import CudaRecorder
 from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.features import FarFeatures
 from steerserve.errors import ArtifactError, RequestError

@@ -68,7 +68,7 @@ MAY_IMPORT = {
         "steerserve.engine.api.conditions",
         "steerserve.engine.api.events",
         "steerserve.engine.api.params",
-        "steerserve.engine.refinement",
+        "steerserve.engine.request.refinement",
         "steerserve.engine.api.text",
         "steerserve.engine.api.variants",
         "steerserve.steering.names",
@@ -202,7 +202,7 @@ def test_importing_the_server_loads_no_torch() -> None:
 
 def test_transformers_is_loaded_with_a_model_only() -> None:
     """Importing it takes a second: neither a library of schedules, a command's help nor an app pays for it."""
-    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.torch_engine"
+    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.engine"
     code = f"""
         import sys
         {building}, steerserve.calibrate.run

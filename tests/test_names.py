@@ -14,11 +14,11 @@ from schedulers import NORMS, ORDERS, SCHEDULES, STRENGTHS, TRANSFERS
 from steerserve.cards import capabilities
 from steerserve.commands import generate
 from steerserve.config import ServerConfig
+from steerserve.engine.admission.interventions.units import LARGEST
 from steerserve.engine.api.conditions import KINDS, OVER, READ
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits
-from steerserve.engine.cache import CACHES
-from steerserve.engine.strengths import LARGEST
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
 from steerserve.server.app import create_app
 from steerserve.server.auth.strengths import OPEN_LOOP

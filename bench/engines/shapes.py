@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models
 from bench.engines.forwards import Forward, forward_of
 from bench.shapes import DREAM, LLADA
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.dream import DreamDiffusionLM
 from steerserve.models.llada import LladaDiffusionLM

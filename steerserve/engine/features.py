@@ -11,7 +11,7 @@ from torch import Tensor
 from steerserve.engine import noise
 from steerserve.engine.api.base import Reading
 from steerserve.engine.api.text import continuation
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.models.base import deciding
 from steerserve.models.sigma import level_of_share

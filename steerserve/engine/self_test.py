@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.batch import Batch
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
 from steerserve.errors import SelfTestError
 
 Measure = Callable[[TorchEngine, list[GenerationParams]], torch.Tensor]

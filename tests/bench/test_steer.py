@@ -21,7 +21,7 @@ from bench.steering.writing import Row, compose, params
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.runtime import load_runtime
 from tests.bench.made import make_texts

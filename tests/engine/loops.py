@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 

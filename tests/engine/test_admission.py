@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models import SamplerDefaults
 from tests import tiny

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from schedulers.transfer import Linear
+from steerserve.engine.admission.validate import row_cache
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.cache import CACHES, row_cache
-from steerserve.engine.cached_batch import CachedBatch
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.cached_batch import CachedBatch
+from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -9,8 +9,8 @@ import torch
 
 from schedulers import CommitmentProfile, build_strength, compile_gains
 from steerserve.engine import compiled
+from steerserve.engine.admission.catalogue import CompiledSchedules
 from steerserve.engine.api.params import SLICES
-from steerserve.engine.compiled import CompiledSchedules
 from tests import tiny
 
 CHOICES = (

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from steerserve.engine.admission.interventions.controls import another_feature, random_direction
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.controls import another_feature, random_direction
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced

@@ -10,7 +10,7 @@ import torch
 from schedulers import CommitmentProfile
 from steerserve.engine.api.events import Committed, Done
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced

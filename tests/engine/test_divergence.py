@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Committed, Done
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

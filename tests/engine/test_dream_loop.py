@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Committed
 from steerserve.engine.api.params import GenerationParams, Intervention, Scope, TraceParams, VectorRef
-from steerserve.engine.captured import TOP_FEATURES
+from steerserve.engine.forward.states import TOP_FEATURES
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import load_model
 from tests import tiny

@@ -13,7 +13,7 @@ from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models.bert import BertDiffusionLM
 from steerserve.steering.attribute import AttributeSite, FeatureWeight

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from steerserve.engine import blocks
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.footprint import Costs, MemoryUse, footprint
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.batching.memory import Costs, MemoryUse, footprint
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertDiffusionLM

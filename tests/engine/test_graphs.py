@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine import graphs, recorded
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.graphs import GraphedLM, Recorder
-from steerserve.engine.packing import OVERHEAD
-from steerserve.engine.recorded import Shape
-from steerserve.engine.request import Request
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.graphs import graphed as graphs
+from steerserve.engine.forward.graphs import recorded
+from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
+from steerserve.engine.forward.graphs.recorded import Shape
+from steerserve.engine.forward.packing import OVERHEAD
+from steerserve.engine.request.request import Request
 from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM
 from steerserve.steering.bounds import Bound

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from tests import tiny

@@ -9,7 +9,7 @@ import torch
 
 from schedulers import CommitmentProfile, build_strength, compile_gains, compile_joint
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced

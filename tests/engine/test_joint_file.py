@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schedulers import JointProfile
-from steerserve.engine.joint_file import load_joint, save_joint
+from steerserve.engine.admission.joint_file import load_joint, save_joint
 from steerserve.errors import ArtifactError
 from steerserve.steering.attribute import Attribute, load_attributes
 from tests import tiny

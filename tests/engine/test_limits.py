@@ -8,8 +8,8 @@ import torch
 
 from steerserve.engine.api.events import Committed, Done, Failed, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.batch import Batch
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine import limits as held
 from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.feedback import limits as held
+from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced
@@ -236,7 +236,7 @@ def test_a_push_that_is_not_a_number_is_given_up(served: TorchEngine, monkeypatc
         return measure
 
     for found, more in ((float("nan"), 1), (float("inf"), 1), (1e9, 6 * (held.MOST_TRIES - 1))):
-        monkeypatch.setattr("steerserve.engine.seen.divergence", broken(found))
+        monkeypatch.setattr("steerserve.engine.sampling.predictions.divergence", broken(found))
         request, _, result = run(served, replace(PLAIN, interventions=(VECTOR,), limits=Limits(max_kl=0.1)))
         assert request.response == tiny.tokens_of(served, PLAIN)
         assert told(result)["measured_kl"] == 0

@@ -80,7 +80,7 @@ def test_a_batch_that_cannot_be_made_ends_its_rows_and_not_the_engine(
     request = served.admit(PLAIN)
     served.add([request])
     with monkeypatch.context() as patch:
-        patch.setattr("steerserve.engine.torch_engine.Batch", lambda *_: 1 / 0)
+        patch.setattr("steerserve.engine.engine.Batch", lambda *_: 1 / 0)
         events = served.step()
     assert [type(event) for event in events] == [Failed]
     [(_, result)] = tiny.run(served, PLAIN)

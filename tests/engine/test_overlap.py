@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerserve.engine.overlap import overlaps
-from steerserve.engine.resolved import Resolved
+from steerserve.engine.admission.interventions.resolve import overlaps
+from steerserve.engine.request.intervention import Resolved
 from steerserve.steering.push import Push
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.packing import TILE, Packed, positions, share
+from steerserve.engine.forward.packing import TILE, Packed, positions, share
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import SCOPES, Push

@@ -8,9 +8,9 @@ import pytest
 
 from steerserve.engine.api.events import Event, Failed
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.queue import AGING, PATIENCE
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.batching.queue import AGING, PATIENCE
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.errors import QueueFullError, RequestError
 from tests import tiny
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from steerserve.engine.admission.conditions import gauge
 from steerserve.engine.api.conditions import Reading
 from steerserve.engine.api.events import Committed, Done, Event, Revised
 from steerserve.engine.api.params import GenerationParams, Intervention, TraceParams
-from steerserve.engine.gauges import Gauge, Meter, gauge
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.meter import Meter
+from steerserve.engine.request.readouts import Gauge
+from steerserve.engine.request.request import Request
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.bert import BertDiffusionLM
 from steerserve.models.dream import DreamDiffusionLM

@@ -9,7 +9,7 @@ import pytest
 
 from steerserve.engine.api.params import Refine
 from steerserve.engine.api.scoring import likelihood, log_probability
-from steerserve.engine.refinement import Draft, Refinement
+from steerserve.engine.request.refinement import Draft, Refinement
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine.test_refining import PLAIN, probed

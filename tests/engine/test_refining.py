@@ -13,8 +13,8 @@ from steerserve.engine.api.events import WORDLESS, Committed, Done, Event, Faile
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine, TraceParams
 from steerserve.engine.api.text import continuation
 from steerserve.engine.api.variants import unsteered
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from tests import tiny
 from tests.engine.loops import rounded
 from tests.engine.test_lost_memory import check_told, rebuilt, run, told

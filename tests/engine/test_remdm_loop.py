@@ -19,8 +19,8 @@ from torch import Tensor
 from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Scope, TraceParams
 from steerserve.engine.api.text import cut_at_stop
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine import blocks, noise, sampler
-from steerserve.engine.sampler import Draw, Settings, alternatives, draw
+from steerserve.engine import blocks, noise
+from steerserve.engine.sampling import sampler
+from steerserve.engine.sampling.sampler import Draw, Settings, alternatives, draw
 from steerserve.models import DiffusionLM
 from tests import tiny
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Done, Event, Trace
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.models.bert import BertDiffusionLM
 from tests import tiny
 

@@ -10,7 +10,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Committed, Done, Revised
 from steerserve.engine.api.params import GenerationParams, Refine
 from steerserve.engine.api.text import cut_at_stop, vocabulary
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.answers.canvas import Canvas
 from tests import tiny
 from tests.engine.test_verdicts import ARCHAIC, with_probe

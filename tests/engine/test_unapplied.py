@@ -13,8 +13,8 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done, Event, Failed
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.recorded import Work
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.graphs.recorded import Work
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan

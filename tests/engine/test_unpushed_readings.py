@@ -11,11 +11,11 @@ from torch import Tensor
 from steerserve.engine.api.conditions import Reading
 from steerserve.engine.api.events import Result
 from steerserve.engine.api.params import GenerationParams, Intervention, Refine, TraceParams
-from steerserve.engine.batch import Batch
-from steerserve.engine.gauges import Meter
-from steerserve.engine.reactions import read
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.feedback.react import read
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.forward.meter import Meter
+from steerserve.engine.request.request import Request
 from steerserve.saes import SparseAutoencoder
 from tests import tiny
 from tests.engine.test_feedback import engine_of
@@ -92,7 +92,7 @@ class Seen:
             ]
             return found
 
-        monkeypatch.setattr("steerserve.engine.torch_engine.read", reading)
+        monkeypatch.setattr("steerserve.engine.engine.read", reading)
         monkeypatch.setattr(Batch, "projections", projecting)
         monkeypatch.setattr(Batch, "top_features", ranking)
 

@@ -10,8 +10,8 @@ import torch
 
 from steerserve.engine.api.events import WORDLESS
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
-from steerserve.engine.verdicts import MOST, judge, verdicts
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.outputs.verdicts import MOST, judge, verdicts
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.base import DiffusionLM
 from steerserve.steering.probe import Probe

@@ -13,9 +13,9 @@ from steerserve.config import EngineConfig
 from steerserve.engine.api.base import Reading
 from steerserve.engine.api.events import Failed, Steered
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
 from steerserve.engine.vllm.features import FarFeatures
 from steerserve.engine.vllm.task import DIRECTIONS

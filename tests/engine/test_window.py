@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.config import EngineConfig
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from tests import tiny
 from tests.engine import priced

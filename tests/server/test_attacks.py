@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.api.events import Event
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.request import Request
-from steerserve.engine.resolved import Resolved
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.intervention import Resolved
+from steerserve.engine.request.request import Request
 from steerserve.server.app import create_app
 from steerserve.server.auth.policy import Policy
 from steerserve.server.errors import PolicyError

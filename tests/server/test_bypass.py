@@ -13,9 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ServerConfig
+from steerserve.engine.admission.interventions.resolve import overlaps
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.overlap import overlaps
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.auth.guard import Guard
 from tests import tiny

@@ -10,7 +10,7 @@ import torch
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.engine.test_scoring import straight

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.server.asgi import Call

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.steering.site import Site
 from tests import tiny

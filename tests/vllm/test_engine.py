@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.batch import Batch
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
 from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.client import VllmClient
 from steerserve.engine.vllm.engine import VllmEngine, first_logits

@@ -135,7 +135,7 @@ class GenerationParams:
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
     prompt_logprobs: bool = False
     """Whether to tell the log-probability of each token of the prompt but the first, with `top_logprobs` alternatives:
-    see `steerserve.engine.scoring`."""
+    see `steerserve.engine.prompt_scoring`."""
     tell_steps: bool = False
     """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The log-probability that a text has the attributes that are wanted, from its probes' verdicts."""
 
 import math
 from collections.abc import Mapping

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.config import EngineConfig
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.batch import Batch
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.request import Request
-from steerserve.engine.seen import Seen
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.request.request import Request
+from steerserve.engine.sampling.predictions import Seen
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.workers import Workers
 from steerserve.errors import RequestError

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The generations that run and those that have ended lately, by their ids."""
 
 from collections import OrderedDict
 from typing import Final

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The paths of the static pages, which need no key, with their files and media types."""
 
 from typing import Final
 
