@@ -26,7 +26,7 @@ from steerserve.engine.api.events import Done, Result
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import TorchEngine
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 PROMPTS = (
     "the",

@@ -29,7 +29,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import TorchEngine
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import AbsTopK, Activation, JumpRelu, Relu, TopK
 from steerserve.saes.matching_pursuit import MatchingPursuitAutoencoder, Pursuit

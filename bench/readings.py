@@ -25,7 +25,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.forward.meter import Meter
 from steerserve.engine.request.request import Request
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = STEPS = 24

@@ -26,7 +26,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention, VectorR
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.task import RowTask, to_parameters
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 
 def rows_of(engine: TorchEngine, count: int, tokens: int, steps: int, steered: bool) -> list[GenerationParams]:

@@ -16,7 +16,7 @@ from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.admission.conditions import probes
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.outputs.verdicts import verdicts
-from steerserve.runtime import BUNDLED, Runtime, load_runtime
+from steerserve.runtime.load import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
 from tests import tiny
 

@@ -202,7 +202,7 @@ def test_importing_the_server_loads_no_torch() -> None:
 
 def test_transformers_is_loaded_with_a_model_only() -> None:
     """Importing it takes a second: neither a library of schedules, a command's help nor an app pays for it."""
-    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.engine"
+    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime.load, steerserve.engine.engine"
     code = f"""
         import sys
         {building}, steerserve.calibrate.run
@@ -213,7 +213,7 @@ def test_transformers_is_loaded_with_a_model_only() -> None:
 
         create_app(service_of(TextEngine()), ServerConfig())
         assert "transformers" not in sys.modules, "before a model is loaded"
-        load_tokenizer(steerserve.runtime.BUNDLED / "model")
+        load_tokenizer(steerserve.runtime.load.BUNDLED / "model")
         assert "transformers" in sys.modules, "with a model"
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False, capture_output=True)

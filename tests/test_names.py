@@ -11,7 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from schedulers import NORMS, ORDERS, SCHEDULES, STRENGTHS, TRANSFERS
-from steerserve.cards import capabilities
 from steerserve.commands import generate
 from steerserve.config import ServerConfig
 from steerserve.engine.admission.interventions.units import LARGEST
@@ -20,6 +19,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention, Limits
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
+from steerserve.runtime.cards import capabilities
 from steerserve.server.app import create_app
 from steerserve.server.auth.strengths import OPEN_LOOP
 from steerserve.steering.names import (

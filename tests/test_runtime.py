@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steerserve.backends import check_graphs
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import cache_path
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.pickles import convert
-from steerserve.runtime import BUNDLED, load_runtime, served_name
+from steerserve.runtime.backends import check_graphs
+from steerserve.runtime.load import BUNDLED, load_runtime, served_name
 from steerserve.steering.attribute import load_attribute
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from steerserve.commands.terminal import MASK, Canvas, Pieces, run_requests, strengths_at
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Committed, Revised
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.errors import RequestError
 from steerserve.models import load_tokenizer
-from steerserve.runtime import Runtime, load_runtime
-from steerserve.terminal import MASK, Canvas, Pieces, run_requests, strengths_at
+from steerserve.runtime.load import Runtime, load_runtime
 from tests.conftest import SENTENCES
 from tests.models.test_tokenizer import learn
 

@@ -11,7 +11,7 @@ from bench.engines.work import Side, asked, pushes, serve
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
-from steerserve.engine.self_test import check_steering
+from steerserve.runtime.self_test import check_steering
 
 
 def graphed(subject: Subject, recorder: Recorder | None = None) -> tuple[Subject, GraphedLM]:

@@ -232,9 +232,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from steerserve.commands.terminal import run_requests
     from steerserve.engine.api.variants import unsteered
-    from steerserve.runtime import load_runtime
-    from steerserve.terminal import run_requests
+    from steerserve.runtime.load import load_runtime
 
     say = partial(Console(stderr=True, highlight=False, soft_wrap=True).print, markup=False)
     folders = (arguments.model, arguments.sae, arguments.attributes)

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from steerserve.runtime import load_runtime
+    from steerserve.runtime.load import load_runtime
     from steerserve.server.app import create_app
     from steerserve.server.auth.guard import try_mandatory
     from steerserve.server.auth.keys import Keyring

@@ -23,7 +23,7 @@ from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
 from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from tests.bench.made import make_texts
 from tests.calibrate.made import make_recipe, make_saes
 

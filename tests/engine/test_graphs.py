@@ -22,9 +22,9 @@ from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
 from steerserve.engine.forward.graphs.recorded import Shape
 from steerserve.engine.forward.packing import OVERHEAD
 from steerserve.engine.request.request import Request
-from steerserve.engine.self_test import check_steering
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM
+from steerserve.runtime.self_test import check_steering
 from steerserve.steering.bounds import Bound
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import Push

@@ -11,7 +11,7 @@ from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.forward.graphs.graphed import GraphedLM
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
-from steerserve.engine.self_test import check_steering
+from steerserve.runtime.self_test import check_steering
 from tests import tiny
 from tests.engine.alike import assert_alike
 from tests.engine.test_graphs import EVERY_FAMILY, FAMILIES, adding, canvas, plan_of, push, sigmas

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.self_test import check_steering
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM, ModelFacts, Sites
 from steerserve.models.bert import BertDiffusionLM
+from steerserve.runtime.self_test import check_steering
 from tests import tiny
 
 

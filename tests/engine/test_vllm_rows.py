@@ -15,12 +15,12 @@ from steerserve.engine.api.events import Failed, Steered
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
 from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
-from steerserve.engine.self_test import check_steering
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
 from steerserve.engine.vllm.features import FarFeatures
 from steerserve.engine.vllm.task import DIRECTIONS
 from steerserve.errors import RequestError, SelfTestError
 from steerserve.models import DiffusionLM
+from steerserve.runtime.self_test import check_steering
 from tests import tiny
 from tests.engine.alike import assert_alike, close
 from tests.engine.flat_workers import FlatWorkers

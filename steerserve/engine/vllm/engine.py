@@ -85,7 +85,7 @@ class VllmEngine(TorchEngine):
 
 def first_logits(engine: TorchEngine, rows: list[GenerationParams]) -> Tensor:
     """Log-probabilities [rows, masked positions, K] of the likeliest tokens at the first step of a batch; for
-    `steerserve.engine.self_test.check_steering`."""
+    `steerserve.runtime.self_test.check_steering`."""
     assert isinstance(engine, VllmEngine)
     facts = engine.model.facts
     count = min(PROBED, facts.vocab_size - len(facts.forbidden_ids) - 1)

@@ -10,8 +10,6 @@ import torch
 
 import schedulers
 from schedulers import JointProfile
-from steerserve.backends import Folders, check_backend, check_graphs, told, vllm_engine
-from steerserve.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission.admit import admit
@@ -23,13 +21,15 @@ from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.forward.graphs.graphed import GraphedLM
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
-from steerserve.engine.self_test import check_steering
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.features import FarFeatures
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.placement import type_name
 from steerserve.numerics import round_rows_alike
+from steerserve.runtime.backends import Folders, check_backend, check_graphs, told, vllm_engine
+from steerserve.runtime.cards import attribute_card, capabilities, sae_card, vector_card
+from steerserve.runtime.self_test import check_steering
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.saes.labels import read_labels
 from steerserve.saes.tree import find_saes

@@ -9,11 +9,11 @@ import torch
 
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.self_test import check_steering
 from steerserve.engine.vllm.engine import REFUSED, VllmEngine, first_logits
 from steerserve.errors import ArtifactError
 from steerserve.models import OpenedModel
 from steerserve.models.placement import type_name
+from steerserve.runtime.self_test import check_steering
 
 
 @dataclass(frozen=True)
