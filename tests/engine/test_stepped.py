@@ -9,7 +9,7 @@ import pytest
 from steerserve.engine.api.events import Committed, Done, Revised, Stepped
 from steerserve.engine.api.params import GenerationParams, Intervention, Refine
 from tests import tiny
-from tests.engine.test_verdicts import ARCHAIC, with_probe
+from tests.engine.outputs.test_verdicts import ARCHAIC, with_probe
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=8, temperature=1.0, ignore_eos=True, tell_steps=True)
 KINDS: list[dict[str, Any]] = [

@@ -20,8 +20,8 @@ from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny
 from tests.engine.cached_reference import Net, denoise
+from tests.engine.forward.test_batch_invariance import rows
 from tests.engine.loops import assert_alone_as_together
-from tests.engine.test_batch_invariance import rows
 
 FAMILIES = pytest.mark.parametrize("family", ["llada", "dream", "bert"])
 MODES = pytest.mark.parametrize("mode", ["prefix", "dual"])

@@ -17,8 +17,8 @@ from steerserve.engine.engine import TorchEngine
 from steerserve.engine.request.request import Request
 from tests import tiny
 from tests.engine.loops import rounded
+from tests.engine.outputs.test_verdicts import ARCHAIC, by_hand, with_probe
 from tests.engine.test_lost_memory import check_told, rebuilt, run, told
-from tests.engine.test_verdicts import ARCHAIC, by_hand, with_probe
 
 PLAIN = GenerationParams(
     prompt="the king",

@@ -14,7 +14,7 @@ from steerserve.engine.forward.graphs.recorder import CudaRecorder
 from steerserve.runtime.self_test import check_steering
 from tests import tiny
 from tests.engine.alike import assert_alike
-from tests.engine.test_graphs import EVERY_FAMILY, FAMILIES, adding, canvas, plan_of, push, sigmas
+from tests.engine.forward.test_graphs import EVERY_FAMILY, FAMILIES, adding, canvas, plan_of, push, sigmas
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -24,8 +24,8 @@ from steerserve.server.worker.subscription import Subscription
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE, eventually
-from tests.server.test_faults import get
 from tests.server.text_engine import TextEngine, TextRequest
+from tests.server.worker.test_faults import get
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
 

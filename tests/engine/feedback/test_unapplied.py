@@ -21,7 +21,7 @@ from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.site import Site
 from tests import tiny
 from tests.engine.flat_workers import FlatWorkers
-from tests.engine.test_graphs import graphed_over
+from tests.engine.forward.test_graphs import graphed_over
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3, ignore_eos=True)
 VECTOR = VectorRef(1, tuple(float(i % 7 - 3) for i in range(tiny.HIDDEN)))

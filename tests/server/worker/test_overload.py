@@ -15,8 +15,8 @@ from steerserve.server.worker.pool import AT_ONCE, Turns
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE
-from tests.server.test_faults import worker_of
 from tests.server.text_engine import TextEngine, TextRequest
+from tests.server.worker.test_faults import worker_of
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30}
 

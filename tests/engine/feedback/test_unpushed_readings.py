@@ -18,8 +18,8 @@ from steerserve.engine.forward.meter import Meter
 from steerserve.engine.request.request import Request
 from steerserve.saes import SparseAutoencoder
 from tests import tiny
-from tests.engine.test_feedback import engine_of
-from tests.engine.test_refining import probed
+from tests.engine.feedback.test_feedback import engine_of
+from tests.engine.feedback.test_refining import probed
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=16, steps=8, seed=3, transfer="linear", ignore_eos=True)
 LOOP: dict[str, Any] = {"type": "feedback", "gain": 2.0, "hold": 2.5, "lead": 0.25, "rate": 0.3, "release": 2}

@@ -13,8 +13,8 @@ from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny
+from tests.engine.forward.test_batch_invariance import rows
 from tests.engine.loops import assert_alone_as_together
-from tests.engine.test_batch_invariance import rows
 
 PLAIN = GenerationParams(
     prompt=(9, 8), max_tokens=24, steps=24, order="confidence", transfer="linear", temperature=0.0, early_exit=True

@@ -13,7 +13,7 @@ from steerserve.engine.api.text import cut_at_stop, vocabulary
 from steerserve.engine.engine import TorchEngine
 from steerserve.server.answers.canvas import Canvas
 from tests import tiny
-from tests.engine.test_verdicts import ARCHAIC, with_probe
+from tests.engine.outputs.test_verdicts import ARCHAIC, with_probe
 
 CHARACTERS = ("a", "b", " ", "é", "€", "🙂", "\ufffd")
 BYTES = sorted({byte for character in CHARACTERS for byte in character.encode()} | {0xFF})

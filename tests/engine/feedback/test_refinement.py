@@ -12,8 +12,8 @@ from steerserve.engine.api.scoring import likelihood, log_probability
 from steerserve.engine.request.refinement import Draft, Refinement
 from steerserve.errors import RequestError
 from tests import tiny
-from tests.engine.test_refining import PLAIN, probed
-from tests.engine.test_verdicts import ARCHAIC
+from tests.engine.feedback.test_refining import PLAIN, probed
+from tests.engine.outputs.test_verdicts import ARCHAIC
 
 
 @pytest.mark.parametrize("odds", [-700.0, -3.0, 0.0, 1e-9, 5.0, 40.0, 1e4])

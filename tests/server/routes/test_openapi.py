@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
 from steerserve.server.http.pages import PAGES
-from tests.server.test_protocol import DESIGN_EXAMPLE
+from tests.server.protocol.test_protocol import DESIGN_EXAMPLE
 from tests.server.text_engine import ATTRIBUTES, TextEngine, service_of
 
 

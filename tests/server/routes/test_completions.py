@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from steerserve.server.protocol.completion import CompletionRequest
 from tests.server.asgi import Call, running
-from tests.server.test_protocol import DESIGN_EXAMPLE, JSON
+from tests.server.protocol.test_protocol import DESIGN_EXAMPLE, JSON
 from tests.server.text_engine import TextEngine, serving
 
 STEERED = {"interventions": [{"attribute": "topic/sports", "strength": 1.0}]}

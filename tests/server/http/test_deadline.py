@@ -8,8 +8,8 @@ from steerserve.config import ServerConfig
 from tests.server.asgi import Call, running
 from tests.server.clock import skip
 from tests.server.gate import Gate
-from tests.server.test_faults import get
 from tests.server.text_engine import TextEngine
+from tests.server.worker.test_faults import get
 
 BODY: dict[str, Any] = {"model": "text", "max_tokens": 30, "n": 2}
 

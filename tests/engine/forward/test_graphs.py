@@ -30,8 +30,8 @@ from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import Push
 from tests import tiny
 from tests.engine.alike import assert_alike
+from tests.engine.forward.test_batch_invariance import rows
 from tests.engine.mixed import mixed, row, watching
-from tests.engine.test_batch_invariance import rows
 
 FAMILIES: dict[str, Callable[[], DiffusionLM]] = {
     "llada": tiny.llada,
