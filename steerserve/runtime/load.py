@@ -37,7 +37,7 @@ from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.steering.vectors import NamedVector, load_vectors
 
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = Path(__file__).parents[1] / "bundled"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The head of a forward in blocks of bounded memory, with rows padded so that their bits do not depend on how many there are."""
+"""Rows for the head of a model: in blocks of bounded memory, padded so that their bits do not depend on the count."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -61,7 +61,7 @@ class FarPlan(Packed):
 
 
 class VllmBatch(Batch):
-    """See `steerserve.engine.forward.batch.Batch`; also what was seen at the last step, as `steerserve.engine.sampling.predictions.Seen`."""
+    """A `Batch` whose forwards are made by vLLM's workers; it also holds what they told of the last one (`Seen`)."""
 
     def __init__(self, requests: Sequence[Request], facts: ModelFacts, workers: Workers, known: set[str]) -> None:
         """known: digests of the directions that the workers keep; kept up to date."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from schedulers import CommitmentProfile, build_strength, compile_gains
-from steerserve.engine import compiled
+from steerserve.engine.admission import catalogue
 from steerserve.engine.admission.catalogue import CompiledSchedules
 from steerserve.engine.api.params import SLICES
 from tests import tiny
@@ -58,7 +58,7 @@ def test_what_cannot_be_compiled_is_refused_every_time() -> None:
 
 
 def test_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "MOST", 8)
+    monkeypatch.setattr(catalogue, "MOST", 8)
     schedules = CompiledSchedules()
     with ThreadPoolExecutor(4) as pool:
         starts = [i % 24 / 100 for i in range(200)]

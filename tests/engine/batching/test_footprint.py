@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steerserve.engine import blocks
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.batching.memory import Costs, MemoryUse, footprint
 from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward import head
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertDiffusionLM
@@ -168,7 +168,7 @@ def test_logits_are_never_made_of_more_states_than_fit_into_a_block(
     whole = tiny.run(served, *rows)
     assert max(model.seen) > 32
     model.seen = []
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 32)
+    monkeypatch.setattr(head, "BLOCK_BYTES", 4 * tiny.VOCAB * 32)
     parts = tiny.run(served, *rows)
     assert max(model.seen) == 32
     for (_, one), (_, other) in zip(whole, parts, strict=True):

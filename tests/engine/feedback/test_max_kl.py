@@ -12,7 +12,7 @@ from torch import Tensor
 from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.engine import TorchEngine
-from steerserve.engine.feedback import limits as held
+from steerserve.engine.forward import gains
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from tests import tiny
@@ -96,7 +96,7 @@ def test_the_measured_kl_is_within_the_limit(
         cut = receipt["limits"]["clipped"]
         assert cut["kl_steps"] > 0
         assert result.forward_passes == receipt["forward_passes"] == result.steps + cut["kl_repeats"]
-        assert cut["kl_repeats"] <= result.steps * (held.MOST_TRIES - 1)
+        assert cut["kl_repeats"] <= result.steps * (gains.MOST_TRIES - 1)
         assert all(one["clipped"] > 0 and one["applied"] for one in receipt["interventions"][-1:])
 
 
@@ -231,11 +231,11 @@ def test_a_push_that_is_not_a_number_is_given_up(served: TorchEngine, monkeypatc
     def broken(found: float) -> Callable[..., list[float]]:
         def measure(batch: Any, *_: Any) -> list[float]:
             seen.append(found)
-            return [found if held.pushing(request, batch.plan) else 0.0 for request in batch.requests]
+            return [found if gains.pushing(request, batch.plan) else 0.0 for request in batch.requests]
 
         return measure
 
-    for found, more in ((float("nan"), 1), (float("inf"), 1), (1e9, 6 * (held.MOST_TRIES - 1))):
+    for found, more in ((float("nan"), 1), (float("inf"), 1), (1e9, 6 * (gains.MOST_TRIES - 1))):
         monkeypatch.setattr("steerserve.engine.sampling.predictions.divergence", broken(found))
         request, _, result = run(served, replace(PLAIN, interventions=(VECTOR,), limits=Limits(max_kl=0.1)))
         assert request.response == tiny.tokens_of(served, PLAIN)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine import readings
+from steerserve.engine.admission import validate
 from steerserve.engine.api.params import GenerationParams, TraceParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
@@ -32,7 +32,7 @@ def test_readings_by_position_have_the_reading_as_their_mean(tmp_path: Path, fam
 
 def test_readings_by_position_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     served = tiny.engine(tiny.bert(2), tmp_path)
-    monkeypatch.setattr(readings, "MAX_READINGS", 12)
+    monkeypatch.setattr(validate, "MAX_READINGS", 12)
 
     def asked(steps: int, every: int = 1) -> GenerationParams:
         trace = TraceParams(("topic/sports",), every, positions=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine import blocks, noise
+from steerserve.engine import noise
+from steerserve.engine.forward import head
 from steerserve.engine.sampling import sampler
 from steerserve.engine.sampling.sampler import Draw, Settings, alternatives, draw
 from steerserve.models import DiffusionLM
@@ -169,7 +170,7 @@ def test_borders_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, needs
     model, states, chosen = tiny.bert(), hidden(70), settings(70, 0.8, 0.9)
     whole = draw(model, states, chosen, needs)
     for tiles in (1, 2, 3):
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
+        monkeypatch.setattr(head, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
         parts = draw(model, states, chosen, needs)
         assert same(parts, whole)
 
@@ -183,7 +184,7 @@ def test_borders_of_blocks_change_no_alternatives(monkeypatch: pytest.MonkeyPatc
     whole = alternatives(model, states, chosen, 5, unguided)
     assert [one.shape for one in whole] == [(count, 5), (count, 5)]
     for tiles in (1, 2, 3):
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
+        monkeypatch.setattr(head, "BLOCK_BYTES", 4 * tiny.VOCAB * 16 * tiles)
         parts = alternatives(model, states, chosen, 5, unguided)
         assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
 

@@ -1,4 +1,4 @@
-"""The recorder of CUDA devices; everything else about recorded forwards is in `steerserve.engine.forward.graphs.graphed`."""
+"""Records forwards on CUDA devices; `graphed` and `recorded` beside it have everything that needs no CUDA."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ WARM_UPS = 2
 
 
 class CudaRecorder:
-    """Captures work as CUDA graphs that share one pool of memory; see `steerserve.engine.forward.graphs.graphed.Recorder`."""
+    """Captures work as CUDA graphs that share one pool of memory; a `Recorder` as `graphed` defines it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
