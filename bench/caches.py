@@ -24,7 +24,7 @@ import torch
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done, Result
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime.load import load_runtime
 
@@ -61,7 +61,7 @@ class Run:
     seconds: float
 
 
-def run(engine: TorchEngine, rows: Sequence[GenerationParams], batch: int) -> Run:
+def run(engine: DiffusionEngine, rows: Sequence[GenerationParams], batch: int) -> Run:
     """Rows in batches of so many, one batch after the other; admission is left out."""
     requests = [engine.admit(params) for params in rows]
     results: dict[str, Result] = {}
@@ -94,7 +94,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure(engine: TorchEngine, tokens: int, block: int, batch: int, count: int, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    engine: DiffusionEngine, tokens: int, block: int, batch: int, count: int, rounds: int
+) -> list[dict[str, Any]]:
     """One record a variant: speed against the exact run of its round, forwards, and agreement of tokens."""
     base = GenerationParams(
         max_tokens=tokens,

@@ -28,7 +28,7 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.runtime.load import load_runtime
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import AbsTopK, Activation, JumpRelu, Relu, TopK
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     torch.manual_seed(0)
     engine = load_runtime(None, None, None, EngineConfig()).engine
-    assert isinstance(engine, TorchEngine)
+    assert isinstance(engine, DiffusionEngine)
     saes = [engine.catalogue.saes[name] for name in SAES]
     states = states_of(engine, [sae.facts.layer for sae in saes])
     records: list[Record] = []
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(records))
 
 
-def states_of(engine: TorchEngine, layers: Sequence[int]) -> dict[int, Tensor]:
+def states_of(engine: DiffusionEngine, layers: Sequence[int]) -> dict[int, Tensor]:
     """States [STATES, hidden_size] by layer, at masked positions of the model's own texts."""
     rows = [
         GenerationParams(prompt=prompt, max_tokens=32, steps=16, seed=seed, ignore_eos=True)

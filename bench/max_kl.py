@@ -23,7 +23,7 @@ import torch
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done, Result
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.memory import keep_freed_memory
 from steerserve.runtime.load import load_runtime
 
@@ -34,7 +34,7 @@ SETTINGS = ("texts", "tokens", "steps", "strength", "feature_strength", "feature
 
 
 def pushes(
-    engine: TorchEngine, strengths: tuple[float, float], features: int, seed: int
+    engine: DiffusionEngine, strengths: tuple[float, float], features: int, seed: int
 ) -> Iterator[tuple[str, Intervention]]:
     """What is pushed, with its name."""
     for name in sorted(engine.catalogue.attributes):
@@ -53,7 +53,7 @@ def pushes(
         )
 
 
-def receipts(engine: TorchEngine, params: GenerationParams, texts: int, batch: int) -> list[dict[str, Any]]:
+def receipts(engine: DiffusionEngine, params: GenerationParams, texts: int, batch: int) -> list[dict[str, Any]]:
     """Of so many texts, which differ in their noise."""
     found = []
     for first in range(0, texts, batch):
@@ -90,7 +90,7 @@ def record(name: str, kind: str, asked: float | None, made: Sequence[dict[str, A
 
 
 def measure(
-    engine: TorchEngine,
+    engine: DiffusionEngine,
     base: GenerationParams,
     strengths: tuple[float, float],
     features: int,

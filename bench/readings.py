@@ -19,11 +19,11 @@ from torch import Tensor
 
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.conditions import gauge
-from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Committed, Done, Event
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
-from steerserve.engine.forward.meter import Meter
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.forward.meter import ReadoutBatch
 from steerserve.engine.request.request import Request
 from steerserve.runtime.load import load_runtime
 
@@ -59,7 +59,7 @@ class Run:
     """Of the finished text, without any push."""
 
 
-def measured(engine: TorchEngine, name: str, seed: int, strength: float) -> Run:
+def measured(engine: DiffusionEngine, name: str, seed: int, strength: float) -> Run:
     """One text under `feedback`, read again step by step."""
     push = Intervention(attribute=name, strength=strength, schedule="feedback", scope="masked")
     params = GenerationParams(
@@ -97,7 +97,7 @@ def _canvases(request: Request, events: list[Event]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _reading(engine: TorchEngine, name: str, request: Request, canvas: list[int], gain: float) -> float:
+def _reading(engine: DiffusionEngine, name: str, request: Request, canvas: list[int], gain: float) -> float:
     """The mean over the response of the attribute's steering features, by one plain forward under so much push."""
     facts, tokens = engine.model.facts, torch.tensor([canvas])
     directions = {push.layer: push for push in request.interventions[0].pushes}
@@ -113,10 +113,10 @@ def _reading(engine: TorchEngine, name: str, request: Request, canvas: list[int]
         return hidden + gain * directions[layer].strength * directions[layer].direction * pushed[None, :, None]
 
     engine.model(tokens, sites=sites)
-    read = gauge(engine.catalogue, Reading(attribute=name, read="activation"), "")
+    read = gauge(engine.catalogue, Quantity(attribute=name, read="activation"), "")
     response = torch.zeros(1, len(canvas), dtype=torch.bool)
     response[0, request.start : request.stop] = True
-    return float(Meter([(0, read)], torch.device("cpu")).read(kept, response, state)[0])
+    return float(ReadoutBatch([(0, read)], torch.device("cpu")).read(kept, response, state)[0])
 
 
 def table(runs: list[Run], strength: float) -> str:

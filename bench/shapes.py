@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.api.events import Done, Event
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models.folder import family_of
 from steerserve.runtime.load import load_runtime
 
@@ -86,7 +86,7 @@ def write(folder: Path, config: dict[str, Any], device: str) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def rows(engine: TorchEngine, count: int, steered: bool) -> list[GenerationParams]:
+def rows(engine: DiffusionEngine, count: int, steered: bool) -> list[GenerationParams]:
     """Rows that differ in seed and, steered, in direction."""
     facts = engine.model.facts
     found = []
@@ -116,7 +116,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(engine: TorchEngine, count: int, steered: bool, steps: int) -> dict[str, Any]:
+def measure(engine: DiffusionEngine, count: int, steered: bool, steps: int) -> dict[str, Any]:
     """Seconds of each step of one batch after the first few, and the most memory the device took."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)

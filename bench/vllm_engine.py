@@ -23,13 +23,13 @@ import torch
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.task import RowTask, to_parameters
 from steerserve.runtime.load import load_runtime
 
 
-def rows_of(engine: TorchEngine, count: int, tokens: int, steps: int, steered: bool) -> list[GenerationParams]:
+def rows_of(engine: DiffusionEngine, count: int, tokens: int, steps: int, steered: bool) -> list[GenerationParams]:
     """Rows that never end early."""
     facts = engine.model.facts
     values = torch.randn(facts.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def rows_of(engine: TorchEngine, count: int, tokens: int, steps: int, steered: b
     ]
 
 
-def step_seconds(engine: TorchEngine, rows: list[GenerationParams], steps: int) -> float:
+def step_seconds(engine: DiffusionEngine, rows: list[GenerationParams], steps: int) -> float:
     """Mean seconds of a step, admission left out."""
     requests = [engine.admit(params) for params in rows]
     began = time.perf_counter()

@@ -16,7 +16,7 @@ from steerserve.config import ServerConfig
 from steerserve.engine.admission.interventions.units import LARGEST
 from steerserve.engine.api.conditions import KINDS, OVER, READ
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
 from steerserve.runtime.cards import capabilities
@@ -55,12 +55,12 @@ AUDITED = {("steerserve/server/auth/strengths.py", "schedules")}
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path_factory.mktemp("named"))
 
 
 @pytest.fixture(scope="module")
-def schemas(engine: TorchEngine) -> dict[str, Any]:
+def schemas(engine: DiffusionEngine) -> dict[str, Any]:
     service = replace(service_of(engine, "tiny"), capabilities=capabilities(engine))
     with TestClient(create_app(service, ServerConfig())) as client:
         found: dict[str, Any] = client.get("/openapi.json").json()["components"]["schemas"]
@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[GenerationParams, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_an_error_lists_every_name_there_is(engine: TorchEngine, field: str) -> None:
+def test_an_error_lists_every_name_there_is(engine: DiffusionEngine, field: str) -> None:
     params, names = WRONG[field]
     with pytest.raises(RequestError) as error:
         engine.admit(params)
@@ -100,7 +100,7 @@ def test_help_lists_every_name() -> None:
         assert list(said[field].choices or ()) == list(names)
 
 
-def test_capabilities_list_every_name(engine: TorchEngine) -> None:
+def test_capabilities_list_every_name(engine: DiffusionEngine) -> None:
     told = capabilities(engine)
     for name in ("schedules", "orders", "transfers", "operators", "units", "controls", "norms"):
         assert told[name] == list(LISTS[name])

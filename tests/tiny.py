@@ -14,7 +14,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
@@ -231,12 +231,12 @@ def vector() -> NamedVector:
     return NamedVector("warm", layers, {0: 3.0, 2: 4.0}, "aa" * 32, "warm.safetensors")
 
 
-def engine(model: DiffusionLM, folder: Path, **config: Any) -> TorchEngine:
+def engine(model: DiffusionLM, folder: Path, **config: Any) -> DiffusionEngine:
     """A whole engine over `model`, with `catalogue`."""
-    return TorchEngine(model, tokenizer(), catalogue(model, folder), EngineConfig(**config))
+    return DiffusionEngine(model, tokenizer(), catalogue(model, folder), EngineConfig(**config))
 
 
-def drain(served: TorchEngine) -> list[Event]:
+def drain(served: DiffusionEngine) -> list[Event]:
     """Step until nothing is left; every event in order."""
     events: list[Event] = []
     for _ in range(10_000):
@@ -256,7 +256,7 @@ def terminal(events: Sequence[Event]) -> list[str]:
     return [event.request_id for event in events if isinstance(event, Done | Failed)]
 
 
-def run(served: TorchEngine, *params: GenerationParams) -> list[tuple[Request, Result]]:
+def run(served: DiffusionEngine, *params: GenerationParams) -> list[tuple[Request, Result]]:
     """Admit, run together and drain; requests with their results."""
     requests = [served.admit(one) for one in params]
     served.add(requests)
@@ -264,14 +264,14 @@ def run(served: TorchEngine, *params: GenerationParams) -> list[tuple[Request, R
     return [(request, found[request.id]) for request in requests]
 
 
-def solo(served: TorchEngine, params: GenerationParams) -> tuple[Request, list[Event]]:
+def solo(served: DiffusionEngine, params: GenerationParams) -> tuple[Request, list[Event]]:
     """Run one row alone; its request and its events."""
     request = served.admit(params)
     served.add([request])
     return request, drain(served)
 
 
-def tokens_of(served: TorchEngine, params: GenerationParams) -> list[int]:
+def tokens_of(served: DiffusionEngine, params: GenerationParams) -> list[int]:
     """The response that a row alone comes to."""
     [(request, _)] = run(served, params)
     return request.response

@@ -8,7 +8,7 @@ from typing import Any
 from bench.engines.measure import EQUAL, MIXED_NEWS, MIXED_PROMPTS, rounds, spread
 from bench.engines.shapes import LOOPS, Subject
 from bench.engines.work import Side, asked, pushes, serve
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
 from steerserve.runtime.self_test import check_steering
@@ -18,7 +18,7 @@ def graphed(subject: Subject, recorder: Recorder | None = None) -> tuple[Subject
     """The subject with recorded forwards of the same weights, steering tested; without a recorder as CUDA graphs."""
     engine = subject.engine
     model = GraphedLM(engine.model, recorder or CudaRecorder(engine.device))
-    recorded = TorchEngine(model, engine.tokenizer, engine.catalogue, replace(engine.config, cuda_graphs=True))
+    recorded = DiffusionEngine(model, engine.tokenizer, engine.catalogue, replace(engine.config, cuda_graphs=True))
     check_steering(recorded)
     return replace(subject, engine=recorded), model
 

@@ -11,19 +11,19 @@ from bench.engines.shapes import Subject
 from bench.engines.work import serve
 from steerserve.engine import engine as torch_engine
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
-from steerserve.engine.forward.packing import Packed
-from steerserve.engine.sampling.predictions import States
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.forward.packing import PackedForward
+from steerserve.engine.sampling.predictions import TorchPredictions
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
-    "forward": ((Packed, "forward"),),
-    "head and sampling": ((States, "draw"),),
+    "forward": ((PackedForward, "forward"),),
+    "head and sampling": ((TorchPredictions, "draw"),),
     "order": ((torch_engine, "skip_idle"), (torch_engine, "choose_blindly"), (torch_engine, "choose")),
     "commit": (
         (torch_engine, "revisions"),
         (torch_engine, "commits"),
         (torch_engine, "commit"),
-        (TorchEngine, "_collect"),
+        (DiffusionEngine, "_collect"),
     ),
     "batch": ((torch_engine, "Batch"),),
 }

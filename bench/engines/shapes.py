@@ -11,7 +11,7 @@ from bench.engines.forwards import Forward, forward_of
 from bench.shapes import DREAM, LLADA
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.dream import DreamDiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
@@ -51,7 +51,7 @@ class Subject:
     """A model, the engine over it, and the forward that the published loops run on its weights."""
 
     name: str
-    engine: TorchEngine
+    engine: DiffusionEngine
     forward: Forward
     length: int
     """Longest canvas of the comparison."""
@@ -83,12 +83,12 @@ def subject(name: str, rows: int, device: str) -> Subject:
     special = {"[MASK]": facts.mask_id, "[EOS]": facts.eos_id, "[UNK]": 0}
     tokenizer = Tokenizer(models.WordLevel(special, unk_token="[UNK]"))
     norms = dict.fromkeys(range(facts.num_layers), 1.0)
-    engine = TorchEngine(model, tokenizer, Catalogue(facts, {}, {}, norms, model.defaults), config)
+    engine = DiffusionEngine(model, tokenizer, Catalogue(facts, {}, {}, norms, model.defaults), config)
     return _subject(name, engine, 192 if Path(name).name.endswith("b") else 128, (), ())
 
 
 def _subject(
-    name: str, engine: TorchEngine, length: int, attributes: tuple[str, ...], saes: tuple[str, ...]
+    name: str, engine: DiffusionEngine, length: int, attributes: tuple[str, ...], saes: tuple[str, ...]
 ) -> Subject:
     model = engine.model
     matrices = [p for path, p in model.named_parameters() if p.ndim == 2 and not _of_vocabulary(path)]

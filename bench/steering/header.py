@@ -12,10 +12,10 @@ from bench.steering.measure import Judges
 from bench.steering.render import HEADER
 from bench.steering.settings import Settings
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 
 
-def origin_of(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str, Any]:
+def origin_of(engine: DiffusionEngine, judges: Judges, settings: Settings) -> dict[str, Any]:
     """All beside its request that decides what a cell comes out as."""
     catalogue = engine.catalogue
     return {
@@ -39,7 +39,7 @@ def _joint_hash(catalogue: Catalogue) -> str | None:
 
 def write_header(
     out: Path,
-    engine: TorchEngine,
+    engine: DiffusionEngine,
     judges: Judges,
     settings: Settings,
     origin: dict[str, Any],

@@ -13,7 +13,7 @@ from bench.steering.settings import Settings
 from bench.steering.store import Store
 from bench.steering.writing import Passage, compose
 from steerserve.calibrate.texts import held_out_texts
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, RequestError
 
 SOURCE_TEXTS = 400
@@ -21,7 +21,7 @@ SOURCE_TEXTS = 400
 
 
 def run(
-    engine: TorchEngine,
+    engine: DiffusionEngine,
     cells: Sequence[Cell],
     judges: Judges,
     store: Store,
@@ -62,7 +62,7 @@ def run(
     return refused
 
 
-def held_out_passages(engine: TorchEngine, data: Path, settings: Settings) -> list[Passage]:
+def held_out_passages(engine: DiffusionEngine, data: Path, settings: Settings) -> list[Passage]:
     """Passages of held-out texts, as many from each file in turn as there are long enough ones."""
     context, middle = settings.order_context, settings.order_tokens
     found = []

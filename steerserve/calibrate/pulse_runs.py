@@ -11,7 +11,7 @@ from steerserve.calibrate.generation import Written, check_apart, write
 from steerserve.calibrate.kept import Kept
 from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulses import Effects, Floats, log_odds
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import SteerserveError
 from steerserve.models import DiffusionLM
 from steerserve.train.classifiers import Judge
@@ -22,7 +22,7 @@ class PulseRuns:
 
     def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, plan: PulsePlan) -> None:
         self.plan = plan
-        self.engine = TorchEngine(model, tokenizer, plan.catalogue, plan.config)
+        self.engine = DiffusionEngine(model, tokenizer, plan.catalogue, plan.config)
 
     def unsteered(self) -> list[dict[str, Any]]:
         """The runs that every pulse is compared with, as JSON; raises ArtifactError where they are all the same."""

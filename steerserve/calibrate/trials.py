@@ -14,7 +14,7 @@ from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.search import Setting, Trial
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
@@ -49,10 +49,10 @@ class Laboratory:
         self._catalogue = Catalogue(model.facts, {}, saes, norms, defaults)
         self._baselines: dict[tuple[int, int], Baseline] = {}
 
-    def engine(self, attributes: Mapping[str, Attribute]) -> TorchEngine:
+    def engine(self, attributes: Mapping[str, Attribute]) -> DiffusionEngine:
         """An engine that knows these attributes."""
         catalogue = replace(self._catalogue, attributes=dict(attributes))
-        return TorchEngine(self.model, self.tokenizer, catalogue, bounds(self.recipe.rows))
+        return DiffusionEngine(self.model, self.tokenizer, catalogue, bounds(self.recipe.rows))
 
     def baseline(self, fresh: bool) -> Baseline:
         """Unsteered texts of the search, or the fresh ones of the confirmation; raises ArtifactError where they are

@@ -233,7 +233,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from steerserve.commands.terminal import run_requests
-    from steerserve.engine.api.variants import unsteered
+    from steerserve.engine.api.variants import baseline_of
     from steerserve.runtime.load import load_runtime
 
     say = partial(Console(stderr=True, highlight=False, soft_wrap=True).print, markup=False)
@@ -241,7 +241,7 @@ def run(arguments: argparse.Namespace) -> int:
     runtime = load_runtime(*folders, engine_config, model_config, say, SAES.build(arguments), arguments.vectors)
     runs = {"steered" if params.interventions else "generated": params}
     if arguments.baseline:
-        runs["baseline"] = unsteered(params)
+        runs["baseline"] = baseline_of(params)
     console = Console(highlight=False)
     try:
         results = run_requests(runtime.engine, runtime.decode, runs, None if arguments.json else console)

@@ -25,15 +25,22 @@ from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.cached_batch import CachedBatch
 from steerserve.engine.forward.gains import lowers
-from steerserve.engine.outputs.result import result, settled, unwritten, writing
-from steerserve.engine.outputs.trace import note, readings
+from steerserve.engine.outputs.result import empty_result, is_finished, result, text_so_far
+from steerserve.engine.outputs.trace import due_traces, keep_traces
 from steerserve.engine.outputs.verdicts import judge, judgements, reader
 from steerserve.engine.prompt_scoring import Scoring
 from steerserve.engine.request.request import Request
-from steerserve.engine.sampling.commit import commit, commits, cut_behind_end, revisions, stepped, take_back
-from steerserve.engine.sampling.predictions import Seen, States, note_alternatives
+from steerserve.engine.sampling.commit import (
+    apply_commits,
+    collect_commits,
+    cut_behind_end,
+    positions_to_remask,
+    remask,
+    stepped,
+)
+from steerserve.engine.sampling.predictions import Predictions, TorchPredictions, note_alternatives
 from steerserve.engine.sampling.sampler import Draw
-from steerserve.engine.sampling.selection import choose, choose_blindly, skip_idle
+from steerserve.engine.sampling.selection import select, select_before_sampling, skip_empty_steps
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
@@ -44,7 +51,7 @@ STEPS_A_ROW = 64
 """Steps that fit into memory for each row more after some that did not."""
 
 
-class TorchEngine:
+class DiffusionEngine:
     """See `steerserve.engine.api.base.Engine`."""
 
     def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
@@ -112,7 +119,7 @@ class TorchEngine:
         self.waiting.add([one for one in requests if one.writes], self.steps)
         for request in requests:
             if not request.writes:
-                self.scoring.add(request, unwritten(request))
+                self.scoring.add(request, empty_result(request))
 
     def retry_after(self) -> float:
         """Seconds until half of what waits will have run, at the measured rate; at least one."""
@@ -215,29 +222,29 @@ class TorchEngine:
         """Forward with steering, sample, order, commit, emit: what is done is added to `events` at once, so that it has
         been told whatever fails after it."""
         began = time.perf_counter()
-        if skip_idle(batch, events):
+        if skip_empty_steps(batch, events):
             # Their blocks' last steps went by without a forward; one that the other rows make would count as theirs.
             self._collect(batch, events)
             return
-        row, position = batch.open()
-        worth = choose_blindly(batch, row, position)
+        row, position = batch.candidates()
+        worth = select_before_sampling(batch, row, position)
         row, position = row[worth], position[worth]
         seen, drawn, chosen = self._attempt(batch, row, position)
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
         note_alternatives(batch, seen, row, position)
         lost = batch.lost()
-        traces, values, refused = readings(batch), read(batch), batch.plan.refused()
-        taken = revisions(batch, batch.requests)
-        found = commits(batch, row, position, token, drawn.probability[chosen])
+        traces, values, refused = due_traces(batch), read(batch), batch.plan.refused()
+        taken = positions_to_remask(batch, batch.requests)
+        found = collect_commits(batch, row, position, token, drawn.probability[chosen])
         batch.mask(taken)
         batch.write(row, position, token)
         batch.remember()
         # Up to here memory may run out, and the step is made again as if it had not been begun.
         batch.count()
         events += stepped(batch.requests)
-        events += note(batch.requests, traces)
-        events += take_back(batch.requests, taken)
-        events += commit(batch.requests, found)
+        events += keep_traces(batch.requests, traces)
+        events += remask(batch.requests, taken)
+        events += apply_commits(batch.requests, found)
         again = react(batch, values, events)
         for request in batch.requests:
             self.shortened |= cut_behind_end(request, batch.facts.end_ids)
@@ -273,28 +280,30 @@ class TorchEngine:
                 batch.close()
             self.batches = []
 
-    def _attempt(self, batch: Batch, row: Tensor, position: Tensor) -> tuple[Seen, Draw, Tensor]:
+    def _attempt(self, batch: Batch, row: Tensor, position: Tensor) -> tuple[Predictions, Draw, Tensor]:
         """Make the forward pass, draw candidates at (row [N], position [N]) and choose those that commit [N] bool; all
         of it again, with smaller pushes of a row, where that would put it over its limit on KL. The other rows come out
         of it the same: their forward is the same one."""
         seen = self._see(batch, row, position)
         while True:
             drawn = seen.draw(row, position)
-            chosen = choose(batch, row, position, drawn)
+            chosen = select(batch, row, position, drawn)
             if not lowers(batch.requests, seen.divergence(row[chosen], position[chosen]), batch.plan):
                 return seen, drawn, chosen
             seen = self._see(batch, row, position, again=True)
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:
         """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for;
         again: see `Batch.forward`."""
-        return States(batch, self.model, row, position, again)
+        return TorchPredictions(batch, self.model, row, position, again)
 
     def _collect(self, batch: Batch, events: list[Event]) -> None:
         """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
         ends = self.model.facts.end_ids
         refine(batch, self._judged, ends, self._text, events)
-        done = [request for request in batch.requests if not request.finished and settled(request, ends, self._text)]
+        done = [
+            request for request in batch.requests if not request.finished and is_finished(request, ends, self._text)
+        ]
         if done:
             batch.flush()
             end(done, missed(done), events)
@@ -316,7 +325,7 @@ class TorchEngine:
 
     def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
         """See `judgements`; of what rows have written so far."""
-        texts = [writing(request, self.model.facts.end_ids, self._text).text for request in requests]
+        texts = [text_so_far(request, self.model.facts.end_ids, self._text).text for request in requests]
         return judgements(texts, requests, self.catalogue, self.model, self.reader)
 
     def _text(self, request: Request, response: Sequence[int], more: bool = False) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
-from steerserve.engine.api.base import Reading
+from steerserve.engine.api.base import FeatureQuery
 from steerserve.engine.api.text import continuation
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.models.base import deciding
 from steerserve.models.sigma import level_of_share
@@ -40,7 +40,7 @@ class Prepared:
 class LoadedFeatures:
     """See `steerserve.engine.api.base.Features`; of the SAEs of a torch engine."""
 
-    def __init__(self, engine: TorchEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
+    def __init__(self, engine: DiffusionEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
         """labels: what features mean, by SAE and index."""
         self._engine = engine
         self._saes = engine.catalogue.saes
@@ -54,7 +54,7 @@ class LoadedFeatures:
         every = ((name, index) for name, indices in found for index in indices)
         return [self._told(name, index) for name, index in islice(every, offset, offset + limit)], total
 
-    def prepare(self, reading: Reading) -> Prepared:
+    def prepare(self, reading: FeatureQuery) -> Prepared:
         """See `Features.prepare`."""
         engine, facts = self._engine, self._engine.catalogue.facts
         if isinstance(reading.text, str):
@@ -111,7 +111,7 @@ class LoadedFeatures:
         self._engine.model(canvas, None, site, sigma)
         return kept[layer]
 
-    def _chosen(self, reading: Reading) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+    def _chosen(self, reading: FeatureQuery) -> tuple[SparseAutoencoder, SparseAutoencoder]:
         """The SAEs of masked and of visible tokens."""
         if (reading.sae is None) == (reading.layer is None):
             raise RequestError("either sae or layer must be given: one SAE, or the pair of a layer", "sae")

@@ -170,7 +170,7 @@ def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: D
     """Make one forward of rows of one masked position each, and note what it says of the tokens that stand there."""
     parameter = next(model.parameters())
     batch = Batch(rows, model.facts, parameter.device, parameter.dtype)
-    row, position = batch.open()
+    row, position = batch.candidates()
     hidden = batch.forward(model, (row, position))[row, batch.state(position)]
     batch.settle()
     batch.flush()

@@ -5,7 +5,7 @@ from typing import Any
 
 import schedulers
 from steerserve.engine.api.scoring import MAX_ROUNDS
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.kv_cache import CACHES
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
@@ -62,7 +62,7 @@ def vector_card(vector: NamedVector, norms: Mapping[int, float]) -> dict[str, An
     }
 
 
-def capabilities(engine: TorchEngine) -> dict[str, Any]:
+def capabilities(engine: DiffusionEngine) -> dict[str, Any]:
     """What this engine honours; anything else is refused."""
     config = engine.config
     return {

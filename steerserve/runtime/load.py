@@ -17,7 +17,7 @@ from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.joint_file import load_joint
 from steerserve.engine.admission.validate import check_method
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.forward.graphs.graphed import GraphedLM
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
@@ -44,7 +44,7 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 class Runtime:
     """A loaded engine and the service a server is built from."""
 
-    engine: TorchEngine
+    engine: DiffusionEngine
     service: Service
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -110,13 +110,13 @@ def load_runtime(
         check(partial(admit, catalogue=known, tokenizer=opened.tokenizer, config=config), longest)
     if backend.engine == "vllm":
         catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
-        engine: TorchEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
+        engine: DiffusionEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
     else:
         lm = opened.load(name, say, beside)
         lm = GraphedLM(lm, CudaRecorder(opened.device)) if config.cuda_graphs else lm
         loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
         catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
-        engine = TorchEngine(lm, opened.tokenizer, catalogue, config)
+        engine = DiffusionEngine(lm, opened.tokenizer, catalogue, config)
         check_steering(engine)
     features = LoadedFeatures(engine, labels) if loaded_saes else None
     if loaded_saes and isinstance(engine, VllmEngine):

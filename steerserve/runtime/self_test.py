@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
 from steerserve.errors import SelfTestError
 
-Measure = Callable[[TorchEngine, list[GenerationParams]], torch.Tensor]
+Measure = Callable[[DiffusionEngine, list[GenerationParams]], torch.Tensor]
 
 
 @torch.inference_mode()
-def check_steering(engine: TorchEngine, measure: Measure | None = None) -> None:
+def check_steering(engine: DiffusionEngine, measure: Measure | None = None) -> None:
     """Push a random direction at each layer in the second of two equal rows; raises SelfTestError naming the layer.
 
     The pushed row's logits must change, and its neighbour's must be those of a batch without steering, bit for bit.
@@ -45,10 +45,10 @@ def check_steering(engine: TorchEngine, measure: Measure | None = None) -> None:
             )
 
 
-def _logits(engine: TorchEngine, rows: list[GenerationParams]) -> torch.Tensor:
+def _logits(engine: DiffusionEngine, rows: list[GenerationParams]) -> torch.Tensor:
     """Logits [rows, masked positions, vocabulary] of the first step of a batch."""
     batch = Batch([engine.admit(params) for params in rows], engine.model.facts, engine.device, engine.dtype)
-    row, position = batch.open()
+    row, position = batch.candidates()
     hidden = batch.forward(engine.model)
     logits: torch.Tensor = engine.model.head(hidden[row, batch.state(position)])
     return logits.float().reshape(len(rows), -1, logits.shape[1])

@@ -34,7 +34,7 @@ from steerserve.server.routes.playground import playground
 from steerserve.server.service import Service
 from steerserve.server.telemetry.metrics import Metrics
 from steerserve.server.worker.load import Load
-from steerserve.server.worker.pool import Turns
+from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker
 
 
@@ -69,7 +69,7 @@ def create_app(
         title="steerserve", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.worker, app.state.metrics, app.state.keyring = worker, metrics, keyring
-    generations, turns = Generations(), Turns()
+    generations, turns = Generations(), WorkerPool()
     app.state.generations = generations
     routers = [
         Completions(guarded, config, worker, metrics, generations, turns).router,

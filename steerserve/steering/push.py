@@ -35,7 +35,7 @@ class Applied:
 
 
 @dataclass(eq=False)
-class Dial:
+class GainOverride:
     """What a run sets a push to between two steps."""
 
     gain: float | None = None
@@ -72,7 +72,7 @@ class Push:
     from the SAE of its state."""
     within: tuple[float, float] = (0.0, math.inf)
     """The progress from which on the gains hold, and from which on there is none again."""
-    dial: Dial | None = None
+    dial: GainOverride | None = None
     """Of a push that is not its table's alone."""
     bound: Bound | None = None
     """The same for all the pushes of a row that have one."""

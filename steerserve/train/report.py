@@ -11,7 +11,7 @@ from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.events import Done, Result
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models.base import DiffusionLM
 from steerserve.train import corpus
 from steerserve.train.dlm import nelbo
@@ -61,7 +61,7 @@ def held_out(model: DiffusionLM, tokenizer: Tokenizer, data: Path, context: int)
 
 def samples(model: DiffusionLM, tokenizer: Tokenizer, prompts: list[str], **settings: Any) -> list[dict[str, str]]:
     """One sample a prompt, seeds 0, 1, 2, ...: unselected; `settings` are fields of GenerationParams."""
-    engine = TorchEngine(model, tokenizer, Catalogue(model.facts, {}, {}, {}), EngineConfig(max_queue=len(prompts)))
+    engine = DiffusionEngine(model, tokenizer, Catalogue(model.facts, {}, {}, {}), EngineConfig(max_queue=len(prompts)))
     requests = [engine.admit(GenerationParams(prompt=p, seed=seed, **settings)) for seed, p in enumerate(prompts)]
     engine.add(requests)
     done: dict[str, Result] = {}

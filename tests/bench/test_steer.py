@@ -21,7 +21,7 @@ from bench.steering.writing import Row, compose, params
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from steerserve.runtime.load import load_runtime
 from tests.bench.made import make_texts
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path, tiny_model: Path) -> TorchEngine:
+def engine(folder: Path, tiny_model: Path) -> DiffusionEngine:
     return load_runtime(tiny_model, folder / "saes", [folder / "out"], EngineConfig()).engine
 
 
@@ -97,11 +97,11 @@ def measured(folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
-def cells(engine: TorchEngine, method: str) -> list[Cell]:
+def cells(engine: DiffusionEngine, method: str) -> list[Cell]:
     return [cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["single"]) if cell.method == method]
 
 
-def test_rows_of_all_cells_share_their_noise(engine: TorchEngine) -> None:
+def test_rows_of_all_cells_share_their_noise(engine: DiffusionEngine) -> None:
     unsteered = cells(engine, "none")[0]
     steered = cells(engine, "uniform")[0]
     idle = [dict(push, strength=0.0) for push in steered.request["interventions"]]
@@ -113,7 +113,7 @@ def test_rows_of_all_cells_share_their_noise(engine: TorchEngine) -> None:
     assert [row.text for row in compose(engine, pushed, 7)[0]] != [row.text for row in plain]
 
 
-def test_a_ranked_text_is_the_likeliest_of_its_candidates_to_have_all_attributes(engine: TorchEngine) -> None:
+def test_a_ranked_text_is_the_likeliest_of_its_candidates_to_have_all_attributes(engine: DiffusionEngine) -> None:
     pair = next(cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["sets"]) if cell.method == "uniform")
     asked = {"verdicts": list(pair.attributes), "probes": ["of no account"]}
     alone, _ = compose(engine, Cell(**(vars(pair) | {"request": pair.request | asked, "kl_texts": 0})), 7)
@@ -133,7 +133,7 @@ def test_a_ranked_text_is_the_likeliest_of_its_candidates_to_have_all_attributes
     assert [gain == 0 for gain in better] == kept
 
 
-def test_a_refined_text_is_likelier_than_the_same_text_as_it_was_first_written(engine: TorchEngine) -> None:
+def test_a_refined_text_is_likelier_than_the_same_text_as_it_was_first_written(engine: DiffusionEngine) -> None:
     pair = next(cell for cell in plan(SETTINGS, engine.catalogue.attributes, ["sets"]) if cell.method == "uniform")
     asked = {"verdicts": list(pair.attributes), "probes": ["of no account"]}
     first = Cell(**(vars(pair) | {"request": pair.request | asked, "kl_texts": 0}))
@@ -151,7 +151,7 @@ def test_a_refined_text_is_likelier_than_the_same_text_as_it_was_first_written(e
     assert [late.text != early.text for early, late in zip(before, after, strict=True)] == [one > 0 for one in gains]
 
 
-def test_refinement_and_colder_sampling_are_tried_on_triples(engine: TorchEngine) -> None:
+def test_refinement_and_colder_sampling_are_tried_on_triples(engine: DiffusionEngine) -> None:
     one = next(iter(engine.catalogue.attributes.values()))
     attributes = {name: replace(one, name=name) for name in ("topic/a", "sentiment/b", "style/c")}
     found = {cell.method: cell for cell in plan(SETTINGS, attributes, ["sets"])}
@@ -162,7 +162,7 @@ def test_refinement_and_colder_sampling_are_tried_on_triples(engine: TorchEngine
     assert found["no push, refined"].request["interventions"] == []
 
 
-def test_methods_that_rank_are_tried_on_triples_with_their_probes(engine: TorchEngine) -> None:
+def test_methods_that_rank_are_tried_on_triples_with_their_probes(engine: DiffusionEngine) -> None:
     known = engine.catalogue.attributes
     one = next(iter(known.values()))
     attributes = {name: replace(one, name=name) for name in ("topic/a", "sentiment/b", "style/c")}
@@ -180,7 +180,7 @@ def test_methods_that_rank_are_tried_on_triples_with_their_probes(engine: TorchE
     assert again.key(origin) != free.key(origin)
 
 
-def test_a_field_that_the_engine_does_not_know_is_refused_by_name(engine: TorchEngine) -> None:
+def test_a_field_that_the_engine_does_not_know_is_refused_by_name(engine: DiffusionEngine) -> None:
     cell = cells(engine, "uniform")[0]
     strange = Cell(**(vars(cell) | {"request": cell.request | {"telepathy": True}}))
     with pytest.raises(RequestError, match="telepathy"):

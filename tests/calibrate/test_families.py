@@ -17,7 +17,7 @@ from steerserve.calibrate.trials import Laboratory
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError
 from steerserve.models import open_model, weights_sha256
 from steerserve.steering.attribute import load_attributes
@@ -54,7 +54,7 @@ def test_every_family_is_calibrated_by_its_own_sampler(name: str, tiny_model: Pa
     assert all(trial["loss_ratio"] > 0 for trial in found.provenance["ablation"]["searched"])
     norms = {layer: site.residual_norm for layer, site in found.sites.items()}
     lm = opened.load(name)
-    engine = TorchEngine(
+    engine = DiffusionEngine(
         lm, opened.tokenizer, Catalogue(lm.facts, {found.name: found}, {}, norms, opened.defaults), EngineConfig()
     )
     push = Intervention(attribute=found.name, strength=2.0, schedule="uniform")

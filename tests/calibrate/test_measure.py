@@ -22,7 +22,7 @@ from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.joint_file import load_joint
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.extras import install_command
 from steerserve.models import load_model, load_tokenizer, weights_sha256
@@ -113,7 +113,7 @@ def test_a_sensitivity_is_the_change_of_log_odds_between_paired_runs(folder: Pat
     task = Task.from_json(one.provenance["task"], "task")
     judge = train_judge(labelled_texts(folder / "data", task.group, "calibrate", 60, 0), 0)
     norms = {layer: site.residual_norm for layer, site in one.sites.items()}
-    engine = TorchEngine(
+    engine = DiffusionEngine(
         model, load_tokenizer(tiny_model), Catalogue(model.facts, attributes, {}, norms), EngineConfig()
     )
     window = {"type": "window", "start": 6 / 64, "stop": 20 / 64}

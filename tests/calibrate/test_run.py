@@ -18,7 +18,7 @@ from steerserve.cli import main
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.steering.attribute import Attribute, load_attributes
@@ -117,7 +117,7 @@ def test_the_attributes_steer(attributes: dict[str, Attribute], tiny_model: Path
     model = load_model(tiny_model)
     norms = {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
     catalogue = Catalogue(model.facts, attributes, {}, norms)
-    engine = TorchEngine(model, load_tokenizer(tiny_model), catalogue, EngineConfig())
+    engine = DiffusionEngine(model, load_tokenizer(tiny_model), catalogue, EngineConfig())
     push = Intervention(attribute="who/king", strength=3.0)
     # Log-probabilities and not tokens: the model's weights are so small that a draw may survive a push.
     plain, steered = (

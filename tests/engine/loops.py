@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 
@@ -68,7 +68,7 @@ def settled_responses(found: Mapping[Canvas, float], first: int, length: int, eo
     return told
 
 
-def drawn(served: TorchEngine, params: GenerationParams, count: int) -> Counter[Canvas]:
+def drawn(served: DiffusionEngine, params: GenerationParams, count: int) -> Counter[Canvas]:
     """What the engine writes, `count` times with different seeds, as many rows at once as it takes."""
     eos = served.model.facts.eos_id
     rows = tiny.run(served, *(replace(params, seed=seed) for seed in range(count)))
@@ -106,7 +106,7 @@ def rounded(value: Any) -> Any:
     return pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
 
 
-def assert_alone_as_together(served: TorchEngine, asked: Sequence[GenerationParams], seed: int) -> None:
+def assert_alone_as_together(served: DiffusionEngine, asked: Sequence[GenerationParams], seed: int) -> None:
     """Rows that join late, leave early and stand beside aborted ones say all that they say when they run alone, to the
     last bit of every log-probability and reading."""
     chance = random.Random(seed)

@@ -8,7 +8,7 @@ import torch
 from schedulers import CommitmentProfile, JointProfile
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 
@@ -44,7 +44,7 @@ def joint() -> JointProfile:
     )
 
 
-def engine(model: DiffusionLM, folder: Path, *, together: bool = True, **costs: tuple[float, ...]) -> TorchEngine:
+def engine(model: DiffusionLM, folder: Path, *, together: bool = True, **costs: tuple[float, ...]) -> DiffusionEngine:
     """`costs` by the last part of an attribute's name; `plain` is an attribute without a cost."""
     attributes = [
         tiny.attribute(
@@ -72,4 +72,4 @@ def engine(model: DiffusionLM, folder: Path, *, together: bool = True, **costs: 
         vectors={"warm": tiny.vector()},
         joint=joint() if together else None,
     )
-    return TorchEngine(model, tiny.tokenizer(), catalogue, EngineConfig())
+    return DiffusionEngine(model, tiny.tokenizer(), catalogue, EngineConfig())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
 from tests import tiny
@@ -45,7 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str, *calls: int) -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return priced.engine(tiny.llada(1), tmp_path)
 
 
@@ -55,7 +55,7 @@ def served(tmp_path: Path) -> TorchEngine:
 )
 @pytest.mark.parametrize("call", [1, 4])
 def test_receipts_are_those_of_rows_that_fit(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch, cache: str | None, method: str, call: int
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, cache: str | None, method: str, call: int
 ) -> None:
     asked = [replace(PLAIN, cache=cache), replace(LONG, cache=cache)]
     alone = [(request.response, result.receipt) for one in asked for request, result in tiny.run(served, one)]
@@ -73,7 +73,7 @@ def test_receipts_are_those_of_rows_that_fit(
 
 @pytest.mark.parametrize("method", ["forward", "head"])
 def test_steering_may_change_behind_a_forward_that_did_not_fit(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch, method: str
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     rows = [served.admit(replace(PLAIN, seed=seed)) for seed in range(2)]
     served.add(rows)

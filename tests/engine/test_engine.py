@@ -10,7 +10,7 @@ import torch
 from steerserve.engine import noise
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling import sampler
 from tests import tiny
@@ -19,11 +19,11 @@ PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path)
 
 
-def test_events_tell_the_whole_story(served: TorchEngine) -> None:
+def test_events_tell_the_whole_story(served: DiffusionEngine) -> None:
     request, events = tiny.solo(served, PLAIN)
     tokens, when = tiny.replayed(events, request)
     assert tokens == request.response
@@ -38,7 +38,7 @@ def test_events_tell_the_whole_story(served: TorchEngine) -> None:
     assert result.logprobs is None
 
 
-def test_blocks_are_finished_from_left_to_right(served: TorchEngine) -> None:
+def test_blocks_are_finished_from_left_to_right(served: DiffusionEngine) -> None:
     request, events = tiny.solo(served, replace(PLAIN, block_length=4, steps=6, ignore_eos=True))
     _, when = tiny.replayed(events, request)
     assert [sorted(when, key=lambda p: (when[p], p))[i * 4] // 4 for i in range(3)] == [0, 1, 2]
@@ -48,14 +48,14 @@ def test_blocks_are_finished_from_left_to_right(served: TorchEngine) -> None:
 
 @pytest.mark.parametrize("transfer", ["linear", "cosine", {"type": "threshold", "value": 0.3}, "entropy_bound"])
 @pytest.mark.parametrize("order", ["random", "confidence", "margin", "entropy", "sae_stability"])
-def test_every_order_and_transfer_fills_the_canvas(served: TorchEngine, order: str, transfer: Any) -> None:
+def test_every_order_and_transfer_fills_the_canvas(served: DiffusionEngine, order: str, transfer: Any) -> None:
     request, events = tiny.solo(served, replace(PLAIN, order=order, transfer=transfer, steps=20, ignore_eos=True))
     tokens, _ = tiny.replayed(events, request)
     assert tiny.MASK not in tokens
     assert request.step <= 20
 
 
-def test_a_random_order_is_drawn_from_its_own_stream(served: TorchEngine) -> None:
+def test_a_random_order_is_drawn_from_its_own_stream(served: DiffusionEngine) -> None:
     request, events = tiny.solo(served, replace(PLAIN, order="random", temperature=0.0, ignore_eos=True))
     _, when = tiny.replayed(events, request)
     left = set(range(12))
@@ -69,7 +69,7 @@ def test_a_random_order_is_drawn_from_its_own_stream(served: TorchEngine) -> Non
 
 
 @pytest.mark.parametrize("suffix", ["city then", (60, 61, 70)])
-def test_a_suffix_is_seen_and_kept(served: TorchEngine, suffix: str | tuple[int, ...]) -> None:
+def test_a_suffix_is_seen_and_kept(served: DiffusionEngine, suffix: str | tuple[int, ...]) -> None:
     request, events = tiny.solo(served, replace(PLAIN, suffix=suffix, ignore_eos=True))
     ids = list(request.suffix_ids)
     assert ids
@@ -80,7 +80,7 @@ def test_a_suffix_is_seen_and_kept(served: TorchEngine, suffix: str | tuple[int,
     assert request.response != tiny.tokens_of(served, replace(PLAIN, ignore_eos=True))
 
 
-def with_eos(served: TorchEngine, **changes: Any) -> list[tuple[Request, Any]]:
+def with_eos(served: DiffusionEngine, **changes: Any) -> list[tuple[Request, Any]]:
     """Rows of many seeds that drew an EOS somewhere."""
     asked = [replace(PLAIN, seed=seed, temperature=3.0, **changes) for seed in range(120)]
     rows = tiny.run(served, *asked)
@@ -111,7 +111,7 @@ def test_stopping_at_an_end_token_is_the_text_of_running_on(tmp_path: Path, monk
         assert result.text == texts[request.params.seed]
 
 
-def test_the_first_stop_string_cuts_the_text_and_not_the_tokens(served: TorchEngine) -> None:
+def test_the_first_stop_string_cuts_the_text_and_not_the_tokens(served: DiffusionEngine) -> None:
     whole = tiny.run(served, replace(PLAIN, ignore_eos=True))[0][1]
     stop = whole.text[5:7]
     request, events = tiny.solo(served, replace(PLAIN, ignore_eos=True, stop=("\n\n", stop)))
@@ -124,7 +124,7 @@ def test_the_first_stop_string_cuts_the_text_and_not_the_tokens(served: TorchEng
     assert request.step <= whole.steps
 
 
-def test_a_stop_string_ends_the_row_once_it_is_settled(served: TorchEngine) -> None:
+def test_a_stop_string_ends_the_row_once_it_is_settled(served: DiffusionEngine) -> None:
     params = replace(PLAIN, ignore_eos=True, block_length=3, steps=12)
     whole = tiny.run(served, params)[0][1]
     request, events = tiny.solo(served, replace(params, stop=(whole.text[1:3],)))
@@ -133,7 +133,7 @@ def test_a_stop_string_ends_the_row_once_it_is_settled(served: TorchEngine) -> N
     assert events[-1].result.text == whole.text[: whole.text.index(whole.text[1:3])]
 
 
-def test_text_goes_on_from_the_prompt(served: TorchEngine) -> None:
+def test_text_goes_on_from_the_prompt(served: DiffusionEngine) -> None:
     for seed in range(6):
         [(request, result)] = tiny.run(served, replace(PLAIN, seed=seed, ignore_eos=True))
         whole = served.decode([*request.prompt_ids, *request.response])
@@ -142,7 +142,7 @@ def test_text_goes_on_from_the_prompt(served: TorchEngine) -> None:
         assert result.text.startswith(first[2:] if first.startswith("##") else " ")
 
 
-def test_logprobs_are_those_of_the_softmax_at_the_commitment(served: TorchEngine) -> None:
+def test_logprobs_are_those_of_the_softmax_at_the_commitment(served: DiffusionEngine) -> None:
     request, events = tiny.solo(served, replace(PLAIN, logprobs=True, temperature=1.3, ignore_eos=True))
     tokens, when = tiny.replayed(events, request)
     assert isinstance(events[-1], Done)
@@ -163,7 +163,7 @@ def test_logprobs_are_those_of_the_softmax_at_the_commitment(served: TorchEngine
             canvas[request.start + position] = tokens[position]
 
 
-def test_a_row_of_a_seed_is_its_own_sample_and_repeats(served: TorchEngine) -> None:
+def test_a_row_of_a_seed_is_its_own_sample_and_repeats(served: DiffusionEngine) -> None:
     first = tiny.tokens_of(served, PLAIN)
     assert tiny.tokens_of(served, PLAIN) == first
     assert tiny.tokens_of(served, replace(PLAIN, row=1)) != first
@@ -171,7 +171,7 @@ def test_a_row_of_a_seed_is_its_own_sample_and_repeats(served: TorchEngine) -> N
 
 
 def test_rows_that_need_no_candidates_draw_only_what_they_commit(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
     original = sampler.draw

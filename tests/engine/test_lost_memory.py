@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from steerserve.engine.api.events import Committed, Event, Failed, Result, Revised, Trace
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
@@ -106,7 +106,7 @@ def _rounded(site: dict[str, Any]) -> dict[str, Any]:
     return site | {name: pytest.approx(site[name]) for name in ("delta_ratio_mean", "delta_ratio_max")}
 
 
-def run(served: TorchEngine, asked: list[GenerationParams], *at: int) -> tuple[list[Request], list[Event], int]:
+def run(served: DiffusionEngine, asked: list[GenerationParams], *at: int) -> tuple[list[Request], list[Event], int]:
     """Requests and events of a run in which memory runs out at these of its calls to torch; how many calls it made."""
     requests = [served.admit(params) for params in asked]
     served.room = len(asked)

@@ -9,7 +9,7 @@ import torch
 
 from steerserve.engine.api.events import Done, Failed, Result, Scored
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from tests import tiny
@@ -24,7 +24,7 @@ ASKED = GenerationParams(
 PUSH = Intervention(vector=None, attribute="register/archaic", strength=0.3, scope="all", schedule="uniform")
 
 
-def straight(served: TorchEngine, prompt: tuple[int, ...], place: int) -> torch.Tensor:
+def straight(served: DiffusionEngine, prompt: tuple[int, ...], place: int) -> torch.Tensor:
     """Log-probabilities [vocabulary] at one masked place of a prompt, on a canvas of its own."""
     model = served.model
     canvas = torch.tensor([prompt])
@@ -62,7 +62,7 @@ def test_each_is_the_models_own_of_the_masked_token(tmp_path: Path, family: str)
     assert result.forward_passes == len(request.prompt_ids) - first - 1 == request.plan["prompt_passes"]
 
 
-def alone(served: TorchEngine, request: Request, place: int) -> float:
+def alone(served: DiffusionEngine, request: Request, place: int) -> float:
     """What a response of one token in that place is given at its only step."""
     ids = request.prompt_ids[1:]
     one = replace(ASKED, prompt=ids[: place - 1], suffix=ids[place:], max_tokens=1, prompt_logprobs=False)

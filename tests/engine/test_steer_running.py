@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.engine.api.events import Done, Event, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from tests import tiny
 
 # A step commits two of sixteen: progress before step k is k / 8, on a border of the slices that gains are compiled on.
@@ -18,7 +18,7 @@ OTHER = Intervention(attribute="register/archaic", strength=15.0, schedule="unif
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path)
 
 
@@ -27,7 +27,7 @@ def windowed(push: Intervention, first: float, end: float) -> Intervention:
 
 
 def changed(
-    served: TorchEngine, before: GenerationParams, step: int, *after: Intervention
+    served: DiffusionEngine, before: GenerationParams, step: int, *after: Intervention
 ) -> tuple[list[int], dict[str, Any], list[Event]]:
     """A row whose interventions become `after` once `step` steps are made: its response, receipt and events."""
     request = served.admit(before)
@@ -41,7 +41,7 @@ def changed(
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 7])
-def test_new_interventions_hold_from_the_next_step(served: TorchEngine, step: int) -> None:
+def test_new_interventions_hold_from_the_next_step(served: DiffusionEngine, step: int) -> None:
     response, receipt, events = changed(served, PLAIN, step, PUSH)
     reference = replace(PLAIN, interventions=(windowed(PUSH, step, 8),))
     [(same, result)] = tiny.run(served, reference)
@@ -57,7 +57,7 @@ def test_new_interventions_hold_from_the_next_step(served: TorchEngine, step: in
     ]
 
 
-def test_one_intervention_gives_way_to_another(served: TorchEngine) -> None:
+def test_one_intervention_gives_way_to_another(served: DiffusionEngine) -> None:
     before = replace(PLAIN, interventions=(PUSH,))
     response, receipt, _ = changed(served, before, 2, OTHER)
     [(same, _)] = tiny.run(served, replace(PLAIN, interventions=(windowed(PUSH, 0, 2), windowed(OTHER, 2, 8))))
@@ -73,14 +73,14 @@ def test_one_intervention_gives_way_to_another(served: TorchEngine) -> None:
     assert [site["steps_touched"] for site in second["sites"]] == [6, 6]
 
 
-def test_no_interventions_end_the_steering(served: TorchEngine) -> None:
+def test_no_interventions_end_the_steering(served: DiffusionEngine) -> None:
     response, receipt, _ = changed(served, replace(PLAIN, interventions=(PUSH,)), 3)
     [(same, _)] = tiny.run(served, replace(PLAIN, interventions=(windowed(PUSH, 0, 3),)))
     assert response == same.response
     assert [(one["name"], one["until_step"]) for one in receipt["interventions"]] == [("topic/sports", 3)]
 
 
-def test_twice_changed_keeps_both_in_the_receipt(served: TorchEngine) -> None:
+def test_twice_changed_keeps_both_in_the_receipt(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, interventions=(PUSH,)))
     served.add([request])
     served.step()
@@ -98,7 +98,7 @@ def test_twice_changed_keeps_both_in_the_receipt(served: TorchEngine) -> None:
     )
 
 
-def test_rows_beside_it_do_not_change(served: TorchEngine) -> None:
+def test_rows_beside_it_do_not_change(served: DiffusionEngine) -> None:
     others = [replace(PLAIN, row=1), replace(PLAIN, row=2, interventions=(PUSH,))]
     alone = [tiny.tokens_of(served, params) for params in others]
     requests = [served.admit(params) for params in (PLAIN, *others)]
@@ -120,7 +120,7 @@ def test_a_waiting_row_is_steered_before_it_starts(tmp_path: Path) -> None:
     assert second.response == tiny.tokens_of(served, steered)
 
 
-def test_rows_that_are_gone_are_not_steered(served: TorchEngine) -> None:
+def test_rows_that_are_gone_are_not_steered(served: DiffusionEngine) -> None:
     request, _ = tiny.solo(served, PLAIN)
     other = served.admit(PLAIN)
     assert served.steer(request.id, other) is None

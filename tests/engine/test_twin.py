@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.api.variants import unsteered, with_pushes, with_target
+from steerserve.engine.api.variants import baseline_of, with_order_target, with_pushes
 from tests import tiny
 
 SPORTS, ARCHAIC = Intervention(attribute="topic/sports"), Intervention(attribute="register/archaic")
@@ -34,8 +34,8 @@ PLAIN = GenerationParams(prompt="the king", max_tokens=8, seed=3, row=2, tempera
 def test_an_order_names_the_first_attribute_that_is_pushed(
     order: Any, interventions: tuple[Intervention, ...], expected: Any
 ) -> None:
-    assert with_target(order, interventions) == expected
-    assert with_target(expected, ()) == expected
+    assert with_order_target(order, interventions) == expected
+    assert with_order_target(expected, ()) == expected
 
 
 def test_a_twin_is_its_row_without_what_steers() -> None:
@@ -52,13 +52,13 @@ def test_a_twin_is_its_row_without_what_steers() -> None:
         measure_kl=True,
         verdicts=("topic/sports",),
     )
-    twin = unsteered(steered)
+    twin = baseline_of(steered)
     changed = {one.name for one in fields(steered) if getattr(steered, one.name) != getattr(twin, one.name)}
     steering = {"interventions", "trace", "abort_when", "remask_when", "combine", "limits", "control", "measure_kl"}
     assert changed == steering | {"order"}
-    assert twin == unsteered(twin)
+    assert twin == baseline_of(twin)
     assert replace(twin, order=None, verdicts=()) == PLAIN
-    assert unsteered(replace(PLAIN, interventions=(SPORTS,))) == PLAIN
+    assert baseline_of(replace(PLAIN, interventions=(SPORTS,))) == PLAIN
 
 
 def test_other_pushes_leave_the_order_with_what_it_has_read() -> None:
@@ -71,10 +71,10 @@ def test_other_pushes_leave_the_order_with_what_it_has_read() -> None:
 def test_a_twin_commits_by_what_its_row_reads(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path)
     row = replace(PLAIN, order={"type": "sae_attribute", "weight": 1.0}, interventions=(replace(SPORTS, strength=0.0),))
-    steered, twin = served.admit(row), served.admit(unsteered(row))
+    steered, twin = served.admit(row), served.admit(baseline_of(row))
     assert steered.uptake is not None and twin.uptake is not None
     assert twin.uptake.name == steered.uptake.name == "topic/sports"
     assert twin.plan["order"] == steered.plan["order"]
-    assert tiny.tokens_of(served, row) == tiny.tokens_of(served, unsteered(row))
+    assert tiny.tokens_of(served, row) == tiny.tokens_of(served, baseline_of(row))
     other = replace(row, order={"type": "sae_attribute", "weight": 1.0, "attribute": "register/archaic"})
-    assert tiny.tokens_of(served, unsteered(other)) != tiny.tokens_of(served, unsteered(row))
+    assert tiny.tokens_of(served, baseline_of(other)) != tiny.tokens_of(served, baseline_of(row))

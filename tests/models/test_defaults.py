@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import SamplerDefaults, read_sampler_defaults
@@ -110,7 +110,7 @@ SAMPLING: dict[str, list[Any]] = {
 }
 
 
-def admitted(served: TorchEngine, **settings: Any) -> Request | None:
+def admitted(served: DiffusionEngine, **settings: Any) -> Request | None:
     try:
         return served.admit(GenerationParams(prompt="the", max_tokens=4, **settings))
     except RequestError as error:
@@ -131,7 +131,7 @@ def test_a_file_may_say_what_a_request_may_say_and_means_the_same(tmp_path: Path
             continue
         assert asked is not None, value
         catalogue = replace(served.catalogue, defaults=defaults)
-        by_default = admitted(TorchEngine(served.model, served.tokenizer, catalogue, served.config))
+        by_default = admitted(DiffusionEngine(served.model, served.tokenizer, catalogue, served.config))
         assert by_default is not None, value
         assert getattr(by_default.params, name) == getattr(asked.params, name)
 
@@ -140,7 +140,7 @@ def test_a_file_may_say_what_a_request_may_say_and_means_the_same(tmp_path: Path
 def test_a_request_may_have_all_tokens_of_a_model_that_draws_from_few(tmp_path: Path, all_of_them: int) -> None:
     served = tiny.engine(tiny.bert(), tmp_path / "catalogue")
     catalogue = replace(served.catalogue, defaults=read_sampler_defaults(say(tmp_path, {"top_k": 5})))
-    few = TorchEngine(served.model, served.tokenizer, catalogue, served.config)
+    few = DiffusionEngine(served.model, served.tokenizer, catalogue, served.config)
     for asked, drawn in ((None, 5), (all_of_them, None), (3, 3)):
         request = admitted(few, top_k=asked)
         assert request is not None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.probe import Probe
@@ -29,7 +29,7 @@ def probed_service(folder: Path) -> Service:
     found = {name: probed(one, i) for i, (name, one) in enumerate(engine.catalogue.attributes.items())}
     mute = tiny.attribute(folder / "mute", MUTE, (1,), seed=3)
     catalogue = replace(engine.catalogue, attributes=found | {MUTE: mute})
-    made = TorchEngine(engine.model, engine.tokenizer, catalogue, engine.config)
+    made = DiffusionEngine(engine.model, engine.tokenizer, catalogue, engine.config)
     return replace(service_of(made, "tiny"), chat=template)
 
 

@@ -16,7 +16,7 @@ from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
 from steerserve.server.http.observe import Report
 from steerserve.server.process import ServerProcess
-from steerserve.server.telemetry.record import Visit
+from steerserve.server.telemetry.record import RequestRecord
 from tests.server.clock import skipped
 from tests.server.text_engine import TextEngine, service_of
 
@@ -29,7 +29,7 @@ class Listening:
 
     app: FastAPI
     port: int
-    visits: list[Visit]
+    visits: list[RequestRecord]
     """Every request that has ended."""
     loop: asyncio.AbstractEventLoop
 
@@ -53,7 +53,7 @@ class Listening:
 def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: Report) -> Iterator[Listening]:
     """Leaving it stops the server and waits for its end."""
     config = replace(config or ServerConfig(drain_seconds=5), port=0)
-    visits: list[Visit] = []
+    visits: list[RequestRecord] = []
     app = create_app(service_of(engine), config, [visits.append, *reports])
     # It would be read again at a signal, which only a main thread can wait for.
     app.state.keyring = None

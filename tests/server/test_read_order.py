@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.server.asgi import Call
@@ -30,7 +30,7 @@ PROMPT = {"prompt": "the king"}
 MESSAGES = {"messages": [{"role": "user", "content": "the king"}]}
 
 
-class Held(TorchEngine):
+class Held(DiffusionEngine):
     """The real engine, which a Gate can hold before a step."""
 
     def before_step(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.server.app import create_app
 from tests import tiny
@@ -27,7 +27,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         tiny.sae(1, seed=5, policy=None, name="whole"),
     ]
     catalogue = replace(catalogue, saes={one.facts.id: one for one in saes})
-    engine = TorchEngine(model, tiny.tokenizer(), catalogue, EngineConfig())
+    engine = DiffusionEngine(model, tiny.tokenizer(), catalogue, EngineConfig())
     service = replace(service_of(engine, "tiny"), features=LoadedFeatures(engine))
     with TestClient(create_app(service, ServerConfig()), raise_server_exceptions=False) as opened:
         yield opened

@@ -1,10 +1,10 @@
 """The service of an engine that is the real one, over a tiny model."""
 
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.service import Service
 
 
-def service_of(engine: TorchEngine, model_id: str = "text") -> Service:
+def service_of(engine: DiffusionEngine, model_id: str = "text") -> Service:
     facts = engine.catalogue.facts
     return Service(
         engine=engine,

@@ -1,16 +1,16 @@
 import torch
 
-from steerserve.steering.push import Dial
+from steerserve.steering.push import GainOverride
 
 
 def test_a_dial_leaves_its_table_alone_until_it_is_set() -> None:
     table = torch.tensor(0.25)
-    assert Dial().turn(table) is table
+    assert GainOverride().turn(table) is table
 
 
 def test_a_dial_stands_in_for_its_table_and_lets_go() -> None:
     table = torch.tensor(0.25)
-    dial = Dial(gain=2.0)
+    dial = GainOverride(gain=2.0)
     assert dial.turn(table).item() == 2.0
     dial.held = False
     assert dial.turn(table).item() == 0.0

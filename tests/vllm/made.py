@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from steerserve.config import EngineConfig, SaeConfig
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.vllm.arguments import Sources
 from steerserve.engine.vllm.client import start
 from steerserve.engine.vllm.engine import VllmEngine
@@ -96,10 +96,10 @@ def catalogue(model: DiffusionLM, saes: Path) -> Catalogue:
     return Catalogue(model.facts, {one.name: one for one in attributes}, load_saes(saes), norms, model.defaults)
 
 
-def torch_engine(model: Path, saes: Path) -> TorchEngine:
+def torch_engine(model: Path, saes: Path) -> DiffusionEngine:
     """The reference: the same checkpoint in this process."""
     loaded = load_model(model)
-    return TorchEngine(loaded, tiny.tokenizer(), catalogue(loaded, saes), EngineConfig(max_rows=ROWS))
+    return DiffusionEngine(loaded, tiny.tokenizer(), catalogue(loaded, saes), EngineConfig(max_rows=ROWS))
 
 
 def vllm_engine(model: Path, saes: Path, ranks: int = 1, extra: tuple[str, ...] = ()) -> VllmEngine:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.client import VllmClient
@@ -36,7 +36,7 @@ CASES = {
 class Pair:
     """One checkpoint in both engines."""
 
-    torch: TorchEngine
+    torch: DiffusionEngine
     vllm: VllmEngine
 
 
@@ -113,10 +113,10 @@ def test_the_self_test_passes_and_fails_once_the_sites_are_removed(pair: Pair) -
         check_steering(pair.vllm, first_logits)
 
 
-def logits_of_torch(engine: TorchEngine, rows: list[GenerationParams]) -> list[Tensor]:
+def logits_of_torch(engine: DiffusionEngine, rows: list[GenerationParams]) -> list[Tensor]:
     """Logits [masked positions, vocabulary] of each row at its first step."""
     batch = Batch([engine.admit(one) for one in rows], engine.model.facts, engine.device, engine.dtype)
-    row, position = batch.open()
+    row, position = batch.candidates()
     with torch.inference_mode():
         hidden = batch.forward(engine.model)
         logits = engine.model.head(hidden[row, batch.state(position)])
@@ -128,7 +128,7 @@ def logits_of_vllm(engine: VllmEngine, rows: list[GenerationParams]) -> list[Ten
     vocabulary = engine.model.facts.vocab_size
     asked: list[RowTask] = []
     batch = VllmBatch([engine.admit(one) for one in rows], engine.model.facts, engine.workers, set())
-    for task in batch.tasks(*batch.open()):
+    for task in batch.tasks(*batch.candidates()):
         asked.append(replace(task, needs=("mass",), alternatives=vocabulary, only=None))
     canvases = [request.canvas for request in batch.requests]
     sent = [to_parameters(task, {name: batch.vectors[name] for name in task.directions()}, []) for task in asked]

@@ -25,8 +25,8 @@ from steerserve.engine.admission.validate import (
     scored_places,
 )
 from steerserve.engine.api.params import PRIORITIES, GenerationParams
-from steerserve.engine.api.variants import with_target
-from steerserve.engine.request.intervention import Readout
+from steerserve.engine.api.variants import with_order_target
+from steerserve.engine.request.intervention import AttributeReadout
 from steerserve.engine.request.kv_cache import RowCache
 from steerserve.engine.request.refinement import refinement, stretch_of
 from steerserve.engine.request.request import Request
@@ -44,7 +44,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     params = replace(
         params, **{name: value for name, value in asdict(defaults).items() if getattr(params, name) is None}
     )
-    order_choice = with_target(defaults.order if params.order is None else params.order, params.interventions)
+    order_choice = with_order_target(defaults.order if params.order is None else params.order, params.interventions)
     transfer_choice = defaults.transfer if params.transfer is None else params.transfer
     prompt = tuple(
         ([] if facts.bos_id is None else [facts.bos_id]) + _ids(params.prompt, "prompt", tokenizer, catalogue)
@@ -108,7 +108,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     rewrites = params.remask_when is not None or params.refine is not None
     allocation = allocate(catalogue, params, response, progress, rewrites=transfer.remasks or rewrites)
     interventions = allocation.interventions
-    readouts: tuple[Readout, ...] = ()
+    readouts: tuple[AttributeReadout, ...] = ()
     if params.trace is not None:
         _whole("trace.every", params.trace.every, 1, config.max_steps)
         readouts = tuple(
@@ -125,7 +125,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     refined = refinement(params, each, written, config.max_steps)
     most = written + (0 if refined is None else refined.steps_left)
     check_readings(params.trace, params.max_tokens, most)
-    watched = reactions is not None or any(one.governor is not None for one in interventions)
+    watched = reactions is not None or any(one.controller is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, transfer, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
@@ -196,7 +196,7 @@ def _stability(name: str | None, catalogue: Catalogue) -> SparseAutoencoder:
     return max(usable, key=lambda sae: sae.facts.layer)
 
 
-def _read_by(order: Order, catalogue: Catalogue) -> Readout:
+def _read_by(order: Order, catalogue: Catalogue) -> AttributeReadout:
     """The attribute an order reads, which it names once `with_target` has found one."""
     name: str | None = getattr(order, "attribute", None)
     if name is None:

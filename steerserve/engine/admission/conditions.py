@@ -9,10 +9,10 @@ from torch import Tensor
 from schedulers import CONTROLLERS, CommitmentProfile, build_controller, check_target
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.plan import most_steps
-from steerserve.engine.api.conditions import Condition, Reading, parse_condition, parse_remask, readings
+from steerserve.engine.api.conditions import Condition, Quantity, parse_condition, parse_remask, readings
 from steerserve.engine.api.params import Choice, GenerationParams
-from steerserve.engine.request.controllers import Governor, Loop, Reactions
-from steerserve.engine.request.readouts import Gauge, LinearReadout
+from steerserve.engine.request.controllers import FeedbackLoop, InterventionController, Triggers
+from steerserve.engine.request.readouts import LinearReadout, Readout
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import JumpRelu, Relu
@@ -35,19 +35,19 @@ def probes(names: Sequence[str], catalogue: Catalogue) -> dict[str, Probe]:
     return found
 
 
-def gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
+def gauge(catalogue: Catalogue, reading: Quantity, param: str) -> Readout:
     """What a reading reads; raises RequestError or NotFoundError."""
     if reading.attribute is None:
         return _feature_gauge(catalogue, reading, param)
     attribute = catalogue.attribute(reading.attribute, param)
     if reading.read == "activation":
         probes = _steering_features(catalogue, attribute, param)
-        return Gauge(probes, reading.over, float(sum(len(probe.weight) for probe in probes)))
+        return Readout(probes, reading.over, float(sum(len(probe.weight) for probe in probes)))
     layer = attribute.layers[0]
     weight = attribute.directions[layer, "sae"][None]
     nowhere = torch.full((1,), -torch.inf)
     probe = LinearReadout(layer, weight, torch.zeros_like(weight[0]), torch.zeros(1), nowhere)
-    return Gauge((probe,), reading.over, attribute.sites[layer].residual_norm)
+    return Readout((probe,), reading.over, attribute.sites[layer].residual_norm)
 
 
 def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -> tuple[LinearReadout, ...]:
@@ -71,7 +71,7 @@ def _steering_features(catalogue: Catalogue, attribute: Attribute, param: str) -
     return tuple(probes)
 
 
-def _feature_gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
+def _feature_gauge(catalogue: Catalogue, reading: Quantity, param: str) -> Readout:
     assert reading.sae is not None and reading.feature is not None
     sae, index = catalogue.sae(reading.sae, param), reading.feature
     if index >= sae.facts.features:
@@ -87,11 +87,11 @@ def _feature_gauge(catalogue: Catalogue, reading: Reading, param: str) -> Gauge:
         scale = largest
     # Of a subclass only its `encode` says what is active.
     if type(sae) is SparseAutoencoder and isinstance(sae.activation, Relu):
-        return Gauge((_columns(sae, [index], torch.zeros(1)),), reading.over, scale)
+        return Readout((_columns(sae, [index], torch.zeros(1)),), reading.over, scale)
     if type(sae) is SparseAutoencoder and isinstance(sae.activation, JumpRelu):
         threshold = sae.activation.threshold.expand(sae.facts.features)[[index]].clamp(min=0)
-        return Gauge((_columns(sae, [index], threshold),), reading.over, scale)
-    return Gauge((), reading.over, scale, (sae, index))
+        return Readout((_columns(sae, [index], threshold),), reading.over, scale)
+    return Readout((), reading.over, scale, (sae, index))
 
 
 def _columns(sae: SparseAutoencoder, ids: Sequence[int], threshold: Tensor) -> LinearReadout:
@@ -100,7 +100,9 @@ def _columns(sae: SparseAutoencoder, ids: Sequence[int], threshold: Tensor) -> L
     )
 
 
-def govern(catalogue: Catalogue, loop: Loop | None, when: Choice | None, param: str) -> Governor | None:
+def govern(
+    catalogue: Catalogue, loop: FeedbackLoop | None, when: Choice | None, param: str
+) -> InterventionController | None:
     """What governs an intervention (param) with this loop and condition; None where nothing does."""
     if loop is None and when is None:
         return None
@@ -108,10 +110,10 @@ def govern(catalogue: Catalogue, loop: Loop | None, when: Choice | None, param: 
     found = _gauges(catalogue, [] if condition is None else readings(condition), f"{param}.when")
     if loop is not None and loop.reading not in found:
         found[loop.reading] = gauge(catalogue, loop.reading, f"{param}.schedule")
-    return Governor(found, loop, condition)
+    return InterventionController(found, loop, condition)
 
 
-def react(params: GenerationParams, catalogue: Catalogue, steps: int, max_steps: int) -> Reactions | None:
+def react(params: GenerationParams, catalogue: Catalogue, steps: int, max_steps: int) -> Triggers | None:
     """What a row reacts to, of `steps` steps; None where it asks for nothing. Raises RequestError."""
     if params.abort_when is None and params.remask_when is None:
         return None
@@ -136,7 +138,7 @@ def react(params: GenerationParams, catalogue: Catalogue, steps: int, max_steps:
             )
     found = _gauges(catalogue, readings(abort) if abort is not None else (), "abort_when")
     found |= _gauges(catalogue, readings(remask.condition) if remask is not None else (), "remask_when")
-    return Reactions(found, abort, remask)
+    return Triggers(found, abort, remask)
 
 
 def condition_of(value: Any, param: str) -> Condition:
@@ -147,13 +149,13 @@ def condition_of(value: Any, param: str) -> Condition:
         raise RequestError(f"{param.rpartition('.')[2]}: {error}", param) from error
 
 
-def _gauges(catalogue: Catalogue, wanted: Iterable[Reading], param: str) -> dict[Reading, Gauge]:
+def _gauges(catalogue: Catalogue, wanted: Iterable[Quantity], param: str) -> dict[Quantity, Readout]:
     return {one: gauge(catalogue, one, param) for one in dict.fromkeys(wanted)}
 
 
 def closed_loop(
     choice: Choice, attribute: Attribute | None, op: str, strength: float, profile: CommitmentProfile | None, param: str
-) -> Loop | None:
+) -> FeedbackLoop | None:
     """The controller of an intervention whose schedule is a closed loop, else None; raises RequestError.
 
     param: of the intervention. The controller reads the attribute's steering features at the layers its curve was
@@ -175,4 +177,4 @@ def closed_loop(
     except ValueError as error:
         raise RequestError(str(error), f"{param}.schedule") from error
     assert attribute is not None and profile is not None
-    return Loop(config, profile, Reading(attribute=attribute.name, read="activation"))
+    return FeedbackLoop(config, profile, Quantity(attribute=attribute.name, read="activation"))

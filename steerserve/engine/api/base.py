@@ -68,7 +68,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Reading:
+class FeatureQuery:
     """A text whose features are asked for: of one SAE, or of the pair of SAEs of one layer."""
 
     text: str | tuple[int, ...]
@@ -91,7 +91,7 @@ class Features(Protocol):
         NotFoundError for an SAE that is not loaded."""
         ...
 
-    def prepare(self, reading: Reading) -> Any:
+    def prepare(self, reading: FeatureQuery) -> Any:
         """Check a reading and resolve its names; raises RequestError or NotFoundError with the field to blame."""
         ...
 

@@ -33,7 +33,7 @@ MAX_TIMES: Final = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class Quantity:
     """A number that a forward tells of a row's response, as it is without any push."""
 
     attribute: str | None = None
@@ -49,10 +49,10 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compare:
     """What is read, None for progress, and the bounds it must keep, all of them."""
 
-    reading: Reading | None
+    reading: Quantity | None
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
@@ -69,7 +69,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Joined:
+class AllOrAny:
     """Conditions of which all must hold, or any."""
 
     how: Literal["all", "any"]
@@ -77,13 +77,13 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Negated:
+class Not:
     """What holds where the other does not."""
 
     part: "Condition"
 
 
-Condition = Comparison | Joined | Negated
+Condition = Compare | AllOrAny | Not
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,22 @@ class Remask:
     """How often at most."""
 
 
-def holds(condition: Condition, values: Mapping[Reading, float], progress: float) -> bool:
+def holds(condition: Condition, values: Mapping[Quantity, float], progress: float) -> bool:
     """Whether a condition holds. A reading that nothing has told yet counts as 0: nothing is there."""
-    if isinstance(condition, Joined):
+    if isinstance(condition, AllOrAny):
         found = (holds(part, values, progress) for part in condition.parts)
         return all(found) if condition.how == "all" else any(found)
-    if isinstance(condition, Negated):
+    if isinstance(condition, Not):
         return not holds(condition.part, values, progress)
     return condition.keeps(progress if condition.reading is None else values.get(condition.reading, 0.0))
 
 
-def readings(condition: Condition) -> Iterator[Reading]:
+def readings(condition: Condition) -> Iterator[Quantity]:
     """Every reading that a condition compares, as often as it does."""
-    if isinstance(condition, Joined):
+    if isinstance(condition, AllOrAny):
         for part in condition.parts:
             yield from readings(part)
-    elif isinstance(condition, Negated):
+    elif isinstance(condition, Not):
         yield from readings(condition.part)
     elif condition.reading is not None:
         yield condition.reading
@@ -176,10 +176,10 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
         if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= MAX_COMPARISONS:
             raise ValueError(f"{dot}{kind} must be a list of 1 to {MAX_COMPARISONS} conditions, got {_shown(parts)}")
         joined = tuple(_parse(part, f"{dot}{kind}[{i}]", depth + 1) for i, part in enumerate(parts))
-        return Joined("all" if kind == "all" else "any", joined)
+        return AllOrAny("all" if kind == "all" else "any", joined)
     if kind == "not":
         _known(value, ("not",), place)
-        return Negated(_parse(value["not"], f"{dot}not", depth + 1))
+        return Not(_parse(value["not"], f"{dot}not", depth + 1))
     if kind == "progress":
         _known(value, ("progress",), place)
         inner = value["progress"]
@@ -187,21 +187,21 @@ def _parse(value: Any, place: str, depth: int) -> Condition:
             raise ValueError(f"{dot}progress must be an object of {', '.join(BOUNDS)}, got {_shown(inner)}")
         inner = _given(inner, BOUNDS, f"{dot}progress")
         _known(inner, BOUNDS, f"{dot}progress")
-        return Comparison(None, **_bounds(inner, f"{dot}progress"))
+        return Compare(None, **_bounds(inner, f"{dot}progress"))
     reading = _attribute(value, place, dot) if kind == "attribute" else _feature(value, place, dot)
-    return Comparison(reading, **_bounds(value, place))
+    return Compare(reading, **_bounds(value, place))
 
 
-def _attribute(value: Mapping[str, Any], place: str, dot: str) -> Reading:
+def _attribute(value: Mapping[str, Any], place: str, dot: str) -> Quantity:
     _known(value, ("attribute", "read", "over", *BOUNDS), place)
     name = value["attribute"]
     if not isinstance(name, str) or not 1 <= len(name) <= 200:
         raise ValueError(f"{dot}attribute must be a name, got {_shown(name)}")
     read = _one_of(value.get("read", "projection"), READ, f"{dot}read")
-    return Reading(attribute=name, read=read, over=_one_of(value.get("over", "mean"), OVER, f"{dot}over"))
+    return Quantity(attribute=name, read=read, over=_one_of(value.get("over", "mean"), OVER, f"{dot}over"))
 
 
-def _feature(value: Mapping[str, Any], place: str, dot: str) -> Reading:
+def _feature(value: Mapping[str, Any], place: str, dot: str) -> Quantity:
     _known(value, ("feature", "unit", "over", *BOUNDS), place)
     named = value["feature"]
     if (
@@ -214,7 +214,7 @@ def _feature(value: Mapping[str, Any], place: str, dot: str) -> Reading:
         raise ValueError(f'{dot}feature must be {{"sae": name, "index": number}}, got {_shown(named)}')
     unit = _one_of(value.get("unit", "raw"), READ_UNITS, f"{dot}unit")
     over = _one_of(value.get("over", "max"), OVER, f"{dot}over")
-    return Reading(sae=named["sae"], feature=named["index"], over=over, unit=unit)
+    return Quantity(sae=named["sae"], feature=named["index"], over=over, unit=unit)
 
 
 def _bounds(value: Mapping[str, Any], place: str) -> dict[str, float]:
@@ -248,11 +248,11 @@ def _given(value: Mapping[str, Any], known: tuple[str, ...], place: str) -> dict
     return {name: part for name, part in value.items() if part is not None}
 
 
-def _comparisons(condition: Condition) -> Iterator[Comparison]:
-    if isinstance(condition, Joined):
+def _comparisons(condition: Condition) -> Iterator[Compare]:
+    if isinstance(condition, AllOrAny):
         for part in condition.parts:
             yield from _comparisons(part)
-    elif isinstance(condition, Negated):
+    elif isinstance(condition, Not):
         yield from _comparisons(condition.part)
     else:
         yield condition

@@ -9,7 +9,7 @@ READS_A_PUSH = "sae_attribute"
 """The order that reads the attribute which is pushed, unless it names one."""
 
 
-def unsteered(params: GenerationParams) -> GenerationParams:
+def baseline_of(params: GenerationParams) -> GenerationParams:
     """The baseline of a row: it has its noise and its order, which reads what it would have read, and no steering."""
     return replace(
         with_pushes(params, ()),
@@ -26,11 +26,11 @@ def unsteered(params: GenerationParams) -> GenerationParams:
 
 def with_pushes(params: GenerationParams, interventions: Sequence[Intervention]) -> GenerationParams:
     """The row with other interventions: its order goes on reading the attribute that it has read."""
-    order = None if params.order is None else with_target(params.order, params.interventions)
+    order = None if params.order is None else with_order_target(params.order, params.interventions)
     return replace(params, order=order, interventions=tuple(interventions))
 
 
-def with_target(order: Choice, interventions: Sequence[Intervention]) -> Choice:
+def with_order_target(order: Choice, interventions: Sequence[Intervention]) -> Choice:
     """The order of a row with these interventions, naming the attribute it reads: its own, else the first that is
     pushed. Any other order, and one that finds none to read, is as it was."""
     options = {"type": order} if isinstance(order, str) else order

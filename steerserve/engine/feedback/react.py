@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Event
 from steerserve.engine.feedback.refine import answer_best
 from steerserve.engine.forward.batch import Batch
-from steerserve.engine.sampling.commit import Place, take_back
+from steerserve.engine.sampling.commit import Place, remask
 
-Read = Mapping[int, Mapping[Reading, float]]
+Read = Mapping[int, Mapping[Quantity, float]]
 """What the forward told of each watching row, by row."""
 
 
@@ -17,7 +17,7 @@ def read(batch: Batch) -> Read:
     watch = batch.watch
     if not watch.rows:
         return {}
-    return watch.read(batch.plan.captured, batch.reach, batch.state(batch.position), batch.reader)
+    return watch.read(batch.plan.captured, batch.writing_span, batch.state(batch.position), batch.reader)
 
 
 def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
@@ -43,7 +43,7 @@ def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
             first, last = request.reactions.span(request.block_span, (request.start, request.stop))
             held = [(row, position) for position in range(first, last) if request.canvas[position] != request.mask_id]
             if held:
-                events += take_back(batch.requests, held)
+                events += remask(batch.requests, held)
                 places += held
                 request.rewind(held[0][1])
                 span = [first - request.start, last - request.start]

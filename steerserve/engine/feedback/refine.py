@@ -13,7 +13,7 @@ from steerserve.engine.api.scoring import likelihood
 from steerserve.engine.api.text import cut_at_stop
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.outputs.result import Text
-from steerserve.engine.request.refinement import Draft, Refinement
+from steerserve.engine.request.refinement import RefinedText, Refinement
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.commit import stepped
 
@@ -22,21 +22,21 @@ Judge = Callable[[Sequence[Request]], list[tuple[dict[str, float], bool]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class RefineRound:
     """What becomes of a row whose draft has been judged; positions are those of its response."""
 
     row: int
     request: Request
     refinement: Refinement
-    draft: Draft
+    draft: RefinedText
     passed: bool
     """Whether judging took a forward pass."""
-    best: Draft
+    best: RefinedText
     """The draft, or the one that it is not better than."""
     stretch: list[int]
     """What is masked next, none after the last round."""
     place: tuple[int, int]
-    """See `Course.beginning`."""
+    """The block and its step at which to write the stretch anew."""
 
     @property
     def canvas(self) -> list[int]:
@@ -68,7 +68,7 @@ def answer_best(request: Request, events: list[Event]) -> bool:
     refinement = request.refinement
     if refinement is None or refinement.best is None:
         return False
-    now = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), {}, 0.0)
+    now = RefinedText(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), {}, 0.0)
     _take(request, refinement.best, now, request.step, events)
     request.canvas[request.start : request.stop] = refinement.best.tokens
     # Nothing is left to be written or judged.
@@ -76,7 +76,7 @@ def answer_best(request: Request, events: list[Event]) -> bool:
     return True
 
 
-def _take(request: Request, best: Draft, last: Draft, step: int, events: list[Event]) -> None:
+def _take(request: Request, best: RefinedText, last: RefinedText, step: int, events: list[Event]) -> None:
     """Give a row the log-probabilities of its best draft, and tell where that differs from the last one: in tokens, or
     in what they were likely."""
     one, other = ([(token, draft.logprobs.get(i)) for i, token in enumerate(draft.tokens)] for draft in (best, last))
@@ -93,22 +93,22 @@ def _take(request: Request, best: Draft, last: Draft, step: int, events: list[Ev
 
 def _turn(
     row: int, request: Request, verdicts: dict[str, float], passed: bool, end_ids: Sequence[int], text: Text
-) -> Turn:
+) -> RefineRound:
     refinement = request.refinement
     assert refinement is not None
     # A text that shows nothing would else be the surest to lack what is not wanted.
     score = -math.inf if WORDLESS in verdicts.values() else likelihood(verdicts, refinement.absent)
-    draft = Draft(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), verdicts, score)
+    draft = RefinedText(tuple(request.response), dict(request.logprobs), dict(request.top_logprobs), verdicts, score)
     best, left = draft, refinement.rounds
     if refinement.best is not None:
         best = draft if refinement.betters(draft) else refinement.best
         left = refinement.rounds_left - 1
     stretch = _next(request, refinement, best, end_ids, text) if left else []
     place = request.beginning(stretch) if stretch else (request.block, request.block_step)
-    return Turn(row, request, refinement, draft, passed, best, stretch, place)
+    return RefineRound(row, request, refinement, draft, passed, best, stretch, place)
 
 
-def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequence[int], text: Text) -> list[int]:
+def _next(request: Request, refinement: Refinement, best: RefinedText, end_ids: Sequence[int], text: Text) -> list[int]:
     """The positions to write anew: a stretch drawn from the tokens up to the first end token or the end of the first
     stop string, whichever comes first."""
     ends = [i for i, token in enumerate(best.tokens) if token in end_ids]
@@ -132,7 +132,7 @@ def _next(request: Request, refinement: Refinement, best: Draft, end_ids: Sequen
     return [i for i in tokens[first : first + span] if i < tokens[first] + span]
 
 
-def _set(batch: Batch, turns: Sequence[Turn]) -> None:
+def _set(batch: Batch, turns: Sequence[RefineRound]) -> None:
     """Bring the batch's tensors, and the pushes of its next forward, to what the rows are about to become."""
     written: list[tuple[int, int, int]] = []
     masked: list[tuple[int, int]] = []
@@ -151,7 +151,7 @@ def _set(batch: Batch, turns: Sequence[Turn]) -> None:
     batch.mask(masked)
 
 
-def _tell(turn: Turn, events: list[Event]) -> None:
+def _tell(turn: RefineRound, events: list[Event]) -> None:
     """Change the row, and tell it as of the step that was made last."""
     request, step = turn.request, turn.request.step - 1
     turn.refinement.weigh(turn.draft)

@@ -10,9 +10,9 @@ from torch import Tensor
 from schedulers import Random
 from steerserve.engine import noise
 from steerserve.engine.forward.gains import hold_to_budgets
-from steerserve.engine.forward.monitor import Watch
-from steerserve.engine.forward.packing import TILE, Packed, step_of_width
-from steerserve.engine.forward.progress import now
+from steerserve.engine.forward.monitor import Monitor
+from steerserve.engine.forward.packing import TILE, PackedForward, step_of_width
+from steerserve.engine.forward.progress import batch_progress
 from steerserve.engine.forward.states import TOP_FEATURES, projections, state_scopes, top_features
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM, ModelFacts
@@ -39,7 +39,7 @@ class Batch:
         inside = position < length[:, None]
         response = (position >= start[:, None]) & (position < stop[:, None])
         self.inside, self.response = inside.to(device), response.to(device)
-        self.reach = self._within([r.reach for r in requests])
+        self.writing_span = self._within([r.writing_span for r in requests])
         """The positions [R, W] bool that are being written: the response, or the stretch of a round."""
         self.prompt = (position < start[:, None]).to(device)
         self.position = position.to(device)
@@ -61,7 +61,7 @@ class Batch:
         """Rows [R] bool whose positions can be chosen before anything is drawn."""
         captures = frozenset(r.stability.facts.layer for r in requests if r.stability is not None)
         captures |= frozenset(r.uptake.push.layer for r in requests if r.uptake is not None)
-        self.watch = Watch(self.requests, device)
+        self.watch = Monitor(self.requests, device)
         captures |= self.watch.layers
         # A twin is pushed as its row is: guidance is towards the prompt alone, and no receipt counts it.
         twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
@@ -85,12 +85,12 @@ class Batch:
         self.rows = [*requests, *(requests[i] for i in guided + measured + bare)]
         """Of each row of the forward [R + G + U], the request it stands for."""
         lengths = [len(r.canvas) for r in self.rows]
-        self.plan = Packed([*(r.pushes for r in requests), *twins], lengths, width, device, dtype, captures)
+        self.plan = PackedForward([*(r.pushes for r in requests), *twins], lengths, width, device, dtype, captures)
         self.orders = self._members([r.order for r in requests])
         """Every order of the batch, and its rows [R] bool."""
         self.transfers = self._members([r.transfer for r in requests])
         self.orderless = torch.tensor([isinstance(r.order, Random) for r in requests], device=device)
-        self.now = now(requests, device)
+        self.now = batch_progress(requests, device)
         """Where the rows stand, as of the last `look`."""
         self.saes: dict[SparseAutoencoder, Tensor] = {}
         """Rows [R] bool that compare features of each SAE between steps."""
@@ -109,12 +109,12 @@ class Batch:
 
     def begin_round(self, row: int, first: int, last: int) -> None:
         """Take note of the canvas positions [first, last) that a row begins to write anew."""
-        self.reach[row] = self._within([(first, last)])[0]
+        self.writing_span[row] = self._within([(first, last)])[0]
         self.watch.rearm(row)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Take note of how far the rows have come: before a step, and whenever some of them went on."""
-        self.now = now(self.requests, self.canvas.device)
+        self.now = batch_progress(self.requests, self.canvas.device)
 
     def members(self, rows: Sequence[bool]) -> Tensor:
         """Rows of the batch as a tensor [R] bool."""
@@ -133,14 +133,14 @@ class Batch:
     def _column(rows: Sequence[tuple[int, ...]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64)
 
-    def open(self) -> tuple[Tensor, Tensor]:
+    def candidates(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
         masked = (self.canvas == self.facts.mask_id) & self.response
         last = torch.where(self.now.alone, self.now.first + 1, self.now.last)
         row, position = (masked & (self.position < last[:, None])).nonzero().unbind(1)
         return row, position
 
-    def held(self) -> tuple[Tensor, Tensor]:
+    def committed(self) -> tuple[Tensor, Tensor]:
         """The committed positions of the current blocks, as (row [N], canvas position [N])."""
         inside = (self.position >= self.now.first[:, None]) & (self.position < self.now.last[:, None])
         row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from steerserve.engine.forward.packing import Packed
+from steerserve.engine.forward.packing import PackedForward
 from steerserve.engine.request.request import Request
 
 MOST_TRIES: Final = 4
@@ -24,12 +24,12 @@ DIGITS: Final = 6
 it, change nothing."""
 
 
-def pushing(request: Request, plan: Packed) -> bool:
+def pushing(request: Request, plan: PackedForward) -> bool:
     """Whether a row has pushes of its own at the step that was set."""
     return any(plan.gain(push) != 0 for push in request.own)
 
 
-def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
+def hold_to_budgets(requests: Sequence[Request], plan: PackedForward) -> None:
     """Lower the gains of the step that was set where rows would spend more predicted KL than they have left; of rows
     whose pushes the measured KL has lowered before, to what they come to by that."""
     for request in requests:
@@ -39,7 +39,7 @@ def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
         budget = request.budget
         if budget is None:
             continue
-        first, last = (0, 0) if request.over else request.block_span
+        first, last = (0, 0) if request.is_done else request.block_span
         masked = request.canvas[first:last].count(request.mask_id) / request.params.max_tokens
         gains = [plan.gain(group[0]) for group in budget.groups]
         factor = budget.factor(request.made[-1].committed / request.params.max_tokens, masked, gains)
@@ -48,7 +48,7 @@ def hold_to_budgets(requests: Sequence[Request], plan: Packed) -> None:
                 plan.scale(push, factor)
 
 
-def lowers(requests: Sequence[Request], nats: Sequence[float], plan: Packed) -> bool:
+def lowers(requests: Sequence[Request], nats: Sequence[float], plan: PackedForward) -> bool:
     """Take note of the KL of what each row is about to commit, and lower the pushes of rows that it would put over
     their limit: whether the forward is to be made again."""
     again = False
@@ -93,7 +93,7 @@ def _aimed(tried: tuple[float, float], left: float) -> float:
     return _rounded(factor * (share if share < 1 else math.sqrt(share)))
 
 
-def _lower(request: Request, plan: Packed, factor: float) -> None:
+def _lower(request: Request, plan: PackedForward, factor: float) -> None:
     request.made[-1].factor *= factor
     for push in request.own:
         plan.scale(push, factor)

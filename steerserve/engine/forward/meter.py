@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steerserve.engine.request.readouts import Gauge
+from steerserve.engine.request.readouts import Readout
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.encoders import ENCODED
 
@@ -21,10 +21,10 @@ LARGEST = 1e6
 """Activations are cut off here, so that the sum of any canvas fits."""
 
 
-class Meter:
+class ReadoutBatch:
     """G gauges, each of a row of the batch, read in one go."""
 
-    def __init__(self, gauges: Sequence[tuple[int, Gauge]], device: torch.device) -> None:
+    def __init__(self, gauges: Sequence[tuple[int, Readout]], device: torch.device) -> None:
         """gauges: each with its row of the batch."""
         self.gauges = [one for _, one in gauges]
         self.rows = torch.tensor([row for row, _ in gauges], dtype=torch.int64, device=device)

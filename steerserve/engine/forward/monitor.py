@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from schedulers import ControllerState, controllers
-from steerserve.engine.api.conditions import Reading
-from steerserve.engine.forward.meter import Meter
-from steerserve.engine.forward.packing import Packed
-from steerserve.engine.request.controllers import Loop
+from steerserve.engine.api.conditions import Quantity
+from steerserve.engine.forward.meter import ReadoutBatch
+from steerserve.engine.forward.packing import PackedForward
+from steerserve.engine.request.controllers import FeedbackLoop
 from steerserve.engine.request.request import Request
 
 
-class Loops:
+class FeedbackLoops:
     """The loops of a batch, worked out side by side."""
 
-    def __init__(self, loops: Sequence[Loop]) -> None:
+    def __init__(self, loops: Sequence[FeedbackLoop]) -> None:
         self.loops = list(loops)
         self._controllers = controllers([(loop.config, loop.profile) for loop in loops]) if loops else None
 
@@ -39,7 +39,7 @@ class Loops:
                 loop.released_at = at
 
 
-class Watch:
+class Monitor:
     """The gauges and governors of a batch's rows. What lasts is the rows' own: a batch may be rebuilt at any step."""
 
     def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
@@ -48,19 +48,19 @@ class Watch:
         """The rows that watch anything."""
         read = [(row, reading, one) for row in self.rows for reading, one in requests[row].gauges.items()]
         self.keys = [(row, reading) for row, reading, _ in read]
-        self.meter = Meter([(row, one) for row, _, one in read], device) if read else None
+        self.meter = ReadoutBatch([(row, one) for row, _, one in read], device) if read else None
         self.layers = frozenset[int]() if self.meter is None else self.meter.layers
         """The layers whose outputs it reads."""
         self.pushed = [
-            (row, one.governor, one.pushes[0])
+            (row, one.controller, one.pushes[0])
             for row in self.rows
             for one in requests[row].interventions
-            if one.governor is not None
+            if one.controller is not None
         ]
         """What governs an intervention, with one of its pushes: all have the same gain."""
         self.governed = [(row, one) for row, one, _ in self.pushed]
         self.looped = [(row, one.loop) for row, one in self.governed if one.loop is not None]
-        self.loops = Loops([loop for _, loop in self.looped])
+        self.loops = FeedbackLoops([loop for _, loop in self.looped])
         self._begin()
 
     def _begin(self) -> None:
@@ -68,22 +68,22 @@ class Watch:
         new = [(row, one) for row, one in self.governed if not one.begun]
         fresh = [(row, one.loop) for row, one in new if one.loop is not None]
         progress = [self.requests[row].progress for row, _ in fresh]
-        Loops([loop for _, loop in fresh]).turn([math.nan] * len(fresh), progress)
+        FeedbackLoops([loop for _, loop in fresh]).turn([math.nan] * len(fresh), progress)
         for row, one in new:
             one.settle({}, self.requests[row].progress)
 
     def read(
         self, captured: Mapping[int, Tensor], response: Tensor, states: Tensor, reader: Tensor
-    ) -> dict[int, dict[Reading, float]]:
+    ) -> dict[int, dict[Quantity, float]]:
         """What the forward just made told of each watching row, by row: one transfer from the device. See
-        `Meter.read`."""
-        values: dict[int, dict[Reading, float]] = {row: {} for row in self.rows}
+        `ReadoutBatch.read`."""
+        values: dict[int, dict[Quantity, float]] = {row: {} for row in self.rows}
         told = [] if self.meter is None else self.meter.read(captured, response, states, reader).tolist()
         for (row, reading), value in zip(self.keys, told, strict=True):
             values[row][reading] = value
         return values
 
-    def count(self, values: Mapping[int, Mapping[Reading, float]], plan: Packed) -> None:
+    def count(self, values: Mapping[int, Mapping[Quantity, float]], plan: PackedForward) -> None:
         """Keep what a forward read whose outcome stands, and the gains that it had."""
         for row, one, push in self.pushed:
             one.count(values[row], plan.gain(push))
@@ -94,11 +94,11 @@ class Watch:
         loops = [one.loop for one in mine if one.loop is not None]
         for loop in loops:
             loop.gain, loop.streak = math.inf, 0
-        Loops(loops).turn([math.nan] * len(loops), [0.0] * len(loops))
+        FeedbackLoops(loops).turn([math.nan] * len(loops), [0.0] * len(loops))
         for one in mine:
             one.settle({}, 0.0)
 
-    def settle(self, values: Mapping[int, Mapping[Reading, float]]) -> None:
+    def settle(self, values: Mapping[int, Mapping[Quantity, float]]) -> None:
         """Set the pushes of the next forward."""
         progress = {row: self.requests[row].progress for row in self.rows}
         self.loops.turn(

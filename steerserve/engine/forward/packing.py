@@ -73,7 +73,7 @@ class Part:
     plan: SteeringPlan
 
 
-class Packed:
+class PackedForward:
     """F rows on a canvas of width W, split into forwards, and their steering."""
 
     def __init__(

@@ -10,7 +10,7 @@ from steerserve.engine.request.request import Request
 
 
 @dataclass(frozen=True, eq=False)
-class Now:
+class BatchProgress:
     """Of R rows; every tensor [R] int64 on the device unless it says otherwise."""
 
     step: Tensor
@@ -32,11 +32,11 @@ class Now:
     """Share of what is being written that is committed, float64, on the host: see `Request.progress`."""
 
 
-def now(requests: Sequence[Request], device: torch.device) -> Now:
+def batch_progress(requests: Sequence[Request], device: torch.device) -> BatchProgress:
     """The rows as they are."""
     rows = []
     for one in requests:
-        first, last = (0, 0) if one.over else one.block_span
+        first, last = (0, 0) if one.is_done else one.block_span
         counts = (
             one.step,
             one.block_step,
@@ -47,12 +47,12 @@ def now(requests: Sequence[Request], device: torch.device) -> Now:
             one.takes_likeliest,
             one.opens_alone,
         )
-        rows.append((*counts, one.masked, one.length, *one.left))
+        rows.append((*counts, one.masked, one.length, *one.masked_and_total))
     table = torch.tensor(rows, dtype=torch.int64)
     left, reach = table[:, 10].double(), table[:, 11].double()
     columns = table[:, :10].to(device).unbind(1)
     step, block_step, block_steps, block_total, first_, last_, likeliest, alone, masked, length = columns
-    return Now(
+    return BatchProgress(
         step=step,
         block_step=block_step,
         block_steps=block_steps,

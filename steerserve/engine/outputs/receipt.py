@@ -8,10 +8,10 @@ from torch import Tensor
 
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.interventions.allocation import told_limits
-from steerserve.engine.admission.interventions.cost import bill
+from steerserve.engine.admission.interventions.cost import total_cost
 from steerserve.engine.api.params import Limits
-from steerserve.engine.request.intervention import Resolved
-from steerserve.engine.request.kl_budget import Course
+from steerserve.engine.request.intervention import ActiveIntervention
+from steerserve.engine.request.kl_budget import Trajectory
 from steerserve.engine.request.request import Request
 from steerserve.steering.push import Push
 
@@ -26,7 +26,7 @@ def approximated(request: Request) -> list[dict[str, Any]]:
     return [one | told.get(one["what"], {}) for one in request.plan["approximate"]]
 
 
-Held = tuple[Resolved, int, int]
+Held = tuple[ActiveIntervention, int, int]
 """An intervention with the steps [first, last + 1) at which it held."""
 
 
@@ -74,11 +74,11 @@ def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> 
     prices = [one.price for one, _, _ in pushing if one.price is not None]
     if len(prices) < len(pushing):
         return None, None
-    whole = bill(catalogue, prices)
+    whole = total_cost(catalogue, prices)
     if whole is None:
         return 0.0, None
     length = request.params.max_tokens
-    run = Course(
+    run = Trajectory(
         tuple(one.committed / length for one in request.made), tuple(one.commits / length for one in request.made)
     )
     return whole.over(run, _gains(request, pushing))[1], whole.cross
@@ -117,12 +117,12 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
     }
 
 
-def _intervention(one: Resolved, lowered: bool) -> dict[str, Any]:
+def _intervention(one: ActiveIntervention, lowered: bool) -> dict[str, Any]:
     """The plan's summary with what came of it: the strengths of the forward passes made instead of those
     predicted; `clipped`: at how many layers a limit made it smaller, `lowered` being that on KL."""
     applied = any(push.applied.positions for push in one.pushes)
     notes = list(one.summary["notes"])
-    if not applied and (not notes or one.governor is not None):
+    if not applied and (not notes or one.controller is not None):
         notes.append(
             "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
         )
@@ -135,7 +135,7 @@ def _intervention(one: Resolved, lowered: bool) -> dict[str, Any]:
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
         "clipped": sum(push.applied.clipped > 0 or lowered and not one.mandatory for push in one.pushes),
         "notes": notes,
-        **({} if one.governor is None else one.governor.receipt()),
+        **({} if one.controller is None else one.controller.receipt()),
     }
 
 

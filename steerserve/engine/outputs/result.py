@@ -19,12 +19,12 @@ class Text(Protocol):
         ...
 
 
-def settled(request: Request, end_ids: Sequence[int], text: Text) -> bool:
+def is_finished(request: Request, end_ids: Sequence[int], text: Text) -> bool:
     """Whether nothing of a row's text can change any more: no mask or no step is left, it was ended, or an end token or
     stop string stands in the prefix that none takes back."""
     prefix = request.response[: request.prefix]
     return (
-        request.over
+        request.is_done
         or request.aborted
         or request.prefix == request.length
         or any(end in prefix for end in end_ids)
@@ -34,7 +34,7 @@ def settled(request: Request, end_ids: Sequence[int], text: Text) -> bool:
 
 
 @dataclass(frozen=True)
-class Writing:
+class WrittenText:
     """What a row has written."""
 
     places: list[int]
@@ -45,22 +45,22 @@ class Writing:
     """Whether an end token or a stop string ended it."""
 
 
-def writing(request: Request, end_ids: Sequence[int], text: Text) -> Writing:
+def text_so_far(request: Request, end_ids: Sequence[int], text: Text) -> WrittenText:
     """Of a row that is settled, or whose draft is done."""
     # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
-    tokens = request.response if request.over else request.response[: request.prefix]
+    tokens = request.response if request.is_done else request.response[: request.prefix]
     ends = [i for i, token in enumerate(tokens) if token in end_ids]
     tokens = tokens[: ends[0]] if ends else tokens
     places = [i for i, token in enumerate(tokens) if token != request.mask_id]
     # What only a stop string has ended may end amid a character.
-    more = not (request.over or request.aborted or ends or request.prefix == request.length)
+    more = not (request.is_done or request.aborted or ends or request.prefix == request.length)
     words, stopped = cut_at_stop(text(request, [tokens[i] for i in places], more), request.params.stop)
-    return Writing(places, words, bool(ends) or stopped)
+    return WrittenText(places, words, bool(ends) or stopped)
 
 
 def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text: Text) -> Result:
     """Of a row that is settled, what its pushes did being up to date."""
-    written = writing(request, end_ids, text)
+    written = text_so_far(request, end_ids, text)
     return Result(
         tokens=tuple(request.response[i] for i in written.places),
         text=written.text,
@@ -76,14 +76,16 @@ def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text:
     )
 
 
-def _with_rest(told: dict[str, Any] | None, request: Request, written: Writing, text: Text) -> dict[str, Any] | None:
+def _with_rest(
+    told: dict[str, Any] | None, request: Request, written: WrittenText, text: Text
+) -> dict[str, Any] | None:
     """A receipt; of a row that a condition has ended with what its text leaves out, since a gap stands before it: each
     run of committed tokens, with its first position in the response and its text."""
     if told is None or not request.aborted:
         return told
     runs: list[tuple[int, list[int]]] = []
     # A text that has come to its end has nothing behind it, committed or not.
-    first = request.length if written.ended or request.over else request.prefix
+    first = request.length if written.ended or request.is_done else request.prefix
     for i in range(first, request.length):
         token = request.response[i]
         if token == request.mask_id:
@@ -96,7 +98,7 @@ def _with_rest(told: dict[str, Any] | None, request: Request, written: Writing, 
     return told | {"aborted": told["aborted"] | {"behind_gap": beyond}}
 
 
-def unwritten(request: Request) -> Result:
+def empty_result(request: Request) -> Result:
     """Of a row that writes nothing."""
     return Result(
         tokens=(),

@@ -9,7 +9,7 @@ from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
 
 
-def readings(batch: Batch) -> list[Trace]:
+def due_traces(batch: Batch) -> list[Trace]:
     """Traces that are due at this step; see `note`."""
     due = [
         request
@@ -31,7 +31,7 @@ def readings(batch: Batch) -> list[Trace]:
     ]
 
 
-def note(requests: Sequence[Request], traces: Sequence[Trace]) -> list[Trace]:
+def keep_traces(requests: Sequence[Request], traces: Sequence[Trace]) -> list[Trace]:
     """Keep traces for the results of their rows; the same."""
     rows = {request.id: request for request in requests}
     for trace in traces:

@@ -7,7 +7,7 @@ from steerserve.engine.request.refinement import Refinement
 
 
 @dataclass(eq=False, kw_only=True)
-class Standing:
+class Canvas:
     """The prompt, response and suffix of a row, masked positions included."""
 
     params: GenerationParams
@@ -44,7 +44,7 @@ class Standing:
         return self.response.count(self.mask_id)
 
     @property
-    def reach(self) -> tuple[int, int]:
+    def writing_span(self) -> tuple[int, int]:
         """Canvas positions [first, last + 1) that are being written: the response, or the stretch of a round."""
         if self.refinement is None or self.refinement.stretch is None:
             return self.start, self.stop
@@ -52,14 +52,14 @@ class Standing:
         return self.start + first, self.start + last
 
     @property
-    def left(self) -> tuple[int, int]:
+    def masked_and_total(self) -> tuple[int, int]:
         """Positions of what is being written that are still masked, and all of them."""
-        tokens = self.canvas[slice(*self.reach)]
+        tokens = self.canvas[slice(*self.writing_span)]
         return tokens.count(self.mask_id), len(tokens)
 
     @property
     def progress(self) -> float:
         """Share of what is being written that is committed."""
-        masked, length = self.left
+        masked, length = self.masked_and_total
         # Not 1 - masked / length, which rounds twice and may fall short of the border of a slice.
         return (length - masked) / length

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from schedulers import CommitmentProfile, Feedback, GainTable
-from steerserve.engine.api.conditions import Condition, Reading, Remask, holds
-from steerserve.engine.request.readouts import Gauge
-from steerserve.steering.push import Dial
+from steerserve.engine.api.conditions import Condition, Quantity, Remask, holds
+from steerserve.engine.request.readouts import Readout
+from steerserve.steering.push import GainOverride
 
 
 @dataclass(eq=False)
-class Loop:
+class FeedbackLoop:
     """One intervention's controller, and what it remembers from one forward to the next."""
 
     config: Feedback
     profile: CommitmentProfile
-    reading: Reading
+    reading: Quantity
     """The quantity that the profile's curve is the mean of."""
     gain: float = math.inf
     """Of the next push; infinite before the first one is worked out."""
@@ -54,13 +54,13 @@ class Loop:
 
 
 @dataclass(eq=False)
-class Governor:
+class InterventionController:
     """Of one intervention of one row."""
 
-    gauges: Mapping[Reading, Gauge]
-    loop: Loop | None = None
+    gauges: Mapping[Quantity, Readout]
+    loop: FeedbackLoop | None = None
     when: Condition | None = None
-    dial: Dial = field(default_factory=Dial)
+    dial: GainOverride = field(default_factory=GainOverride)
     """Of all its pushes."""
     begun: bool = False
     """Whether the gain of the first push has been worked out."""
@@ -79,7 +79,7 @@ class Governor:
             found.append("pushes only while its condition holds, which is judged after each forward for the next")
         return found
 
-    def settle(self, values: Mapping[Reading, float], progress: float) -> None:
+    def settle(self, values: Mapping[Quantity, float], progress: float) -> None:
         """Set the dial for the next forward; the loop has been turned."""
         self.begun = True
         if self.loop is not None:
@@ -87,7 +87,7 @@ class Governor:
         if self.when is not None:
             self.dial.held = holds(self.when, values, progress)
 
-    def count(self, values: Mapping[Reading, float], gain: float) -> None:
+    def count(self, values: Mapping[Quantity, float], gain: float) -> None:
         """Keep what a forward read, whether the push held at it, and the gain that it then had."""
         self.passes += self.dial.held
         if self.loop is not None:
@@ -101,10 +101,10 @@ class Governor:
 
 
 @dataclass(eq=False)
-class Reactions:
+class Triggers:
     """Of one row: what ends it, what has tokens of it written anew, and what came of that."""
 
-    gauges: Mapping[Reading, Gauge]
+    gauges: Mapping[Quantity, Readout]
     abort: Condition | None
     remask: Remask | None
     aborted: dict[str, Any] | None = None
@@ -124,7 +124,7 @@ class Reactions:
             return response[0] + self.remask.span[0], response[0] + self.remask.span[1]
         return block if self.remask.span == "block" else response
 
-    def due(self, values: Mapping[Reading, float], progress: float) -> tuple[bool, bool]:
+    def due(self, values: Mapping[Quantity, float], progress: float) -> tuple[bool, bool]:
         """Whether to end the row, and whether to mask tokens again."""
         abort = self.abort is not None and holds(self.abort, values, progress)
         again = self.rewrites and self.remask is not None and holds(self.remask.condition, values, progress)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schedulers import Transfer
-from steerserve.engine.request.canvas import Standing
-from steerserve.engine.request.controllers import Reactions
+from steerserve.engine.request.canvas import Canvas
+from steerserve.engine.request.controllers import Triggers
 
 
 def usual_step(transfer: Transfer, length: int, steps: int, masked: int) -> int:
@@ -18,14 +18,14 @@ def usual_step(transfer: Transfer, length: int, steps: int, masked: int) -> int:
 
 
 @dataclass(eq=False, kw_only=True)
-class Course(Standing):
+class BlockCursor(Canvas):
     """The blocks and steps in which a row's response is written."""
 
     steps: int
     """Of all blocks together; the most there may be, where they do not bind the transfer."""
     block_length: int
     transfer: Transfer
-    reactions: Reactions | None = None
+    reactions: Triggers | None = None
     """What ends the row or rewrites it; None where nothing does."""
     step: int = 0
     """Denoising steps done."""
@@ -58,7 +58,7 @@ class Course(Standing):
         return first, min(first + self.block_length, self.stop)
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         """Whether every step has been made."""
         return self.block * self.block_length >= self.length
 
@@ -76,7 +76,7 @@ class Course(Standing):
     def steps_left(self) -> int:
         """At most so many steps more."""
         rounds = 0 if self.refinement is None else self.refinement.steps_left
-        return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step) + rounds
+        return max(0 if self.is_done else 1, (self.blocks - self.block) * self.block_steps - self.block_step) + rounds
 
     @property
     def aborted(self) -> bool:
@@ -84,14 +84,14 @@ class Course(Standing):
         return self.reactions is not None and self.reactions.aborted is not None
 
     @property
-    def stands(self) -> int:
+    def num_final(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
         before = self.block * self.block_length if self.transfer.remasks else self.length
         if self.aborted:
             return self.length
         if self.refinement is not None and self.refinement.going:
             return 0
-        if self.over or self.reactions is None or not self.reactions.rewrites:
+        if self.is_done or self.reactions is None or not self.reactions.rewrites:
             return before
         return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
 
@@ -128,7 +128,7 @@ class Course(Standing):
                 self.block_total = self.block_length
                 if self._rewritten:
                     self._go_on()
-        while self.prefix < self.stands and self.canvas[self.start + self.prefix] != self.mask_id:
+        while self.prefix < self.num_final and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1
 
     @property
@@ -139,9 +139,9 @@ class Course(Standing):
 
     def _go_on(self) -> None:
         """To where a block lacks tokens, past those that were written before an earlier one was written again."""
-        while not self.over and not self._lacking():
+        while not self.is_done and not self._lacking():
             self.block += 1
-        if not self.over:
+        if not self.is_done:
             self.block_step = usual_step(self.transfer, self.block_length, self.block_steps, self._lacking())
 
     def _lacking(self) -> int:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from steerserve.engine.request.controllers import Governor
-from steerserve.engine.request.kl_budget import Price
+from steerserve.engine.request.controllers import InterventionController
+from steerserve.engine.request.kl_budget import InterventionCost
 from steerserve.steering.push import Push
 
 
 @dataclass(frozen=True)
-class Readout:
+class AttributeReadout:
     """What is read at one layer: an attribute's projection or a feature's activation."""
 
     name: str
@@ -20,14 +20,14 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ActiveIntervention:
     """One intervention, resolved: its pushes, and what the plan and the receipt say of it."""
 
     summary: dict[str, Any]
     pushes: tuple[Push, ...]
-    governor: Governor | None = None
+    controller: InterventionController | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
-    price: Price | None = None
+    price: InterventionCost | None = None
     """Its calibrated cost; None where none holds for it."""
     mandatory: bool = False
     """Whether it is not the caller's own."""
@@ -40,7 +40,7 @@ class Forward:
     step: int
     committed: int
     """Response tokens that were committed before it."""
-    under: tuple[Resolved, ...] = ()
+    under: tuple[ActiveIntervention, ...] = ()
     """The interventions that held at it."""
     commits: int = 0
     """Tokens that it committed."""

@@ -17,26 +17,26 @@ CrossTerms = Literal["all", "some", "none"]
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """Progress before the forwards of a run, and the share of the response's tokens that commits at each."""
 
     progress: tuple[float, ...]
     shares: tuple[float, ...]
 
 
-GRID: Final = Course(tuple(i / SLICES for i in range(SLICES)), (1 / SLICES,) * SLICES)
+GRID: Final = Trajectory(tuple(i / SLICES for i in range(SLICES)), (1 / SLICES,) * SLICES)
 """Of a run whose forwards are not known beforehand: as fine as schedules are."""
 
 
-def course(progress: Sequence[float] | None) -> Course:
+def trajectory(progress: Sequence[float] | None) -> Trajectory:
     """Of a run with forwards at these progresses, in order, that commits everything; None: `GRID`."""
     if progress is None:
         return GRID
-    return Course(tuple(progress), tuple(b - a for a, b in zip(progress, (*progress[1:], 1.0), strict=True)))
+    return Trajectory(tuple(progress), tuple(b - a for a, b in zip(progress, (*progress[1:], 1.0), strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
-class Price:
+class InterventionCost:
     """The calibrated cost of one intervention."""
 
     attribute: str
@@ -52,10 +52,10 @@ class Price:
 
 
 @dataclass(frozen=True, eq=False)
-class Bill:
+class TotalCost:
     """What I priced interventions cost together."""
 
-    prices: tuple[Price, ...]
+    prices: tuple[InterventionCost, ...]
     member: Tensor
     """[I, A] float64, 1 where an intervention is of an attribute."""
     matrices: Tensor
@@ -73,14 +73,14 @@ class Bill:
         together = torch.einsum("fa,fab,fb->f", pushed, self.matrices[at], pushed) / 2
         return own * strength.square() / 2, together
 
-    def over(self, run: Course, gains: Tensor) -> tuple[list[float], float]:
+    def over(self, run: Trajectory, gains: Tensor) -> tuple[list[float], float]:
         """Nats a response token over a run, with gains [F, I] at its forwards: of each alone, and of all together."""
         each, together = self.rates(torch.tensor(run.progress, dtype=torch.float64), gains)
         shares = torch.tensor(run.shares, dtype=torch.float64)
         return (shares @ each).tolist(), float(shares @ together)
 
 
-def along(progress: Sequence[float] | None, tables: Sequence[GainTable]) -> Tensor:
+def gains_along(progress: Sequence[float] | None, tables: Sequence[GainTable]) -> Tensor:
     """Gains [F, I] float64 of I tables at the forwards of `course(progress)`; where these are not known, those of each
     slice, whole."""
     if progress is None:
@@ -101,7 +101,7 @@ class PredictedBudget:
     """Nats a response token."""
     refuses: bool
     """Whether the row ends where it is over the limit; else its gains are lowered before that."""
-    bill: Bill | None
+    bill: TotalCost | None
     """Of the row's own pushes; None where there are none."""
     groups: tuple[tuple[Push, ...], ...]
     """Pushes of each intervention of the bill."""

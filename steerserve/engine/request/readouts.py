@@ -23,7 +23,7 @@ class LinearReadout:
 
 
 @dataclass(frozen=True, eq=False)
-class Gauge:
+class Readout:
     """The sum of its probes at each position, or a feature of an SAE whose activation needs the whole code."""
 
     probes: tuple[LinearReadout, ...]

@@ -10,7 +10,7 @@ from steerserve.errors import RequestError
 
 
 @dataclass(frozen=True)
-class Draft:
+class RefinedText:
     """A whole response, and how good its probes find it."""
 
     tokens: tuple[int, ...]
@@ -36,7 +36,7 @@ class Refinement:
     round_steps: int
     """The most steps that one round takes."""
     absent: frozenset[str]
-    best: Draft | None = None
+    best: RefinedText | None = None
     first: float | None = None
     """Score of the first draft."""
     made: list[dict[str, Any]] = field(default_factory=list)
@@ -66,11 +66,11 @@ class Refinement:
         """Rounds that have yet to be judged."""
         return self.rounds - len(self.made)
 
-    def betters(self, draft: Draft) -> bool:
+    def betters(self, draft: RefinedText) -> bool:
         """Whether a draft is the first, or better than the best one."""
         return self.best is None or draft.score > self.best.score
 
-    def weigh(self, draft: Draft) -> None:
+    def weigh(self, draft: RefinedText) -> None:
         """Keep the draft where it betters the best one."""
         kept = self.betters(draft)
         if self.best is None:

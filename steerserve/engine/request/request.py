@@ -6,14 +6,14 @@ from typing import Any, Final
 from torch import Tensor
 
 from schedulers import Order
-from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Trace
-from steerserve.engine.request.controllers import Governor
-from steerserve.engine.request.cursor import Course
-from steerserve.engine.request.intervention import Forward, Readout, Resolved
+from steerserve.engine.request.controllers import InterventionController
+from steerserve.engine.request.cursor import BlockCursor
+from steerserve.engine.request.intervention import ActiveIntervention, AttributeReadout, Forward
 from steerserve.engine.request.kl_budget import PredictedBudget
 from steerserve.engine.request.kv_cache import RowCache
-from steerserve.engine.request.readouts import Gauge
+from steerserve.engine.request.readouts import Readout
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
 
@@ -22,16 +22,16 @@ MAX_ENDS: Final = 2**31
 
 
 @dataclass(eq=False, kw_only=True)
-class Request(Course):
+class Request(BlockCursor):
     """A row of the engine; only the engine changes it after admission."""
 
     id: str
     order: Order
-    interventions: tuple[Resolved, ...]
-    readouts: tuple[Readout, ...]
+    interventions: tuple[ActiveIntervention, ...]
+    readouts: tuple[AttributeReadout, ...]
     stability: SparseAutoencoder | None
     """The SAE that an order compares between steps."""
-    uptake: Readout | None
+    uptake: AttributeReadout | None
     """The attribute that an order reads at each position."""
     plan: dict[str, Any]
     budget: PredictedBudget | None = None
@@ -49,7 +49,7 @@ class Request(Course):
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0
     """Step from which its interventions hold."""
-    earlier: list[tuple[Resolved, int, int]] = field(default_factory=list)
+    earlier: list[tuple[ActiveIntervention, int, int]] = field(default_factory=list)
     """Interventions that others have replaced, with the steps [first, last + 1) at which they held."""
     trace: list[Trace] = field(default_factory=list)
     features: Tensor | None = None
@@ -175,12 +175,12 @@ class Request(Course):
         return self.ending and self.transfer.ending == "likeliest"
 
     @property
-    def governors(self) -> list[Governor]:
+    def governors(self) -> list[InterventionController]:
         """What decides about its interventions while it runs."""
-        return [one.governor for one in self.interventions if one.governor is not None]
+        return [one.controller for one in self.interventions if one.controller is not None]
 
     @property
-    def gauges(self) -> dict[Reading, Gauge]:
+    def gauges(self) -> dict[Quantity, Readout]:
         """What it reads after each forward."""
         found = {} if self.reactions is None else dict(self.reactions.gauges)
         for governor in self.governors:
@@ -190,13 +190,13 @@ class Request(Course):
     @property
     def watches(self) -> bool:
         """Whether anything is decided after each of its forwards."""
-        return self.reactions is not None or any(one.governor is not None for one in self.interventions)
+        return self.reactions is not None or any(one.controller is not None for one in self.interventions)
 
     @property
     def drafted(self) -> bool:
         """Whether a draft is written that has yet to be judged."""
         ended = self.finished or self.aborted
-        return self.refinement is not None and self.refinement.going and self.over and not ended
+        return self.refinement is not None and self.refinement.going and self.is_done and not ended
 
     @property
     def pushes(self) -> list[Push]:

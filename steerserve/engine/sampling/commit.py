@@ -24,7 +24,9 @@ def stepped(requests: Sequence[Request], more: int = 1) -> list[Stepped]:
     return [Stepped(one.id, one.step + more, one.passes) for one in requests if one.params.tell_steps]
 
 
-def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[list[Commit]]:
+def collect_commits(
+    batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor
+) -> list[list[Commit]]:
     """What each row commits, of token [N] at (row [N], canvas position [N])."""
     found: list[list[Commit]] = [[] for _ in batch.requests]
     # Whole numbers are exact in float64: one transfer from the device instead of four.
@@ -36,7 +38,7 @@ def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probabil
     return found
 
 
-def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> list[Committed]:
+def apply_commits(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> list[Committed]:
     """Write what each row commits."""
     events = []
     for request, mine in zip(requests, found, strict=True):
@@ -54,13 +56,13 @@ def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> li
     return events
 
 
-def revisions(batch: Batch, requests: Sequence[Request]) -> list[Place]:
+def positions_to_remask(batch: Batch, requests: Sequence[Request]) -> list[Place]:
     """The committed positions of `requests`, rows of the batch, whose draws say that they are masked again at this
     step."""
     due = [one for one in requests if one.transfer.remasks]
     if not due:
         return []
-    row, position = batch.held()
+    row, position = batch.committed()
     uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
     chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
     now, revising = batch.now, batch.members([one in due for one in batch.requests])
@@ -72,7 +74,7 @@ def revisions(batch: Batch, requests: Sequence[Request]) -> list[Place]:
     return [(r, p) for r, p in torch.stack([row[taken], position[taken]], dim=1).tolist()]
 
 
-def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
+def remask(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
     """Mask committed positions again; see `Batch.mask`."""
     found: list[list[int]] = [[] for _ in requests]
     for r, p in places:

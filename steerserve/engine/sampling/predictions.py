@@ -51,7 +51,7 @@ def _log_probabilities(model: DiffusionLM, hidden: Tensor, no_eos: Tensor, heat:
     return (logits / heat[:, None]).log_softmax(1)
 
 
-class Seen(Protocol):
+class Predictions(Protocol):
     """The outcome of one forward pass, asked for at (row [N], canvas position [N])."""
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
@@ -67,8 +67,8 @@ class Seen(Protocol):
         ...
 
 
-class States:
-    """See `Seen`; from the final states of a forward pass in this process."""
+class TorchPredictions:
+    """See `Predictions`; from the final states of a forward pass in this process."""
 
     def __init__(self, batch: Batch, model: DiffusionLM, row: Tensor, position: Tensor, again: bool = False) -> None:
         """Make the forward pass, of which no other candidates than those at (row [N], canvas position [N]) will be
@@ -77,17 +77,17 @@ class States:
         self._hidden = batch.forward(model, (row, position), again)
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
-        """See `Seen.draw`."""
+        """See `Predictions.draw`."""
         hidden, unguided = self._at(row, position)
         return draw(self._model, hidden, settings_of(self._batch, row, position), self._batch.needs, unguided)
 
     def alternatives(self, row: Tensor, position: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """See `Seen.alternatives`."""
+        """See `Predictions.alternatives`."""
         hidden, unguided = self._at(row, position)
         return alternatives(self._model, hidden, settings_of(self._batch, row, position), count, unguided)
 
     def divergence(self, row: Tensor, position: Tensor) -> list[float]:
-        """See `Seen.divergence`."""
+        """See `Predictions.divergence`."""
         return divergence(self._batch, self._model, self._hidden, row, position)
 
     def _at(self, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +97,7 @@ class States:
         return self._hidden[row, state], unguided
 
 
-def note_alternatives(batch: Batch, seen: Seen, row: Tensor, position: Tensor) -> None:
+def note_alternatives(batch: Batch, seen: Predictions, row: Tensor, position: Tensor) -> None:
     """Record them for the positions that commit, (row [N], canvas position [N])."""
     counts = [r.params.top_logprobs if r.params.logprobs else 0 for r in batch.requests]
     if not any(counts):

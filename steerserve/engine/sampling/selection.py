@@ -10,11 +10,11 @@ from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.api.events import Event
 from steerserve.engine.forward.batch import Batch
-from steerserve.engine.sampling.commit import revisions, stepped, take_back
+from steerserve.engine.sampling.commit import positions_to_remask, remask, stepped
 from steerserve.engine.sampling.sampler import Draw
 
 
-def skip_idle(batch: Batch, events: list[Event]) -> bool:
+def skip_empty_steps(batch: Batch, events: list[Event]) -> bool:
     """Let rows pass the steps at which nothing of theirs commits, without a forward; whether a row came to the end of a
     block. What these steps took back is added to `events`.
 
@@ -23,20 +23,20 @@ def skip_idle(batch: Batch, events: list[Event]) -> bool:
     """
     ended: set[str] = set()
     while True:
-        batch.look()
-        due = [request.may_skip and not request.over and request.id not in ended for request in batch.requests]
+        batch.refresh()
+        due = [request.may_skip and not request.is_done and request.id not in ended for request in batch.requests]
         if not any(due):
             return bool(ended)
-        row, position = batch.open()
+        row, position = batch.candidates()
         uniform, commits = _own_draws(batch, row, position)
         counts = _counts(batch, due, _quota(batch, row, due=commits)).tolist()
         idle = [r for r, now, count in zip(batch.requests, due, counts, strict=True) if now and count == 0]
         if not idle:
             return bool(ended)
-        taken = revisions(batch, idle)
+        taken = positions_to_remask(batch, idle)
         batch.mask(taken)
         events += stepped(idle)
-        events += take_back(batch.requests, taken)
+        events += remask(batch.requests, taken)
         for request in idle:
             block = request.block
             request.advance()
@@ -44,7 +44,7 @@ def skip_idle(batch: Batch, events: list[Event]) -> bool:
                 ended.add(request.id)
 
 
-def choose_blindly(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
+def select_before_sampling(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
     """Of the positions that may commit, (row [N], position [N]), those to draw candidates for [N] bool.
 
     Where neither order nor transfer looks at the candidates, only the positions that commit are kept; the rest of
@@ -55,7 +55,7 @@ def choose_blindly(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
     return _choose(batch, row, position, None) | ~batch.blind[row]
 
 
-def choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
+def select(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
     """Of the positions drawn, those that commit [N] bool; all of a row that has chosen before."""
     if all(request.chooses_blindly for request in batch.requests):
         return torch.ones_like(row, dtype=torch.bool)

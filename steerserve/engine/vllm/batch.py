@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.gains import hold_to_budgets
-from steerserve.engine.forward.packing import Packed
+from steerserve.engine.forward.packing import PackedForward
 from steerserve.engine.forward.states import projections
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.sampler import Draw
@@ -21,7 +21,7 @@ from steerserve.saes import SparseAutoencoder
 from steerserve.steering.push import Push
 
 
-class FarPlan(Packed):
+class FarPlan(PackedForward):
     """The plan of a batch whose sites are in other processes: only what was read there is kept here."""
 
     def __init__(self, width: int) -> None:
@@ -35,27 +35,27 @@ class FarPlan(Packed):
         self.gone: dict[int, int] = {}
 
     def readings(self) -> dict[int, float]:
-        """See `Packed.readings`."""
+        """See `PackedForward.readings`."""
         return self.values
 
     def gain(self, push: Push) -> float:
-        """See `Packed.gain`."""
+        """See `PackedForward.gain`."""
         return self.gains[id(push)]
 
     def scale(self, push: Push, factor: float) -> None:
-        """See `Packed.scale`."""
+        """See `PackedForward.scale`."""
         self.gains[id(push)] *= factor
 
     def refused(self) -> dict[int, tuple[int, float, float]]:
-        """See `Packed.refused`."""
+        """See `PackedForward.refused`."""
         return self.over
 
     def lost(self) -> dict[int, int]:
-        """See `Packed.lost`."""
+        """See `PackedForward.lost`."""
         return self.gone
 
     def projections(self, push: Push) -> Tensor:
-        """See `Packed.projections`."""
+        """See `PackedForward.projections`."""
         states = self.captured[push.layer][self.rows[id(push)]]
         return projections(states, push.direction.expand_as(states))
 
@@ -170,7 +170,7 @@ class VllmBatch(Batch):
         layers = tuple(sorted(self._traced(request).union(*(one.layers for one in request.gauges.values()))))
         return RowTask(
             response=(request.start, request.stop),
-            open=(0, 0) if request.over else request.block_span,
+            open=(0, 0) if request.is_done else request.block_span,
             only=only,
             noise=(params.seed, params.row, request.step),
             temperature=0.0 if request.takes_likeliest else float(params.temperature or 0.0),

@@ -10,10 +10,10 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
-from steerserve.engine.sampling.predictions import Seen
+from steerserve.engine.sampling.predictions import Predictions
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.workers import Workers
 from steerserve.errors import RequestError
@@ -33,7 +33,7 @@ REFUSED: Final = {
 """What requests may not ask for, and why."""
 
 
-class VllmEngine(TorchEngine):
+class VllmEngine(DiffusionEngine):
     """See `steerserve.engine.api.base.Engine`; everything but the forward pass is the torch engine's."""
 
     def __init__(
@@ -77,13 +77,13 @@ class VllmEngine(TorchEngine):
     def _batches(self) -> list[Batch]:
         return [VllmBatch(self.rows, self.model.facts, self.workers, self.known)]
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Seen:  # noqa: ARG002
+    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:  # noqa: ARG002
         assert isinstance(batch, VllmBatch)
         batch.ask(row, position)
         return batch
 
 
-def first_logits(engine: TorchEngine, rows: list[GenerationParams]) -> Tensor:
+def first_logits(engine: DiffusionEngine, rows: list[GenerationParams]) -> Tensor:
     """Log-probabilities [rows, masked positions, K] of the likeliest tokens at the first step of a batch; for
     `steerserve.runtime.self_test.check_steering`."""
     assert isinstance(engine, VllmEngine)
@@ -91,7 +91,7 @@ def first_logits(engine: TorchEngine, rows: list[GenerationParams]) -> Tensor:
     count = min(PROBED, facts.vocab_size - len(facts.forbidden_ids) - 1)
     asked = [replace(one, logprobs=True, top_logprobs=count) for one in rows]
     batch = VllmBatch([engine.admit(one) for one in asked], facts, engine.workers, engine.known)
-    row, position = batch.open()
+    row, position = batch.candidates()
     batch.ask(row, position)
     values: Tensor = batch.alternatives(row, position, count)[1]
     return values.reshape(len(rows), -1, count)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steerserve.engine.api.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
-from steerserve.server.answers.pieces import Decoder, Opening, ending, pieces, shown
-from steerserve.server.answers.wording import Wording
+from steerserve.server.answers.pieces import Decoder, PromptText, ending, pieces, shown
+from steerserve.server.answers.wording import ResponseFormat
 from steerserve.server.protocol.receipts import Form, in_form
 from steerserve.server.rows.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows.rows import Row
@@ -40,9 +40,9 @@ class Answer:
     model: str
     fingerprint: str | None
     seed: int
-    wording: Wording
+    wording: ResponseFormat
     rows: Mapping[str, Row]
-    openings: Mapping[int, Opening]
+    openings: Mapping[int, PromptText]
     """What stands before the responses, by the index of the prompt."""
     decode: Decoder
     suffix_tokens: int = 0

@@ -9,7 +9,7 @@ MASK = "\u25af"
 """How a position without a token is shown."""
 
 
-class Canvas:
+class StreamCanvas:
     """The committed tokens of a response of `length` positions; `decode` gives their text behind the prompt."""
 
     def __init__(

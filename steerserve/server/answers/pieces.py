@@ -36,7 +36,7 @@ class Said(NamedTuple):
     """Whether that is characters alone, which nothing but them is part of."""
 
 
-class Opening:
+class PromptText:
     """A prompt as the texts behind it need it, worked out once for all its rows. Any thread may use it."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Opening:
         return continuation(self._decode, self._tail, response)
 
 
-def pieces(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
+def pieces(result: Result, opening: PromptText, decode: Decoder, start: int) -> list[Piece]:
     """The tokens that made it into a row's text, which begins at character `start` behind `opening`."""
     assert result.logprobs is not None
     known = opening.vocabulary
@@ -95,14 +95,14 @@ def pieces(result: Result, opening: Opening, decode: Decoder, start: int) -> lis
     return found
 
 
-def shown(result: Result, opening: Opening, decode: Decoder) -> list[Said]:
+def shown(result: Result, opening: PromptText, decode: Decoder) -> list[Said]:
     """What the tokens say that made it into a row's text: all of them, the parts of a last character that never became
     one too, or those up to the stop string that has cut the text."""
     cut = len(opening.behind(result.tokens)) > len(result.text)
     return texts(result.tokens, decode, opening.behind, len(result.text) if cut else None)
 
 
-def ending(result: Result, opening: Opening, decode: Decoder, start: int) -> list[Piece]:
+def ending(result: Result, opening: PromptText, decode: Decoder, start: int) -> list[Piece]:
     """The end token that ended a row, which adds nothing to its text; none where there is none."""
     one, known = result.end, opening.vocabulary
     if one is None:

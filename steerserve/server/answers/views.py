@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered, Trace
 from steerserve.server.answers.answer import Answer, Tally, trace
-from steerserve.server.answers.canvas import Canvas
+from steerserve.server.answers.canvas import StreamCanvas
 from steerserve.server.protocol.completion import StreamMode, StreamOptions
 from steerserve.server.protocol.encoding import finite
 
@@ -27,7 +27,7 @@ class View(Protocol):
 class Chunks(ABC):
     """OpenAI's chunks; what text a chunk carries is the subclass's."""
 
-    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:
+    def __init__(self, answer: Answer, canvases: dict[str, StreamCanvas], options: StreamOptions) -> None:
         self._answer = answer
         self._canvases = canvases
         self._options = options
@@ -91,11 +91,11 @@ class Chunks(ABC):
         """What a chunk repeats of the text before the response."""
 
     @abstractmethod
-    def _at_change(self, canvas: Canvas) -> str:
+    def _at_change(self, canvas: StreamCanvas) -> str:
         """Text of the chunk after tokens were committed or taken back; empty for none."""
 
     @abstractmethod
-    def _at_end(self, canvas: Canvas, text: str) -> str:
+    def _at_end(self, canvas: StreamCanvas, text: str) -> str:
         """Text of the chunk when the row has its final `text`; empty for none."""
 
     @abstractmethod
@@ -109,10 +109,10 @@ class AppendView(Chunks):
     def _before(self, request_id: str) -> str:  # noqa: ARG002
         return ""
 
-    def _at_change(self, canvas: Canvas) -> str:
+    def _at_change(self, canvas: StreamCanvas) -> str:
         return canvas.grown()
 
-    def _at_end(self, canvas: Canvas, text: str) -> str:
+    def _at_end(self, canvas: StreamCanvas, text: str) -> str:
         return canvas.rest(text)
 
     def _closing(self, text: str) -> str:  # noqa: ARG002
@@ -125,10 +125,10 @@ class ReplaceView(Chunks):
     def _before(self, request_id: str) -> str:
         return self._answer.opening(request_id)
 
-    def _at_change(self, canvas: Canvas) -> str:
+    def _at_change(self, canvas: StreamCanvas) -> str:
         return canvas.provisional()
 
-    def _at_end(self, canvas: Canvas, text: str) -> str:  # noqa: ARG002
+    def _at_end(self, canvas: StreamCanvas, text: str) -> str:  # noqa: ARG002
         return ""
 
     def _closing(self, text: str) -> str:
@@ -138,7 +138,7 @@ class ReplaceView(Chunks):
 class EventsView:
     """Typed frames: committed, revised, trace, steered, receipt, done and usage."""
 
-    def __init__(self, answer: Answer, canvases: dict[str, Canvas], options: StreamOptions) -> None:
+    def __init__(self, answer: Answer, canvases: dict[str, StreamCanvas], options: StreamOptions) -> None:
         self._answer = answer
         self._canvases = canvases
         self._options = options
@@ -212,7 +212,7 @@ class EventsView:
         return frame | fields
 
 
-VIEWS: dict[StreamMode, Callable[[Answer, dict[str, Canvas], StreamOptions], View]] = {
+VIEWS: dict[StreamMode, Callable[[Answer, dict[str, StreamCanvas], StreamOptions], View]] = {
     "append": AppendView,
     "replace": ReplaceView,
     "events": EventsView,

@@ -30,7 +30,7 @@ class Piece:
     alternatives: tuple[tuple[Words, float], ...] = ()
 
 
-class Wording(Protocol):
+class ResponseFormat(Protocol):
     """The words of one interface."""
 
     prefix: str
@@ -57,26 +57,26 @@ class Wording(Protocol):
         ...
 
 
-class CompletionWording:
+class CompletionFormat:
     """Completions."""
 
     prefix = "cmpl-"
     answer = chunk = "text_completion"
 
     def said(self, text: str) -> dict[str, Any]:
-        """See `Wording.said`."""
+        """See `ResponseFormat.said`."""
         return {"text": text}
 
     def opening(self, text: str) -> dict[str, Any] | None:
-        """See `Wording.opening`."""
+        """See `ResponseFormat.opening`."""
         return {"text": text} if text else None
 
     def piece(self, text: str) -> dict[str, Any]:
-        """See `Wording.piece`."""
+        """See `ResponseFormat.piece`."""
         return {"text": text}
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """See `Wording.logprobs`; of alternatives with one text the likelier is told."""
+        """See `ResponseFormat.logprobs`; of alternatives with one text the likelier is told."""
         told = any(one.alternatives for one in pieces)
         return {
             "tokens": [one.words.text for one in pieces],
@@ -86,7 +86,7 @@ class CompletionWording:
         }
 
 
-class ChatWording:
+class ChatFormat:
     """Chat completions."""
 
     prefix = "chatcmpl-"
@@ -94,19 +94,19 @@ class ChatWording:
     chunk = "chat.completion.chunk"
 
     def said(self, text: str) -> dict[str, Any]:
-        """See `Wording.said`."""
+        """See `ResponseFormat.said`."""
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     def opening(self, text: str) -> dict[str, Any] | None:
-        """See `Wording.opening`: who speaks."""
+        """See `ResponseFormat.opening`: who speaks."""
         return {"delta": {"role": "assistant", "content": text}}
 
     def piece(self, text: str) -> dict[str, Any]:
-        """See `Wording.piece`."""
+        """See `ResponseFormat.piece`."""
         return {"delta": {"content": text} if text else {}}
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """See `Wording.logprobs`."""
+        """See `ResponseFormat.logprobs`."""
         content = [
             _chat_token(one.words, one.logprob or 0.0)
             | {"top_logprobs": [_chat_token(words, logprob) for words, logprob in one.alternatives]}

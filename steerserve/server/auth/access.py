@@ -12,7 +12,7 @@ from steerserve.server.auth.policy import Policy
 from steerserve.server.auth.rate import Rates
 from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
 from steerserve.server.http.pages import PAGES
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 
 OPEN: Final = frozenset({"/", "/docs", "/health", "/ready", *PAGES})
 """Paths that need no key to be read, spelt exactly as the router spells them: any other spelling needs one."""
@@ -38,7 +38,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = VISIT.get()
+        visit = CURRENT_RECORD.get()
         if self.keyring is None:
             with calling(Policy()):
                 await self.app(scope, receive, send)

@@ -9,7 +9,7 @@ from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
 from steerserve.server.auth.caller import policy_of_caller
 from steerserve.server.auth.policy import Policy
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 
 
 class Guard:
@@ -34,7 +34,7 @@ class Guard:
         # The receipt of an engine that makes it from the plan is marked by this as well.
         for one in admitted.plan.get("interventions", ())[len(params.interventions) :]:
             one["mandatory"] = True
-        VISIT.get().admitted(guarded)
+        CURRENT_RECORD.get().admitted(guarded)
         return admitted
 
     def add(self, requests: list[Any]) -> None:

@@ -10,8 +10,8 @@ from steerserve.server.errors import DeletedError, OverLimitError, RowFailedErro
 from steerserve.server.protocol.encoding import encoded
 from steerserve.server.rows.rows import Row
 from steerserve.server.telemetry.metrics import Metrics
-from steerserve.server.telemetry.record import VISIT
-from steerserve.server.worker.pool import Turns
+from steerserve.server.telemetry.record import CURRENT_RECORD
+from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.subscription import Subscription
 from steerserve.server.worker.worker import EngineWorker
 
@@ -29,7 +29,7 @@ class Generation:
         metrics: Metrics,
         began: float,
         on_end: Callable[[str], None],
-        turns: Turns,
+        turns: WorkerPool,
     ) -> None:
         """on_end is told the answer's id."""
         self.answer = answer
@@ -41,7 +41,7 @@ class Generation:
         self._worker = worker
         self._metrics = metrics
         self._began = began
-        self._visit = VISIT.get()
+        self._visit = CURRENT_RECORD.get()
         self._visit.answer_id, self._visit.model = answer.id, answer.model
         self._visit.submitted = subscription.submitted
         metrics.count_attributes(self._visit.attributes)

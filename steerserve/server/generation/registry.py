@@ -6,7 +6,7 @@ from typing import Final
 from steerserve.errors import NotFoundError
 from steerserve.server.generation.generation import Generation
 from steerserve.server.protocol.body import shown
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 
 REMEMBERED: Final = 1024
 """Deleted generations whose ids are kept, so that deleting one again is no error."""
@@ -35,13 +35,13 @@ class Generations:
     def find(self, name: str) -> Generation:
         """The running generation of that id; raises NotFoundError."""
         found = self._running.get(name)
-        if found is None or found.key != VISIT.get().key or found.deleted:
+        if found is None or found.key != CURRENT_RECORD.get().key or found.deleted:
             raise NotFoundError(f"no generation {shown(name)} runs", "id")
         return found
 
     def delete(self, name: str) -> None:
         """End a generation; raises NotFoundError for one that neither runs nor has been deleted before."""
-        mark = (name, VISIT.get().key)
+        mark = (name, CURRENT_RECORD.get().key)
         if mark not in self._deleted:
             self.find(name).delete()
             self._deleted[mark] = None

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerserve.errors import SteerserveError
 from steerserve.server.errors import BodyTimeoutError, BodyTooLargeError, EncodingError, HeadTooLargeError, answer_to
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 
 MAX_HEAD_BYTES = 32768
 """Largest path, query and headers together; the parser holds no more than about ten times that at once."""
@@ -32,7 +32,7 @@ class BodyLimit:
         refused = self._refused(scope)
         if refused is not None:
             answer = answer_to(refused)
-            VISIT.get().reason = answer.code
+            CURRENT_RECORD.get().reason = answer.code
             await answer.response()(scope, receive, send)
             return
         received, complete = 0, False

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerserve.server.errors import ErrorAnswer, RequestTimeoutError, answer_to
 from steerserve.server.protocol.encoding import data
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 
 LAST_WORDS = 1.0
 """Seconds that a client may take to accept the frame that ends its stream."""
@@ -37,7 +37,7 @@ class Deadline:
         except TimeoutError:
             if not limit.expired():
                 raise
-            visit, answer = VISIT.get(), answer_to(RequestTimeoutError(f"took longer than {self.seconds:g} s"))
+            visit, answer = CURRENT_RECORD.get(), answer_to(RequestTimeoutError(f"took longer than {self.seconds:g} s"))
             visit.outcome, visit.reason = "timeout", answer.code
             if not begun:
                 await answer.response()(scope, receive, send)

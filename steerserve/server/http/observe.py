@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steerserve.server.errors import unexpected
 from steerserve.server.http.disconnect import ClientGoneError
 from steerserve.server.telemetry.metrics import Metrics
-from steerserve.server.telemetry.record import CODES, VISIT, Visit
+from steerserve.server.telemetry.record import CODES, CURRENT_RECORD, RequestRecord
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[Visit], None]
+Report = Callable[[RequestRecord], None]
 """Told of every request that has ended."""
 
 TURNED_AWAY = frozenset({401, 403, 408, 413, 415, 429, 431, 503})
@@ -27,8 +27,8 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 class Observe:
     """Gives each request an id, echoes it as `x-request-id`, and reports the request when it has ended.
 
-    Leaves `request_id` and the Visit in the request's state, and honours what a stream leaves there: an `outcome`, and
-    the status that the error which `ended` it would have had.
+    Leaves `request_id` and the RequestRecord in the request's state, and honours what a stream leaves there: an
+    `outcome`, and the status that the error which `ended` it would have had.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, reports: Sequence[Report] = ()) -> None:
@@ -40,7 +40,7 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit(_request_id(scope), scope["method"], traceparent=_header(scope, b"traceparent"))
+        visit = RequestRecord(_request_id(scope), scope["method"], traceparent=_header(scope, b"traceparent"))
         state = scope.setdefault("state", {})
         state["request_id"], state["visit"] = visit.id, visit
         status = 0
@@ -52,7 +52,7 @@ class Observe:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", visit.id.encode())]
             await send(message)
 
-        token = VISIT.set(visit)
+        token = CURRENT_RECORD.set(visit)
         try:
             await self.app(scope, receive, stamped)
         except (ClientDisconnect, ClientGoneError):
@@ -63,7 +63,7 @@ class Observe:
             if not status:
                 await unexpected(visit.id).response()(scope, receive, stamped)
         finally:
-            VISIT.reset(token)
+            CURRENT_RECORD.reset(token)
             # A route's template, not its path: paths are the client's to choose, and each would be a series.
             visit.route = getattr(scope.get("route"), "path", "other")
             status = state.get("ended", status)
@@ -72,7 +72,7 @@ class Observe:
             visit.seconds = time.perf_counter() - visit.began
             self._report(visit)
 
-    def _report(self, visit: Visit) -> None:
+    def _report(self, visit: RequestRecord) -> None:
         self.metrics.requests.labels(visit.route, visit.code).inc()
         self.metrics.request_seconds.labels(visit.route).observe(visit.seconds)
         if visit.code in TURNED_AWAY and visit.reason is not None:

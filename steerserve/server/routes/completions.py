@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 from steerserve.config import ServerConfig
 from steerserve.errors import NotFoundError
 from steerserve.server.answers.answer import Answer
-from steerserve.server.answers.canvas import Canvas
-from steerserve.server.answers.pieces import Opening
+from steerserve.server.answers.canvas import StreamCanvas
+from steerserve.server.answers.pieces import PromptText
 from steerserve.server.answers.views import VIEWS
-from steerserve.server.answers.wording import ChatWording, CompletionWording, Wording
+from steerserve.server.answers.wording import ChatFormat, CompletionFormat, ResponseFormat
 from steerserve.server.generation.generation import Generation
 from steerserve.server.generation.registry import Generations
 from steerserve.server.generation.sse import EventStream, lines
@@ -30,7 +30,7 @@ from steerserve.server.rows.interventions import check_model
 from steerserve.server.rows.rows import Row, admit_fitting, rows_of
 from steerserve.server.service import Service
 from steerserve.server.telemetry.metrics import Metrics
-from steerserve.server.worker.pool import Turns
+from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker
 
 
@@ -39,11 +39,11 @@ class Interface:
     """One of OpenAI's two ways to ask for a generation."""
 
     shape: type[GenerationRequest]
-    wording: Wording
+    wording: ResponseFormat
 
 
-COMPLETIONS: Final = Interface(CompletionRequest, CompletionWording())
-CHAT: Final = Interface(ChatRequest, ChatWording())
+COMPLETIONS: Final = Interface(CompletionRequest, CompletionFormat())
+CHAT: Final = Interface(ChatRequest, ChatFormat())
 
 
 class Completions:
@@ -56,7 +56,7 @@ class Completions:
         worker: EngineWorker,
         metrics: Metrics,
         generations: Generations,
-        turns: Turns,
+        turns: WorkerPool,
     ) -> None:
         self._service = service
         self._config = config
@@ -152,16 +152,16 @@ class Completions:
         self._generations.add(generation)
         return body, generation
 
-    def _opening(self, ids: Sequence[int]) -> Opening:
+    def _opening(self, ids: Sequence[int]) -> PromptText:
         service = self._service
         # The caller has not given it, and it is in no text: lists of the prompt's tokens are of those that were given.
         added = service.bos_id is not None and service.vocabulary.is_skipped(service.bos_id)
-        return Opening(ids, service.decode, service.vocabulary, int(added))
+        return PromptText(ids, service.decode, service.vocabulary, int(added))
 
     def _stream(self, body: GenerationRequest, generation: Generation, request: Request) -> EventStream:
         answer = generation.answer
         canvases = {
-            request_id: Canvas(
+            request_id: StreamCanvas(
                 answer.behind(request_id),
                 self._service.end_ids,
                 row.params.max_tokens,

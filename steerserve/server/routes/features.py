@@ -7,21 +7,21 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from steerserve.engine.api.base import Features, Reading
+from steerserve.engine.api.base import FeatureQuery, Features
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol import fields
 from steerserve.server.protocol.body import parse, shown, validate
 from steerserve.server.protocol.fields import Layer, Name, Strict, Text, TokenIds
 from steerserve.server.service import Service
-from steerserve.server.worker.pool import Turns
+from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker
 
 PAGE = 100
 """Features of a page, where a request does not say."""
 
 
-class FeatureQuery(Strict):
+class FeatureSearch(Strict):
     """The query of a search."""
 
     sae: Name | None = None
@@ -60,7 +60,7 @@ class ActivationRequest(Strict):
 class FeatureRoutes:
     """The features of one service."""
 
-    def __init__(self, service: Service, worker: EngineWorker, turns: Turns) -> None:
+    def __init__(self, service: Service, worker: EngineWorker, turns: WorkerPool) -> None:
         self._service = service
         self._worker = worker
         self._turns = turns
@@ -75,7 +75,7 @@ class FeatureRoutes:
 
     async def listed(self, request: Request) -> Response:
         """Features with their labels and statistics, a page at a time."""
-        query = validate(_query(request), FeatureQuery)
+        query = validate(_query(request), FeatureSearch)
         features = self._features()
         data, total = await self._turns.take(features.listed, query.sae, query.q, query.offset, query.limit)
         more = query.offset + len(data) < total and bool(data)
@@ -103,7 +103,7 @@ class FeatureRoutes:
 def _prepare(raw: bytes, features: Features) -> object:
     body = parse(raw, ActivationRequest)
     text = body.text if isinstance(body.text, str) else tuple(body.text)
-    return features.prepare(Reading(text, body.sae, body.layer, body.mask_ratio, body.seed, body.k))
+    return features.prepare(FeatureQuery(text, body.sae, body.layer, body.mask_ratio, body.seed, body.k))
 
 
 def _query(request: Request) -> dict[str, object]:

@@ -18,14 +18,14 @@ from steerserve.server.protocol.steering import SteeringPatch
 from steerserve.server.rows.interventions import check_model, pushes
 from steerserve.server.rows.rows import Row, admit
 from steerserve.server.service import Service
-from steerserve.server.worker.pool import Turns
+from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker
 
 
 class Changes:
     """The routes."""
 
-    def __init__(self, service: Service, worker: EngineWorker, generations: Generations, turns: Turns) -> None:
+    def __init__(self, service: Service, worker: EngineWorker, generations: Generations, turns: WorkerPool) -> None:
         self._service = service
         self._worker = worker
         self._generations = generations

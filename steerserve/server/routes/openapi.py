@@ -15,7 +15,7 @@ from steerserve.server.protocol.chat import ChatRequest
 from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.protocol.fields import Strict
 from steerserve.server.protocol.steering import SteeringPatch
-from steerserve.server.routes.features import ActivationRequest, FeatureQuery
+from steerserve.server.routes.features import ActivationRequest, FeatureSearch
 from steerserve.server.routes.playground import HEADERS
 from steerserve.server.service import Service
 
@@ -254,7 +254,7 @@ def document(service: Service, config: ServerConfig) -> Json:
 
 def _parameters(path: str, service: Service) -> list[Json]:
     if path == "/v1/features":
-        properties = FeatureQuery.model_json_schema()["properties"] | {"sae": _names(service.saes)}
+        properties = FeatureSearch.model_json_schema()["properties"] | {"sae": _names(service.saes)}
         return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
     known = {"/v1/models/{name}": [service.model_id], "/v1/attributes/{name}": service.attributes}
     schema = _names(known.get(path, ()))

@@ -8,7 +8,7 @@ from steerserve.errors import RequestError
 from steerserve.server.protocol.completion import GenerationRequest
 from steerserve.server.protocol.steering import Change
 from steerserve.server.rows.interventions import pushes
-from steerserve.server.rows.ranking import Ranking, Wish
+from steerserve.server.rows.ranking import Criterion, Ranking
 
 HINT: Final = (
     "; best_of above n ranks by the attributes that are pushed, unless steering.rank names others or is [] for the "
@@ -67,25 +67,25 @@ def unwanted(one: Intervention) -> bool:
     return strength < (1 if one.op == "multiply" else 0)
 
 
-def _wishes(body: GenerationRequest) -> list[tuple[Wish, str]]:
+def _wishes(body: GenerationRequest) -> list[tuple[Criterion, str]]:
     """The wishes, each with its path in the request."""
     if body.steering.rank is None:
         return _pushed(body.steering)
-    found: dict[str, tuple[Wish, str]] = {}
+    found: dict[str, tuple[Criterion, str]] = {}
     for i, said in enumerate(body.steering.rank):
         name, path = said.removeprefix("-"), f"steering.rank[{i}]"
         if name in found:
             raise RequestError(f"{path}: attribute {name!r} is named before; each may be named once", path)
-        found[name] = (Wish(name, said.startswith("-")), path)
+        found[name] = (Criterion(name, said.startswith("-")), path)
     return list(found.values())
 
 
-def _pushed(steering: Change) -> list[tuple[Wish, str]]:
-    found: dict[str, tuple[Wish, str]] = {}
+def _pushed(steering: Change) -> list[tuple[Criterion, str]]:
+    found: dict[str, tuple[Criterion, str]] = {}
     for one, where in pushes(steering):
         if one.attribute is None:
             continue
-        wish, path = Wish(one.attribute, unwanted(one)), f"{where}.attribute"
+        wish, path = Criterion(one.attribute, unwanted(one)), f"{where}.attribute"
         if found.setdefault(one.attribute, (wish, path))[0] != wish:
             raise RequestError(
                 f"{path}: attribute {one.attribute!r} is pushed both ways; say in steering.rank whether texts that "

@@ -10,7 +10,7 @@ from steerserve.server.protocol.encoding import finite
 
 
 @dataclass(frozen=True)
-class Wish:
+class Criterion:
     """An attribute that a text is wanted to have, or not to have."""
 
     attribute: str
@@ -27,7 +27,7 @@ class Ranking:
 
     n: int = 1
     best_of: int = 1
-    wishes: tuple[Wish, ...] | None = None
+    wishes: tuple[Criterion, ...] | None = None
     """What texts are judged by, empty for the log-probability; None where they are neither judged nor ranked."""
 
     @property
@@ -51,7 +51,7 @@ def probability(log_odds: float) -> float:
     return math.exp(log_probability(log_odds))
 
 
-def score(result: Result, wishes: Sequence[Wish]) -> float | None:
+def score(result: Result, wishes: Sequence[Criterion]) -> float | None:
     """How good a finished text is, in nats, the larger the better.
 
     The log-probability that it is as wished, the attributes taken as independent; without wishes the mean
@@ -65,7 +65,7 @@ def score(result: Result, wishes: Sequence[Wish]) -> float | None:
     return finite(math.fsum(result.logprobs) / len(result.logprobs)) if result.logprobs else None
 
 
-def ranked(results: Sequence[Result], wishes: Sequence[Wish]) -> list[int]:
+def ranked(results: Sequence[Result], wishes: Sequence[Criterion]) -> list[int]:
     """The indices of the results, the best first, the earlier of equals before the later; texts that are empty, that
     `abort_when` ended or whose probes saw nothing come last, by the same rule."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from steerserve.engine.api.base import Engine
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
-from steerserve.engine.api.variants import unsteered
+from steerserve.engine.api.variants import baseline_of
 from steerserve.errors import RequestError, TooLongError
 from steerserve.server.protocol.completion import CompletionRequest, GenerationRequest
 from steerserve.server.protocol.steering import Change, Trace
@@ -72,7 +72,7 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
         rows.append(Row(params, choice, prompt))
         if body.steering.baseline:
             # Of a twin no log-probabilities are told.
-            rows.append(Row(replace(unsteered(params), prompt_logprobs=False), choice, prompt, baseline=True))
+            rows.append(Row(replace(baseline_of(params), prompt_logprobs=False), choice, prompt, baseline=True))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from steerserve.server.telemetry.record import Visit
+from steerserve.server.telemetry.record import RequestRecord
 
 WAITING_LINES = 10_000
 """Lines that may wait to be written; further ones are dropped and counted."""
@@ -82,7 +82,7 @@ class RequestLog:
             cache_logger_on_first_use=True,
         )
 
-    def __call__(self, visit: Visit) -> None:
+    def __call__(self, visit: RequestRecord) -> None:
         """Write the line of a request that has ended."""
         fields = described(visit)
         if self._prompts and visit.prompts:
@@ -90,7 +90,7 @@ class RequestLog:
         self._logger.info("request", **fields)
 
 
-def described(visit: Visit) -> dict[str, Any]:
+def described(visit: RequestRecord) -> dict[str, Any]:
     """A request as the fields of its line; times in seconds."""
 
     def since(moment: float | None, start: float | None = visit.began) -> float | None:

@@ -19,7 +19,7 @@ CODES = {"disconnected": CLOSED, "failed": 500, "refused": 503, "timeout": 504}
 
 
 @dataclass(eq=False)
-class Visit:
+class RequestRecord:
     """What is known of a request so far. Times are of `time.perf_counter`, which no change of the clock moves."""
 
     id: str
@@ -84,7 +84,7 @@ class Visit:
         self.finish_reasons.append(result.finish_reason)
 
 
-VISIT: ContextVar[Visit] = ContextVar("visit")
+CURRENT_RECORD: ContextVar[RequestRecord] = ContextVar("visit")
 """The request that the current task, or the thread that works for it, serves."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.errors import SteerserveError
 from steerserve.extras import install_command
-from steerserve.server.telemetry.record import Visit
+from steerserve.server.telemetry.record import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -45,7 +45,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("steerserve")
         self._propagator = TraceContextTextMapPropagator()
 
-    def __call__(self, visit: Visit) -> None:
+    def __call__(self, visit: RequestRecord) -> None:
         """Make the spans of a request that has ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -76,7 +76,7 @@ class Tracing:
         self._provider.shutdown()
 
 
-def attributes(visit: Visit) -> dict[str, Any]:
+def attributes(visit: RequestRecord) -> dict[str, Any]:
     """The attributes of a request's span; what is not known is left out."""
     found: dict[str, Any] = {
         "http.request.method": visit.method,
@@ -113,6 +113,6 @@ def attributes(visit: Visit) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _nanoseconds(visit: Visit, moment: float) -> int:
+def _nanoseconds(visit: RequestRecord, moment: float) -> int:
     """A moment of `perf_counter` as nanoseconds since 1970, by the clock as it was when the request began."""
     return visit.began_ns + round((moment - visit.began) * 1e9)

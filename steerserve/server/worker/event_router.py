@@ -10,7 +10,7 @@ from steerserve.server.worker.commands import Add, Ask, settle
 from steerserve.server.worker.subscription import Subscription
 
 
-class Delivery:
+class EventRouter:
     """Who waits for what: commands that are not answered, and rows that have not ended.
 
     `live` is changed by the engine's thread alone. Where a loop is closed its requests are gone with it, and the

@@ -11,7 +11,7 @@ AT_ONCE: Final = 2
 sooner, and each takes a share of the engine's time; with one, a long prompt would hold all others up."""
 
 
-class Turns:
+class WorkerPool:
     """Gives work to threads, in order of arrival, `at_once` at a time; used in one loop."""
 
     def __init__(self, at_once: int = AT_ONCE) -> None:

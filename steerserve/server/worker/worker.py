@@ -16,9 +16,9 @@ from steerserve.engine.api.base import Engine
 from steerserve.engine.api.events import Failed
 from steerserve.errors import SteerserveError
 from steerserve.server.errors import EngineDownError
-from steerserve.server.telemetry.record import VISIT
+from steerserve.server.telemetry.record import CURRENT_RECORD
 from steerserve.server.worker.commands import Abort, Add, Ask, Close, Command, Drain
-from steerserve.server.worker.event_router import Delivery
+from steerserve.server.worker.event_router import EventRouter
 from steerserve.server.worker.intake import Intake
 from steerserve.server.worker.load import Load
 from steerserve.server.worker.subscription import Subscription
@@ -42,7 +42,7 @@ class EngineWorker:
         self._max_queue_steps = max_queue_steps
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._delivery = Delivery()
+        self._delivery = EventRouter()
         # The thread's own, but for the time of the step, which others read.
         self._drains: list[threading.Event] = []
         self._step_began: float | None = None
@@ -70,7 +70,7 @@ class EngineWorker:
 
         Every request of the subscription gets exactly one Done or Failed.
         """
-        visit = VISIT.get(None)
+        visit = CURRENT_RECORD.get(None)
         subscription = Subscription(requests, visit.steering if visit is not None else None)
         command = Add(requests, subscription, subscription.loop.create_future())
         with self.intake.lock:

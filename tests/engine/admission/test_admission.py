@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models import SamplerDefaults
 from tests import tiny
@@ -24,11 +24,11 @@ PLAIN = GenerationParams(prompt="the king", max_tokens=12, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path_factory.mktemp("catalogue"), max_steps=100, max_interventions=3)
 
 
-def refused(served: TorchEngine, params: GenerationParams) -> RequestError:
+def refused(served: DiffusionEngine, params: GenerationParams) -> RequestError:
     with pytest.raises(RequestError) as error:
         served.admit(params)
     return error.value
@@ -83,7 +83,7 @@ BAD_PARAMS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_PARAMS, ids=lambda one: repr(one)[:40])
-def test_a_bad_value_is_refused_by_name(served: TorchEngine, field: str, value: Any) -> None:
+def test_a_bad_value_is_refused_by_name(served: DiffusionEngine, field: str, value: Any) -> None:
     changes: dict[str, Any] = {field: value}
     error = refused(served, replace(PLAIN, **changes))
     assert error.param == field
@@ -91,7 +91,7 @@ def test_a_bad_value_is_refused_by_name(served: TorchEngine, field: str, value: 
         assert repr(value).strip("(),") in str(error) or str(value) in str(error)
 
 
-def test_unknown_names_are_not_found_and_the_known_ones_listed(served: TorchEngine) -> None:
+def test_unknown_names_are_not_found_and_the_known_ones_listed(served: DiffusionEngine) -> None:
     for params, known in (
         (replace(PLAIN, interventions=(Intervention(attribute="x"),)), "topic/sports, register/archaic"),
         (replace(PLAIN, interventions=(replace(FEATURE, feature=FeatureRef("x", 1)),)), "layer-1-mask"),
@@ -102,12 +102,12 @@ def test_unknown_names_are_not_found_and_the_known_ones_listed(served: TorchEngi
         assert known in str(error)
 
 
-def test_a_trace_is_checked(served: TorchEngine) -> None:
+def test_a_trace_is_checked(served: DiffusionEngine) -> None:
     assert refused(served, replace(PLAIN, trace=TraceParams(("topic/sports",), every=0))).param == "trace.every"
     assert refused(served, replace(PLAIN, trace=TraceParams(("topic/sports", "x")))).param == "trace.attributes[1]"
 
 
-def test_a_canvas_that_is_too_long_is_refused_with_its_parts(served: TorchEngine) -> None:
+def test_a_canvas_that_is_too_long_is_refused_with_its_parts(served: DiffusionEngine) -> None:
     prompt = (5,) * 80
     error = refused(served, replace(PLAIN, prompt=prompt, suffix=(6,) * 4))
     assert error.param == "max_tokens"
@@ -118,7 +118,7 @@ def test_a_canvas_that_is_too_long_is_refused_with_its_parts(served: TorchEngine
     assert len(request.canvas) == tiny.CONTEXT
 
 
-def test_steps_are_shared_by_the_blocks(served: TorchEngine) -> None:
+def test_steps_are_shared_by_the_blocks(served: DiffusionEngine) -> None:
     error = refused(served, replace(PLAIN, block_length=4, steps=7))
     assert error.param == "steps"
     assert "3 blocks" in str(error)
@@ -133,12 +133,12 @@ def test_an_order_that_needs_an_sae_needs_one(tmp_path_factory: pytest.TempPathF
     assert chosen is bare.catalogue.saes["v"]
 
 
-def test_the_deepest_sae_for_masked_positions_is_the_one_compared(served: TorchEngine) -> None:
+def test_the_deepest_sae_for_masked_positions_is_the_one_compared(served: DiffusionEngine) -> None:
     chosen = served.admit(replace(PLAIN, order="sae_stability")).stability
     assert chosen is served.catalogue.saes["layer-2-mask"]
 
 
-def test_the_plan_says_what_the_canvas_is(served: TorchEngine) -> None:
+def test_the_plan_says_what_the_canvas_is(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, suffix="ship", steps=4, order={"type": "margin"}))
     assert request.prompt_ids[0] == tiny.CLS
     assert request.plan["canvas"] == {"prompt": 3, "response": 12, "suffix": 1}
@@ -147,7 +147,7 @@ def test_the_plan_says_what_the_canvas_is(served: TorchEngine) -> None:
     assert request.plan["transfer"] == "linear"
 
 
-def test_every_request_has_an_id_of_its_own(served: TorchEngine) -> None:
+def test_every_request_has_an_id_of_its_own(served: DiffusionEngine) -> None:
     assert len({served.admit(PLAIN).id for _ in range(50)}) == 50
 
 
@@ -193,7 +193,7 @@ PUSHES = st.builds(
 @settings(max_examples=300)
 @given(changes=st.fixed_dictionaries({}, optional=FIELDS), pushes=st.lists(PUSHES, max_size=4))
 def test_anything_is_either_admitted_or_refused_by_field(
-    served: TorchEngine, changes: dict[str, Any], pushes: list[Intervention]
+    served: DiffusionEngine, changes: dict[str, Any], pushes: list[Intervention]
 ) -> None:
     params = replace(PLAIN, interventions=tuple(pushes), **changes)
     try:
@@ -209,7 +209,7 @@ def test_anything_is_either_admitted_or_refused_by_field(
 
 @settings(max_examples=40)
 @given(push=PUSHES, change=st.sampled_from([replace(ATTRIBUTE), replace(FEATURE), replace(VECTOR)]))
-def test_what_is_admitted_runs(served: TorchEngine, push: Intervention, change: Intervention) -> None:
+def test_what_is_admitted_runs(served: DiffusionEngine, push: Intervention, change: Intervention) -> None:
     mixed = replace(change, strength=push.strength, op=push.op, scope=push.scope, schedule=push.schedule)
     try:
         request = served.admit(replace(PLAIN, steps=3, interventions=(mixed,)))
@@ -225,7 +225,7 @@ def plain_text(make: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def test_messages_say_the_value_and_what_is_allowed(served: TorchEngine) -> None:
+def test_messages_say_the_value_and_what_is_allowed(served: DiffusionEngine) -> None:
     assert plain_text(lambda: served.admit(replace(PLAIN, steps=101))) == (
         "steps must be a whole number from 1 to 100, got 101"
     )
@@ -268,7 +268,7 @@ def test_what_a_request_leaves_out_is_the_models_default(tmp_path_factory: pytes
     ids=str,
 )
 def test_rows_of_other_noise_are_alike_where_nothing_is_drawn(
-    served: TorchEngine, change: dict[str, Any], draws: bool
+    served: DiffusionEngine, change: dict[str, Any], draws: bool
 ) -> None:
     cold = GenerationParams(max_tokens=12, steps=6, temperature=0.0, order="confidence", transfer="linear")
     rows = [replace(cold, row=row, ignore_eos=True, **change) for row in range(8)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from steerserve.engine.api.conditions import (
     Condition,
-    Reading,
+    Quantity,
     Remask,
     holds,
     parse_condition,
@@ -17,8 +17,8 @@ from steerserve.engine.api.conditions import (
     readings,
 )
 
-SPORTS = Reading(attribute="sports")
-SEVENTH = Reading(sae="mask", feature=7, over="max")
+SPORTS = Quantity(attribute="sports")
+SEVENTH = Quantity(sae="mask", feature=7, over="max")
 PYTHON = {"above": "{} > {}", "at_least": "{} >= {}", "below": "{} < {}", "at_most": "{} <= {}"}
 
 BOUNDS = st.dictionaries(st.sampled_from(list(PYTHON)), st.integers(-2, 2), min_size=1)
@@ -84,14 +84,14 @@ def test_what_has_not_been_read_is_nothing() -> None:
 
 
 def test_the_options_of_a_reading() -> None:
-    def reading(raw: dict[str, Any]) -> Reading:
+    def reading(raw: dict[str, Any]) -> Quantity:
         [one] = readings(parse_condition(raw | {"above": 1, "below": None}))
         return one
 
     activation = reading({"attribute": "a", "read": "activation", "over": "max"})
-    assert activation == Reading("a", over="max", read="activation")
+    assert activation == Quantity("a", over="max", read="activation")
     share = reading({"feature": {"sae": "s", "index": 0}, "unit": "max_act", "over": "mean"})
-    assert share == Reading(sae="s", feature=0, over="mean", unit="max_act")
+    assert share == Quantity(sae="s", feature=0, over="mean", unit="max_act")
 
 
 LEAF: dict[str, Any] = {"attribute": "a", "above": 1}
@@ -139,7 +139,7 @@ def test_what_is_no_condition_is_refused(raw: Any, said: str) -> None:
 
 def test_a_deep_condition_may_just_be_so_deep() -> None:
     condition: Condition = parse_condition(nested(7))
-    assert list(readings(condition)) == [Reading(attribute="a")]
+    assert list(readings(condition)) == [Quantity(attribute="a")]
 
 
 def test_what_is_masked_again() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from steerserve.engine.admission.interventions.controls import another_feature, random_direction
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced
@@ -20,11 +20,11 @@ FEATURE = Intervention(feature=FeatureRef("layer-1-mask", 3), strength=1.5, op="
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def test_a_random_direction_is_of_the_same_size_and_the_seed_s(served: TorchEngine) -> None:
+def test_a_random_direction_is_of_the_same_size_and_the_seed_s(served: DiffusionEngine) -> None:
     asked = replace(PLAIN, interventions=(ARCHAIC, VECTOR))
     plain = served.admit(asked)
     controlled, again, other = (
@@ -58,7 +58,7 @@ def test_random_directions_are_spread_evenly() -> None:
     torch.testing.assert_close(drawn.T @ drawn / 800 * 16, torch.eye(16, dtype=torch.float64), atol=0.15, rtol=0)
 
 
-def test_a_flipped_sign_takes_away_what_the_push_adds(served: TorchEngine) -> None:
+def test_a_flipped_sign_takes_away_what_the_push_adds(served: DiffusionEngine) -> None:
     asked = replace(PLAIN, interventions=(ARCHAIC, FEATURE))
     plain, flipped = served.admit(asked), served.admit(replace(asked, control="sign_flip"))
     for push, control in zip(plain.pushes[:2], flipped.pushes[:2], strict=True):
@@ -73,7 +73,7 @@ def test_a_flipped_sign_takes_away_what_the_push_adds(served: TorchEngine) -> No
     assert tiny.tokens_of(served, controlled) == tiny.tokens_of(served, negative)
 
 
-def test_a_matched_norm_is_another_feature_of_the_same_sae(served: TorchEngine) -> None:
+def test_a_matched_norm_is_another_feature_of_the_same_sae(served: DiffusionEngine) -> None:
     asked = replace(PLAIN, interventions=(ARCHAIC, FEATURE), control="matched_norm")
     request = served.admit(asked)
     plain = served.admit(replace(asked, control=None))
@@ -96,21 +96,21 @@ def test_another_feature_is_any_live_one_but_its_own() -> None:
 
 
 @pytest.mark.parametrize("op", ["clamp", "project_out", "cap"])
-def test_pushes_whose_size_is_the_state_s_have_no_control(served: TorchEngine, op: str) -> None:
+def test_pushes_whose_size_is_the_state_s_have_no_control(served: DiffusionEngine, op: str) -> None:
     push = replace(VECTOR, op=op, unit=None if op == "project_out" else "raw")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="does not depend on their direction") as error:
         served.admit(replace(PLAIN, interventions=(push,), control="random"))
     assert error.value.param == "control"
 
 
-def test_what_the_run_decides_has_no_control(served: TorchEngine) -> None:
+def test_what_the_run_decides_has_no_control(served: DiffusionEngine) -> None:
     push = Intervention(attribute="topic/sports", strength=0.5, schedule="feedback")
     with pytest.raises(RequestError, match="known beforehand") as error:
         served.admit(replace(PLAIN, interventions=(push,), control="random"))
     assert error.value.param == "control"
 
 
-def test_a_matched_norm_needs_an_sae(served: TorchEngine, tmp_path: Path) -> None:
+def test_a_matched_norm_needs_an_sae(served: DiffusionEngine, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="of none"):
         served.admit(replace(PLAIN, interventions=(VECTOR,), control="matched_norm"))
     bare = priced.engine(tiny.bert(), tmp_path)
@@ -122,7 +122,7 @@ def test_a_matched_norm_needs_an_sae(served: TorchEngine, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("control", ["random", "sign_flip", "matched_norm"])
-def test_what_is_not_the_caller_s_own_is_left_as_it_is(served: TorchEngine, control: str) -> None:
+def test_what_is_not_the_caller_s_own_is_left_as_it_is(served: DiffusionEngine, control: str) -> None:
     imposed = replace(ARCHAIC, mandatory=True)
     asked = replace(PLAIN, interventions=(FEATURE, imposed), control=control)  # type: ignore[arg-type]
     request, plain = served.admit(asked), served.admit(replace(asked, control=None))

@@ -10,7 +10,7 @@ import torch
 from schedulers import CommitmentProfile
 from steerserve.engine.api.events import Committed, Done
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced
@@ -22,7 +22,7 @@ EARLY = {"type": "window", "start": 0.0, "stop": 0.5}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
@@ -48,7 +48,7 @@ def steps_of(request_id: str, events: list[object], length: int) -> list[tuple[f
 
 @pytest.mark.parametrize("schedule", ["uniform", "commitment", "optimal", EARLY])
 def test_a_plan_predicts_the_kl_of_its_own_steps_and_the_receipt_finds_it(
-    served: TorchEngine, schedule: object
+    served: DiffusionEngine, schedule: object
 ) -> None:
     push = replace(SPORTS, schedule=schedule)  # type: ignore[arg-type]
     request, events = tiny.solo(served, replace(PLAIN, interventions=(push,)))
@@ -62,7 +62,7 @@ def test_a_plan_predicts_the_kl_of_its_own_steps_and_the_receipt_finds_it(
     assert plan["predicted_kl_cross_terms"] == receipt["predicted_kl_cross_terms"] == "all"
 
 
-def test_steps_that_depend_on_the_run_are_charged_as_made(served: TorchEngine) -> None:
+def test_steps_that_depend_on_the_run_are_charged_as_made(served: DiffusionEngine) -> None:
     push = replace(SPORTS, schedule="optimal")
     request, events = tiny.solo(served, replace(PLAIN, transfer="origin", order="random", interventions=(push,)))
     assert isinstance(events[-1], Done) and events[-1].result.receipt is not None
@@ -85,14 +85,14 @@ def test_a_cost_on_a_coarser_grid_is_the_same_cost(tmp_path: Path) -> None:
         attribute = served.catalogue.attributes["topic/sports"]
         profile = CommitmentProfile((0.0, 0.5, 1.0, 1.0, 1.0), cost=cost).to_json()
         changed = replace(served.catalogue, attributes={"topic/sports": replace(attribute, profile=profile)})
-        engine = TorchEngine(served.model, served.tokenizer, changed, served.config)
+        engine = DiffusionEngine(served.model, served.tokenizer, changed, served.config)
         params = replace(PLAIN, transfer="origin", order="random", interventions=(SPORTS,))
         found.append(engine.admit(params).plan["predicted_kl"])
     same = served.admit(replace(PLAIN, transfer="origin", order="random", interventions=(SPORTS,))).plan["predicted_kl"]
     assert found == pytest.approx([same, sum(coarse) * 0.8**2 / 2])
 
 
-def test_cross_terms_are_the_joint_profile_s(served: TorchEngine) -> None:
+def test_cross_terms_are_the_joint_profile_s(served: DiffusionEngine) -> None:
     def told(*pushes: Intervention) -> tuple[float, str]:
         plan = served.admit(replace(PLAIN, steps=12, interventions=pushes)).plan
         return plan["predicted_kl"], plan["predicted_kl_cross_terms"]
@@ -117,7 +117,7 @@ def test_cross_terms_are_the_joint_profile_s(served: TorchEngine) -> None:
         assert said == known
 
 
-def test_no_number_is_made_up_where_no_cost_was_calibrated(served: TorchEngine) -> None:
+def test_no_number_is_made_up_where_no_cost_was_calibrated(served: DiffusionEngine) -> None:
     vector = Intervention(vector=VectorRef(1, tuple(range(1, tiny.HIDDEN + 1))), strength=1.0)
     unknown = [
         Intervention(attribute="plain", strength=0.5),
@@ -143,7 +143,7 @@ def test_no_number_is_made_up_where_no_cost_was_calibrated(served: TorchEngine) 
     assert guided.plan["predicted_kl"] is None
 
 
-def refused(served: TorchEngine, push: Intervention) -> RequestError:
+def refused(served: DiffusionEngine, push: Intervention) -> RequestError:
     try:
         served.admit(replace(PLAIN, interventions=(push,)))
     except RequestError as error:
@@ -151,14 +151,14 @@ def refused(served: TorchEngine, push: Intervention) -> RequestError:
     return RequestError("none")
 
 
-def test_raw_strengths_go_through_the_residual_norm(served: TorchEngine) -> None:
+def test_raw_strengths_go_through_the_residual_norm(served: DiffusionEngine) -> None:
     norm = served.catalogue.attributes["topic/sports"].sites[1].residual_norm
     raw = replace(SPORTS, unit="raw", strength=0.8 * norm)
     plans = [served.admit(replace(PLAIN, interventions=(one,))).plan for one in (SPORTS, raw)]
     assert plans[0]["predicted_kl"] == pytest.approx(plans[1]["predicted_kl"])
 
 
-def test_nats_are_the_uniform_push_that_costs_them(served: TorchEngine) -> None:
+def test_nats_are_the_uniform_push_that_costs_them(served: DiffusionEngine) -> None:
     for nats in (0.01, -0.01):
         push = Intervention(attribute="tone/warm", strength=nats, unit="kl")
         [(request, result)] = tiny.run(served, replace(PLAIN, interventions=(push,)))
@@ -179,7 +179,7 @@ def test_nats_are_the_uniform_push_that_costs_them(served: TorchEngine) -> None:
         served.admit(replace(PLAIN, cfg_scale=1.0, interventions=(replace(SPORTS, unit="kl"),)))
 
 
-def test_what_was_replaced_while_it_ran_is_charged_for_its_own_steps(served: TorchEngine) -> None:
+def test_what_was_replaced_while_it_ran_is_charged_for_its_own_steps(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, interventions=(SPORTS,)))
     served.add([request])
     events = served.step() + served.step()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from tests import tiny
@@ -22,11 +22,11 @@ PLAIN = GenerationParams(prompt="the king", max_tokens=12, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path_factory.mktemp("catalogue"), max_steps=100, max_interventions=3)
 
 
-def refused(served: TorchEngine, params: GenerationParams) -> RequestError:
+def refused(served: DiffusionEngine, params: GenerationParams) -> RequestError:
     with pytest.raises(RequestError) as error:
         served.admit(params)
     return error.value
@@ -95,19 +95,19 @@ BAD_PUSHES: list[tuple[Intervention, str]] = [
 
 
 @pytest.mark.parametrize(("push", "at"), BAD_PUSHES, ids=lambda one: str(one)[:60])
-def test_a_bad_intervention_is_refused_by_its_path(served: TorchEngine, push: Intervention, at: str) -> None:
+def test_a_bad_intervention_is_refused_by_its_path(served: DiffusionEngine, push: Intervention, at: str) -> None:
     error = refused(served, replace(PLAIN, interventions=(ATTRIBUTE, push)))
     assert error.param == f"interventions[1]{at}"
 
 
-def test_names_that_are_not_checked_by_type_are_refused(served: TorchEngine) -> None:
+def test_names_that_are_not_checked_by_type_are_refused(served: DiffusionEngine) -> None:
     for field, value in (("unit", "watts"), ("unit", ""), ("scope", "some"), ("scope", "")):
         changes: dict[str, Any] = {field: value}
         error = refused(served, replace(PLAIN, interventions=(replace(VECTOR, **changes),)))
         assert error.param == f"interventions[0].{field}"
 
 
-def test_units_become_hidden_units(served: TorchEngine) -> None:
+def test_units_become_hidden_units(served: DiffusionEngine) -> None:
     sae = served.catalogue.saes["layer-1-mask"]
     assert sae.stats is not None
     largest, row = float(sae.stats.max_act[3]), sae.row_norm(3)
@@ -139,12 +139,12 @@ def test_units_become_hidden_units(served: TorchEngine) -> None:
         assert site.get("strength_activation") == (pytest.approx(size) if latent else None)
 
 
-def test_a_vector_is_normalised(served: TorchEngine) -> None:
+def test_a_vector_is_normalised(served: DiffusionEngine) -> None:
     [push] = served.admit(replace(PLAIN, interventions=(VECTOR,))).pushes
     torch.testing.assert_close(push.direction, tiny.unit(torch.tensor(VALUES)))
 
 
-def test_an_attribute_brings_its_defaults_and_a_request_overrides_them(served: TorchEngine) -> None:
+def test_an_attribute_brings_its_defaults_and_a_request_overrides_them(served: DiffusionEngine) -> None:
     plan = served.admit(replace(PLAIN, interventions=(ATTRIBUTE,))).plan["interventions"][0]
     assert (plan["strength"], plan["unit"], plan["scope"]) == (0.4, "residual", "masked")
     assert plan["schedule"]["type"] == "commitment"
@@ -161,7 +161,7 @@ def test_an_attribute_brings_its_defaults_and_a_request_overrides_them(served: T
 
 
 @pytest.mark.parametrize("op", ["clamp", "project_out", "cap"])
-def test_an_operator_with_a_target_never_overshoots_it(served: TorchEngine, op: Any) -> None:
+def test_an_operator_with_a_target_never_overshoots_it(served: DiffusionEngine, op: Any) -> None:
     push = replace(ATTRIBUTE, op=op, strength=0.5)
     for schedule in (None, "commitment", {"type": "piecewise", "preset": "ramp_up"}):
         [made] = served.admit(replace(PLAIN, interventions=(replace(push, schedule=schedule),))).pushes
@@ -172,7 +172,7 @@ def test_an_operator_with_a_target_never_overshoots_it(served: TorchEngine, op: 
     assert "at most 1" in str(error)
 
 
-def test_a_named_vector_pushes_at_all_of_its_layers_or_at_those_asked_for(served: TorchEngine) -> None:
+def test_a_named_vector_pushes_at_all_of_its_layers_or_at_those_asked_for(served: DiffusionEngine) -> None:
     warm = served.catalogue.vectors["warm"]
     named = Intervention(vector=VectorRef(name="warm"), strength=0.5, unit="stored")
     request = served.admit(replace(PLAIN, interventions=(named, replace(named, layers=(2,), unit="raw"))))
@@ -187,7 +187,7 @@ def test_a_named_vector_pushes_at_all_of_its_layers_or_at_those_asked_for(served
 def test_a_unit_that_is_not_named_is_one_that_is_known(tmp_path: Path) -> None:
     asked = (FEATURE, VECTOR, Intervention(vector=VectorRef(name="warm"), strength=1.0))
 
-    def units(engine: TorchEngine) -> list[str]:
+    def units(engine: DiffusionEngine) -> list[str]:
         return [engine.admit(replace(PLAIN, interventions=(one,))).interventions[0].summary["unit"] for one in asked]
 
     bare = tiny.engine(tiny.bert(), tmp_path)

@@ -9,7 +9,7 @@ import torch
 
 from schedulers import CommitmentProfile, build_strength, compile_gains, compile_joint
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced
@@ -20,11 +20,11 @@ ARCHAIC = Intervention(attribute="register/archaic", strength=0.5)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def test_the_gains_are_the_joint_profile_s(served: TorchEngine) -> None:
+def test_the_gains_are_the_joint_profile_s(served: DiffusionEngine) -> None:
     for _ in range(2):
         [(request, result)] = tiny.run(served, replace(PLAIN, interventions=(ARCHAIC, SPORTS)))
         table = compile_joint(priced.joint().of(("register/archaic", "topic/sports")), (0.5, 0.8))
@@ -40,7 +40,7 @@ def test_the_gains_are_the_joint_profile_s(served: TorchEngine) -> None:
             assert told["schedule"]["gains"] == pytest.approx(gains, abs=1e-6)
 
 
-def test_it_costs_what_the_uniform_pushes_cost_and_moves_further(served: TorchEngine) -> None:
+def test_it_costs_what_the_uniform_pushes_cost_and_moves_further(served: DiffusionEngine) -> None:
     """On one forward a slice the predicted KL, cross terms and all, is that of the uniform pushes."""
     params = replace(PLAIN, transfer="origin", order="random", interventions=(SPORTS, ARCHAIC))
     uniform = served.admit(replace(params, combine="independent")).plan
@@ -60,7 +60,7 @@ def test_it_costs_what_the_uniform_pushes_cost_and_moves_further(served: TorchEn
     assert moved(together) / moved(uniform) == pytest.approx(together["joint"]["rho"], rel=1e-4)
 
 
-def test_one_alone_is_its_optimal_schedule_and_none_is_nothing(served: TorchEngine) -> None:
+def test_one_alone_is_its_optimal_schedule_and_none_is_nothing(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, interventions=(SPORTS,)))
     profile = CommitmentProfile.from_json(priced.profile("topic/sports"))
     optimal = compile_gains(*build_strength("optimal"), profile)
@@ -69,7 +69,7 @@ def test_one_alone_is_its_optimal_schedule_and_none_is_nothing(served: TorchEngi
     assert tiny.tokens_of(served, PLAIN) == tiny.tokens_of(served, plain)
 
 
-def test_units_are_each_attribute_s_own(served: TorchEngine) -> None:
+def test_units_are_each_attribute_s_own(served: DiffusionEngine) -> None:
     nats = sum(priced.COSTS["register/archaic"]) * 0.5**2 / 2
     other = (replace(SPORTS, strength=0.8 * 6.0, unit="raw"), replace(ARCHAIC, strength=nats, unit="kl"))
     requests = [served.admit(replace(PLAIN, interventions=pair)) for pair in ((SPORTS, ARCHAIC), other)]
@@ -95,13 +95,13 @@ def test_units_are_each_attribute_s_own(served: TorchEngine) -> None:
         (replace(ARCHAIC, strength=-5.0), "combine"),
     ],
 )
-def test_what_was_not_calibrated_together_is_refused(served: TorchEngine, push: Intervention, at: str) -> None:
+def test_what_was_not_calibrated_together_is_refused(served: DiffusionEngine, push: Intervention, at: str) -> None:
     with pytest.raises(RequestError) as error:
         served.admit(replace(PLAIN, interventions=(SPORTS, push)))
     assert error.value.param == at
 
 
-def test_layers_and_scope_that_are_its_own_may_be_named(served: TorchEngine) -> None:
+def test_layers_and_scope_that_are_its_own_may_be_named(served: DiffusionEngine) -> None:
     served.admit(replace(PLAIN, interventions=(SPORTS, replace(ARCHAIC, layers=(2, 0), scope="masked"))))
 
 
@@ -112,7 +112,7 @@ def test_without_a_joint_profile_there_is_no_allocation(tmp_path: Path) -> None:
     assert error.value.param == "combine"
 
 
-def test_what_is_not_the_caller_s_own_keeps_its_schedule(served: TorchEngine) -> None:
+def test_what_is_not_the_caller_s_own_keeps_its_schedule(served: DiffusionEngine) -> None:
     imposed = replace(ARCHAIC, schedule="uniform", mandatory=True)
     request = served.admit(replace(PLAIN, interventions=(SPORTS, imposed)))
     assert request.pushes[1].gains.tolist() == [1.0] * 64

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerserve.engine.admission.interventions.resolve import overlaps
-from steerserve.engine.request.intervention import Resolved
+from steerserve.engine.request.intervention import ActiveIntervention
 from steerserve.steering.push import Push
 
 
-def resolved(*directions: Tensor) -> Resolved:
+def resolved(*directions: Tensor) -> ActiveIntervention:
     gains = torch.ones(4)
     pushes = [Push(layer, direction, "add", 1.0, gains) for layer, direction in enumerate(directions)]
-    return Resolved({}, tuple(pushes))
+    return ActiveIntervention({}, tuple(pushes))
 
 
 def unit(*values: float) -> Tensor:

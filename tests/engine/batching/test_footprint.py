@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.batching.memory import Costs, MemoryUse, footprint
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward import head
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
@@ -137,7 +137,7 @@ def test_the_estimate_is_above_what_a_step_takes_and_not_far(
     tmp_path: Path, family: str, interventions: tuple[Intervention, ...], cache: str | None
 ) -> None:
     model: DiffusionLM = getattr(tiny, family)()
-    served: TorchEngine = tiny.engine(model, tmp_path)
+    served: DiffusionEngine = tiny.engine(model, tmp_path)
     rows = [
         served.admit(replace(PLAIN, prompt=(5,) * 8, max_tokens=80, row=row, interventions=interventions, cache=cache))
         for row in range(8)

@@ -9,7 +9,7 @@ import pytest
 from steerserve.engine.api.events import Event, Failed
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batching.queue import AGING, PATIENCE
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.errors import QueueFullError, RequestError
 from tests import tiny
@@ -18,7 +18,7 @@ PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path)
 
 
@@ -33,7 +33,7 @@ def test_a_full_queue_takes_none_of_a_request(tmp_path: Path) -> None:
     assert len(tiny.results(tiny.drain(served))) == 3
 
 
-def test_the_wait_is_half_of_what_is_left_at_the_measured_rate(served: TorchEngine) -> None:
+def test_the_wait_is_half_of_what_is_left_at_the_measured_rate(served: DiffusionEngine) -> None:
     served.add([served.admit(replace(PLAIN, steps=steps)) for steps in (6, 4, 10)])
     assert served.retry_after() == 1.0
     served.step_seconds = 3.0
@@ -71,7 +71,7 @@ def test_aborted_rows_end_once_whether_they_run_wait_or_are_done(tmp_path: Path)
     assert not served.waiting
 
 
-def test_nothing_is_said_of_a_row_after_it_was_aborted(served: TorchEngine) -> None:
+def test_nothing_is_said_of_a_row_after_it_was_aborted(served: DiffusionEngine) -> None:
     request, other = served.admit(PLAIN), served.admit(replace(PLAIN, seed=9))
     served.add([request, other])
     served.step()
@@ -81,7 +81,7 @@ def test_nothing_is_said_of_a_row_after_it_was_aborted(served: TorchEngine) -> N
     assert other.response == tiny.tokens_of(served, replace(PLAIN, seed=9))
 
 
-def test_a_step_with_nothing_to_do_is_empty(served: TorchEngine) -> None:
+def test_a_step_with_nothing_to_do_is_empty(served: DiffusionEngine) -> None:
     assert served.step() == []
     served.abort("unknown")
     assert served.step() == []
@@ -89,7 +89,7 @@ def test_a_step_with_nothing_to_do_is_empty(served: TorchEngine) -> None:
     assert served.step() == []
 
 
-def order_of_starts(served: TorchEngine, requests: list[Request]) -> list[int]:
+def order_of_starts(served: DiffusionEngine, requests: list[Request]) -> list[int]:
     """Step 2 onwards until all have ended: the index of each request in the order in which it first ran."""
     begun: list[int] = []
     while served.waiting or served.running:
@@ -107,7 +107,7 @@ def test_a_lower_priority_goes_first_and_ties_by_arrival(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("priority", [-11, 11, 0.5, True])
-def test_a_priority_out_of_bounds_is_refused(served: TorchEngine, priority: Any) -> None:
+def test_a_priority_out_of_bounds_is_refused(served: DiffusionEngine, priority: Any) -> None:
     with pytest.raises(RequestError, match=r"priority must be a whole number from -10 to 10") as error:
         served.admit(replace(PLAIN, priority=priority))
     assert error.value.param == "priority"

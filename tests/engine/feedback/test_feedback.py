@@ -13,7 +13,7 @@ from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from steerserve.models.bert import BertDiffusionLM
 from steerserve.steering.attribute import AttributeSite, FeatureWeight
@@ -37,11 +37,11 @@ FEATURES = (FeatureWeight(3, 0.9, 1e-4, 0.7), FeatureWeight(9, 0.4, 1e-4, 0.3), 
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return engine_of(tiny.bert(), tmp_path)
 
 
-def engine_of(model: Any, folder: Path, **config: Any) -> TorchEngine:
+def engine_of(model: Any, folder: Path, **config: Any) -> DiffusionEngine:
     """An engine whose attribute reads two features of one layer, another one features of two."""
     made = tiny.catalogue(model, folder)
     curve = CommitmentProfile(tuple(min(1.0, i / 32) ** 2 for i in range(65))).to_json()
@@ -64,10 +64,10 @@ def engine_of(model: Any, folder: Path, **config: Any) -> TorchEngine:
         sae.facts = replace(sae.facts, sha256=f"{layer}" * 64)
         saes[sae.facts.id] = sae
     catalogue = replace(made, attributes=attributes, saes=saes)
-    return TorchEngine(model, tiny.tokenizer(), catalogue, EngineConfig(**config))
+    return DiffusionEngine(model, tiny.tokenizer(), catalogue, EngineConfig(**config))
 
 
-def read(served: TorchEngine, layers: tuple[int, ...], arrived: dict[int, torch.Tensor], start: int) -> float:
+def read(served: DiffusionEngine, layers: tuple[int, ...], arrived: dict[int, torch.Tensor], start: int) -> float:
     """The mean over the response and over the steering features of all layers, of their ReLU activation."""
     found = []
     for layer in layers:
@@ -81,7 +81,7 @@ def read(served: TorchEngine, layers: tuple[int, ...], arrived: dict[int, torch.
 
 
 def straight_line(
-    served: TorchEngine, name: str, layers: tuple[int, ...], hold: float
+    served: DiffusionEngine, name: str, layers: tuple[int, ...], hold: float
 ) -> tuple[list[int], list[float], list[float], float | None]:
     """Denoise by hand: response, gains, readings, and the progress at which the loop let go."""
     model = served.model
@@ -137,7 +137,7 @@ def straight_line(
     ("name", "layers", "hold"), [("topic/sports", (1,), 8.0), ("topic/sports", (1,), 3.2), ("both", (0, 2), 2.5)]
 )
 def test_the_engine_does_what_a_straight_loop_does(
-    served: TorchEngine, name: str, layers: tuple[int, ...], hold: float
+    served: DiffusionEngine, name: str, layers: tuple[int, ...], hold: float
 ) -> None:
     response, gains, readings, let_go = straight_line(served, name, layers, hold)
     push = replace(PUSH, attribute=name, scope="masked", schedule=LOOP | {"hold": hold})
@@ -157,7 +157,7 @@ def test_the_engine_does_what_a_straight_loop_does(
     assert request.response == response != tiny.tokens_of(served, PLAIN)
 
 
-def test_the_plan_says_that_the_run_decides(served: TorchEngine) -> None:
+def test_the_plan_says_that_the_run_decides(served: DiffusionEngine) -> None:
     [plan] = served.admit(FED).plan["interventions"]
     assert plan["strength_per_step"] is None
     assert plan["schedule"] == {**LOOP, "peak": 1.0, "norm": None, "gains": None}
@@ -165,7 +165,7 @@ def test_the_plan_says_that_the_run_decides(served: TorchEngine) -> None:
     assert "0 to 4" in plan["notes"][0]
 
 
-def test_a_fed_row_is_the_same_alone_and_in_any_batch(served: TorchEngine) -> None:
+def test_a_fed_row_is_the_same_alone_and_in_any_batch(served: DiffusionEngine) -> None:
     alone = tiny.run(served, FED)[0]
     both = Intervention(attribute="both", strength=2.0, schedule="feedback")
     longer = replace(FED, prompt="the team won the match and then the king lost", max_tokens=32, steps=16, row=2)
@@ -177,7 +177,7 @@ def test_a_fed_row_is_the_same_alone_and_in_any_batch(served: TorchEngine) -> No
     assert (other.response, result.receipt) == (together[0][0].response, together[0][1].receipt)
 
 
-def test_rows_that_come_and_go_leave_a_loop_as_it_was(served: TorchEngine) -> None:
+def test_rows_that_come_and_go_leave_a_loop_as_it_was(served: DiffusionEngine) -> None:
     """The batch is rebuilt under it: a row joins, one is aborted, one ends."""
     expected = tiny.run(served, FED)[0]
     first, gone = served.admit(FED), served.admit(replace(FED, row=7))
@@ -197,7 +197,7 @@ def test_rows_that_come_and_go_leave_a_loop_as_it_was(served: TorchEngine) -> No
 
 
 def test_a_step_that_does_not_fit_into_memory_is_not_counted(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [tiny.run(served, replace(FED, row=row))[0] for row in range(2)]
     requests = [served.admit(replace(FED, row=row)) for row in range(2)]
@@ -222,7 +222,7 @@ def test_a_step_that_does_not_fit_into_memory_is_not_counted(
         assert told["interventions"][0]["feedback"] == result.receipt["interventions"][0]["feedback"]
 
 
-def test_new_interventions_start_a_new_loop(served: TorchEngine) -> None:
+def test_new_interventions_start_a_new_loop(served: DiffusionEngine) -> None:
     request = served.admit(FED)
     served.add([request])
     for _ in range(3):
@@ -236,7 +236,7 @@ def test_new_interventions_start_a_new_loop(served: TorchEngine) -> None:
     assert after["feedback"]["gains"][0] == 1.0
 
 
-def test_it_lets_go_once_the_attribute_has_committed(served: TorchEngine) -> None:
+def test_it_lets_go_once_the_attribute_has_committed(served: DiffusionEngine) -> None:
     loop = {"type": "feedback", "hold": 0.01, "release": 3, "lead": 1.0}
     [(_, result)] = tiny.run(served, replace(PLAIN, interventions=(replace(PUSH, schedule=loop),)))
     assert result.receipt is not None
@@ -245,7 +245,7 @@ def test_it_lets_go_once_the_attribute_has_committed(served: TorchEngine) -> Non
     assert told["gains"][1:] == [0.0] * 7
 
 
-def test_guided_rows_are_pushed_in_both_halves(served: TorchEngine) -> None:
+def test_guided_rows_are_pushed_in_both_halves(served: DiffusionEngine) -> None:
     guided = replace(FED, cfg_scale=1.0)
     [(request, result)] = tiny.run(served, guided)
     [_, (same, its)] = tiny.run(served, replace(PLAIN, row=4), guided)
@@ -254,7 +254,7 @@ def test_guided_rows_are_pushed_in_both_halves(served: TorchEngine) -> None:
     assert request.response != tiny.tokens_of(served, replace(PLAIN, cfg_scale=1.0))
 
 
-def test_no_step_of_a_fed_row_goes_without_a_forward(served: TorchEngine) -> None:
+def test_no_step_of_a_fed_row_goes_without_a_forward(served: DiffusionEngine) -> None:
     idle = replace(FED, max_tokens=4, steps=8, transfer={"type": "ddpm"}, order="random")
     [(request, result)] = tiny.run(served, idle)
     assert result.forward_passes == result.steps == request.step
@@ -282,7 +282,9 @@ def test_no_step_of_a_fed_row_goes_without_a_forward(served: TorchEngine) -> Non
         ),
     ],
 )
-def test_what_a_loop_cannot_do_is_refused(served: TorchEngine, change: dict[str, Any], param: str, said: str) -> None:
+def test_what_a_loop_cannot_do_is_refused(
+    served: DiffusionEngine, change: dict[str, Any], param: str, said: str
+) -> None:
     with pytest.raises(RequestError, match=said) as error:
         served.admit(replace(PLAIN, interventions=(replace(PUSH, **change),)))
     assert error.value.param == param

@@ -8,7 +8,7 @@ import torch
 
 from steerserve.engine.api.events import Committed, Done, Failed, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
 from steerserve.errors import RequestError
 from tests import tiny
@@ -23,11 +23,11 @@ CLIPPED = {"kl_steps": 0, "kl_repeats": 0, "predicted_kl_scale": 1.0, "predicted
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def test_a_limit_on_predicted_kl_scales_the_whole_schedule(served: TorchEngine) -> None:
+def test_a_limit_on_predicted_kl_scales_the_whole_schedule(served: DiffusionEngine) -> None:
     free = replace(PLAIN, interventions=(SPORTS, ARCHAIC))
     [(asked, _)] = tiny.run(served, free)
     predicted = asked.plan["predicted_kl"]
@@ -48,7 +48,7 @@ def test_a_limit_on_predicted_kl_scales_the_whole_schedule(served: TorchEngine) 
     assert error.value.param == "limits.max_predicted_kl"
 
 
-def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine) -> None:
+def test_a_limit_that_is_not_reached_changes_nothing(served: DiffusionEngine) -> None:
     free = replace(PLAIN, interventions=(SPORTS, ARCHAIC))
     for params in (free, replace(free, transfer=THRESHOLD)):
         plain, events = tiny.solo(served, params)
@@ -63,7 +63,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine) -> Non
 
 
 @pytest.mark.parametrize("transfer", [THRESHOLD, "origin", {"type": "entropy_bound", "value": 1.0}])
-def test_a_limit_holds_where_the_steps_depend_on_the_run(served: TorchEngine, transfer: object) -> None:
+def test_a_limit_holds_where_the_steps_depend_on_the_run(served: DiffusionEngine, transfer: object) -> None:
     order = "random" if transfer == "origin" else "confidence"
     params = replace(PLAIN, transfer=transfer, order=order, interventions=(SPORTS,))  # type: ignore[arg-type]
     predicted = served.admit(params).plan["predicted_kl"]
@@ -79,7 +79,7 @@ def test_a_limit_holds_where_the_steps_depend_on_the_run(served: TorchEngine, tr
     assert lowered > 0
 
 
-def test_changes_while_it_runs_do_not_begin_a_budget_anew(served: TorchEngine) -> None:
+def test_changes_while_it_runs_do_not_begin_a_budget_anew(served: DiffusionEngine) -> None:
     warm = Intervention(attribute="tone/warm", strength=0.02, unit="kl")
     params = replace(PLAIN, interventions=(warm,), limits=Limits(max_predicted_kl=0.02))
     request = served.admit(params)
@@ -101,7 +101,7 @@ def test_changes_while_it_runs_do_not_begin_a_budget_anew(served: TorchEngine) -
     assert (events[-1].limit, "max_predicted_kl" in events[-1].message) == ("limits.max_predicted_kl", True)
 
 
-def test_unknown_costs_cannot_be_limited(served: TorchEngine) -> None:
+def test_unknown_costs_cannot_be_limited(served: DiffusionEngine) -> None:
     for push, control in (
         (Intervention(attribute="plain", strength=0.1), None),
         (VECTOR, None),
@@ -115,7 +115,7 @@ def test_unknown_costs_cannot_be_limited(served: TorchEngine) -> None:
     served.admit(replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_predicted_kl=1.0), control="sign_flip"))
 
 
-def test_bad_limits_are_refused_by_name(served: TorchEngine) -> None:
+def test_bad_limits_are_refused_by_name(served: DiffusionEngine) -> None:
     for limits, at in (
         (Limits(max_kl=0.0), "max_kl"),
         (Limits(max_predicted_kl=math.nan), "max_predicted_kl"),
@@ -128,7 +128,7 @@ def test_bad_limits_are_refused_by_name(served: TorchEngine) -> None:
         assert error.value.param == f"limits.{at}"
 
 
-def states(served: TorchEngine, params: GenerationParams) -> tuple[torch.Tensor, torch.Tensor]:
+def states(served: DiffusionEngine, params: GenerationParams) -> tuple[torch.Tensor, torch.Tensor]:
     """The states before and after layer 1's push, of the first forward of a row: [length, hidden] each."""
     request = served.admit(params)
     batch = Batch([request], served.model.facts, served.device, served.dtype)
@@ -147,7 +147,7 @@ def states(served: TorchEngine, params: GenerationParams) -> tuple[torch.Tensor,
     return kept[0][0, :length], kept[1][0, :length]
 
 
-def test_a_bound_holds_at_every_position_for_all_pushes_together(served: TorchEngine) -> None:
+def test_a_bound_holds_at_every_position_for_all_pushes_together(served: DiffusionEngine) -> None:
     free = replace(PLAIN, interventions=(VECTOR, replace(SPORTS, strength=3.0, schedule="uniform")))
     before, wide = states(served, free)
     ratios = (wide - before).norm(dim=1) / before.norm(dim=1)
@@ -165,7 +165,7 @@ def test_a_bound_holds_at_every_position_for_all_pushes_together(served: TorchEn
     )
 
 
-def test_the_receipt_counts_the_positions_that_were_clipped(served: TorchEngine) -> None:
+def test_the_receipt_counts_the_positions_that_were_clipped(served: DiffusionEngine) -> None:
     free = replace(PLAIN, interventions=(VECTOR,))
     [(request, plain)] = tiny.run(served, free)
     assert plain.receipt is not None
@@ -180,7 +180,7 @@ def test_the_receipt_counts_the_positions_that_were_clipped(served: TorchEngine)
     assert result.receipt["limits"]["clipped"]["delta_positions"] == 6 * len(request.canvas)
 
 
-def test_rows_without_a_bound_are_what_they_are_alone(served: TorchEngine) -> None:
+def test_rows_without_a_bound_are_what_they_are_alone(served: DiffusionEngine) -> None:
     steered = replace(PLAIN, interventions=(VECTOR, SPORTS), row=1)
     bounded = replace(PLAIN, interventions=(VECTOR,), row=2, limits=Limits(max_delta=0.05))
     alone = [tiny.tokens_of(served, one) for one in (PLAIN, steered, bounded)]
@@ -191,7 +191,7 @@ def test_rows_without_a_bound_are_what_they_are_alone(served: TorchEngine) -> No
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
-def test_a_row_over_a_bound_that_refuses_ends_there_alone(served: TorchEngine, cfg_scale: float) -> None:
+def test_a_row_over_a_bound_that_refuses_ends_there_alone(served: DiffusionEngine, cfg_scale: float) -> None:
     limits = Limits(max_delta=0.05, on_exceed="refuse")
     late = replace(VECTOR, schedule={"type": "window", "start": 0.5, "stop": 1.0})
     over = served.admit(replace(PLAIN, interventions=(late,), limits=limits, cfg_scale=cfg_scale))
@@ -208,7 +208,7 @@ def test_a_row_over_a_bound_that_refuses_ends_there_alone(served: TorchEngine, c
     assert plain.response == tiny.tokens_of(served, replace(PLAIN, row=1))
 
 
-def test_a_row_that_a_change_puts_over_a_bound_is_told_of_the_change_first(served: TorchEngine) -> None:
+def test_a_row_that_a_change_puts_over_a_bound_is_told_of_the_change_first(served: DiffusionEngine) -> None:
     limits = Limits(max_delta=0.01, on_exceed="refuse")
     row = served.admit(replace(PLAIN, limits=limits))
     served.add([row])
@@ -218,7 +218,7 @@ def test_a_row_that_a_change_puts_over_a_bound_is_told_of_the_change_first(serve
     assert [type(event) for event in served.step()] == [Steered, Failed]
 
 
-def test_what_is_not_the_caller_s_own_is_neither_limited_nor_counted(served: TorchEngine) -> None:
+def test_what_is_not_the_caller_s_own_is_neither_limited_nor_counted(served: DiffusionEngine) -> None:
     imposed = replace(VECTOR, mandatory=True)
     params = replace(PLAIN, interventions=(SPORTS, imposed), limits=Limits(max_predicted_kl=1e-4, max_delta=0.01))
     request, events = tiny.solo(served, params)
@@ -233,7 +233,7 @@ def test_what_is_not_the_caller_s_own_is_neither_limited_nor_counted(served: Tor
     assert own.pushes[0].strength < 0.8 * 6.0
 
 
-def test_a_limit_holds_for_what_the_run_decides(served: TorchEngine) -> None:
+def test_a_limit_holds_for_what_the_run_decides(served: DiffusionEngine) -> None:
     loop = replace(SPORTS, schedule={"type": "feedback"}, strength=2.0)
     free = replace(PLAIN, interventions=(loop, ARCHAIC))
     _, events = tiny.solo(served, free)
@@ -255,7 +255,7 @@ def test_a_limit_holds_for_what_the_run_decides(served: TorchEngine) -> None:
     assert events[-1].limit == "limits.max_predicted_kl"
 
 
-def test_a_limit_holds_where_tokens_are_written_again(served: TorchEngine) -> None:
+def test_a_limit_holds_where_tokens_are_written_again(served: DiffusionEngine) -> None:
     again = {"condition": {"progress": {"at_least": 0.5}}, "span": "block", "times": 2}
     remdm = {"type": "remdm", "eta": 0.2, "schedule": "cap"}
     for params in (
@@ -272,7 +272,7 @@ def test_a_limit_holds_where_tokens_are_written_again(served: TorchEngine) -> No
         assert 0 < events[-1].result.receipt["predicted_kl"] <= spent / 2 * (1 + 1e-6)
 
 
-def test_a_limit_below_what_was_spent_lowers_nothing_where_nothing_is_pushed(served: TorchEngine) -> None:
+def test_a_limit_below_what_was_spent_lowers_nothing_where_nothing_is_pushed(served: DiffusionEngine) -> None:
     before = replace(PLAIN, interventions=(SPORTS,), limits=Limits(max_predicted_kl=1.0))
     late = replace(SPORTS, schedule={"type": "window", "start": 0.9, "stop": 1.0})
     request, beside = served.admit(before), served.admit(PLAIN)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward import gains
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
@@ -30,11 +30,11 @@ LATE = replace(PRICED, schedule={"type": "window", "start": 0.3, "stop": 1.0})
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
-def run(served: TorchEngine, params: GenerationParams) -> tuple[Request, list[Event], Result]:
+def run(served: DiffusionEngine, params: GenerationParams) -> tuple[Request, list[Event], Result]:
     request, events = tiny.solo(served, params)
     assert isinstance(events[-1], Done)
     return request, events, events[-1].result
@@ -45,19 +45,21 @@ def told(result: Result) -> dict[str, Any]:
     return result.receipt
 
 
-def free_kl(served: TorchEngine, params: GenerationParams) -> float:
+def free_kl(served: DiffusionEngine, params: GenerationParams) -> float:
     found: float = told(run(served, replace(params, measure_kl=True))[2])["measured_kl"]
     return found
 
 
-def log_probabilities(served: TorchEngine, canvas: list[int], site: Callable[[int, Tensor], Tensor] | None) -> Tensor:
+def log_probabilities(
+    served: DiffusionEngine, canvas: list[int], site: Callable[[int, Tensor], Tensor] | None
+) -> Tensor:
     model = served.model
     logits = model.head(model(torch.tensor([canvas]), sites=site)[0]).double()
     logits[:, [*model.facts.forbidden_ids, model.facts.eos_id]] = -torch.inf
     return logits.log_softmax(1)
 
 
-def by_hand(served: TorchEngine, request: Request, events: list[Event], gains: list[float]) -> float:
+def by_hand(served: DiffusionEngine, request: Request, events: list[Event], gains: list[float]) -> float:
     """Nats a token, from the committed canvases and the gain of each step, of a push of VECTOR."""
     push = request.pushes[0]
     response, total = [tiny.MASK] * request.params.max_tokens, 0.0
@@ -85,7 +87,7 @@ def by_hand(served: TorchEngine, request: Request, events: list[Event], gains: l
 )
 @pytest.mark.parametrize("share", [0.7, 0.03])
 def test_the_measured_kl_is_within_the_limit(
-    served: TorchEngine, pushes: tuple[Intervention, ...], share: float
+    served: DiffusionEngine, pushes: tuple[Intervention, ...], share: float
 ) -> None:
     for seed in range(3):
         params = replace(PLAIN, interventions=pushes, seed=seed)
@@ -101,7 +103,7 @@ def test_the_measured_kl_is_within_the_limit(
 
 
 def test_the_measured_kl_is_that_of_the_committed_canvases_under_the_gains_of_the_receipt(
-    served: TorchEngine,
+    served: DiffusionEngine,
 ) -> None:
     params = replace(PLAIN, interventions=(VECTOR,))
     limit = free_kl(served, params) / 4
@@ -117,7 +119,7 @@ def test_the_measured_kl_is_that_of_the_committed_canvases_under_the_gains_of_th
 
 @pytest.mark.parametrize("transfer", ["linear", {"type": "threshold", "value": 0.5}, "origin"])
 @pytest.mark.parametrize("on_exceed", ["clip", "refuse"])
-def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine, transfer: Any, on_exceed: Any) -> None:
+def test_a_limit_that_is_not_reached_changes_nothing(served: DiffusionEngine, transfer: Any, on_exceed: Any) -> None:
     order = "random" if transfer == "origin" else "confidence"
     params = replace(PLAIN, interventions=(VECTOR, LOOP), transfer=transfer, order=order, measure_kl=True)
     free, _, plain = run(served, params)
@@ -129,7 +131,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(served: TorchEngine, transf
     assert result.forward_passes == plain.forward_passes
 
 
-def test_a_row_that_is_made_again_changes_no_other_and_is_what_it_is_alone(served: TorchEngine) -> None:
+def test_a_row_that_is_made_again_changes_no_other_and_is_what_it_is_alone(served: DiffusionEngine) -> None:
     revising = {"type": "remdm", "eta": 0.05, "schedule": "cap"}
     asked = [
         replace(PLAIN, interventions=(VECTOR,), limits=Limits(max_kl=0.05), row=0),
@@ -158,7 +160,7 @@ def test_a_row_that_is_made_again_changes_no_other_and_is_what_it_is_alone(serve
                 )
 
 
-def test_a_limit_that_refuses_ends_the_row_before_it_commits_more(served: TorchEngine) -> None:
+def test_a_limit_that_refuses_ends_the_row_before_it_commits_more(served: DiffusionEngine) -> None:
     params = replace(PLAIN, interventions=(VECTOR,))
     free, committed, result = run(served, replace(params, measure_kl=True))
     nats = [one.kl for one in free.made]
@@ -175,7 +177,7 @@ def test_a_limit_that_refuses_ends_the_row_before_it_commits_more(served: TorchE
     assert beside.response == tiny.tokens_of(served, PLAIN)
 
 
-def test_changes_while_it_runs_do_not_begin_the_limit_anew(served: TorchEngine) -> None:
+def test_changes_while_it_runs_do_not_begin_the_limit_anew(served: DiffusionEngine) -> None:
     limit = free_kl(served, replace(PLAIN, interventions=(VECTOR,))) / 2
     params = replace(PLAIN, interventions=(VECTOR,), limits=Limits(max_kl=limit))
     for changed in ((replace(VECTOR, strength=30.0),), (), (LATE,)):
@@ -190,7 +192,7 @@ def test_changes_while_it_runs_do_not_begin_the_limit_anew(served: TorchEngine) 
         assert (receipt["measured_kl"] > spent) == bool(changed)
 
 
-def test_a_row_that_was_pushed_before_it_was_measured_has_no_measured_kl(served: TorchEngine) -> None:
+def test_a_row_that_was_pushed_before_it_was_measured_has_no_measured_kl(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, interventions=(VECTOR,)))
     served.add([request])
     events = served.step()
@@ -201,7 +203,7 @@ def test_a_row_that_was_pushed_before_it_was_measured_has_no_measured_kl(served:
     assert receipt["limits"]["clipped"]["kl_steps"] > 0
 
 
-def test_what_is_not_the_caller_s_own_is_pushed_on_where_the_limit_is_spent(served: TorchEngine) -> None:
+def test_what_is_not_the_caller_s_own_is_pushed_on_where_the_limit_is_spent(served: DiffusionEngine) -> None:
     imposed = replace(ATTRIBUTE, mandatory=True)
     _, _, result = run(served, replace(PLAIN, interventions=(VECTOR, imposed), limits=Limits(max_kl=1e-3)))
     own, other = told(result)["interventions"]
@@ -212,7 +214,7 @@ def test_what_is_not_the_caller_s_own_is_pushed_on_where_the_limit_is_spent(serv
 
 @pytest.mark.parametrize(("changes", "said"), [({"cfg_scale": 1.0}, "without guidance"), ({"cache": "dual"}, "cache")])
 def test_a_limit_is_refused_where_the_kl_cannot_be_measured(
-    served: TorchEngine, tmp_path: Path, changes: dict[str, Any], said: str
+    served: DiffusionEngine, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     params = replace(PLAIN, interventions=(VECTOR,), limits=Limits(max_kl=1.0))
     with pytest.raises(RequestError, match=said) as error:
@@ -224,7 +226,7 @@ def test_a_limit_is_refused_where_the_kl_cannot_be_measured(
     assert error.value.param == "limits.max_kl"
 
 
-def test_a_push_that_is_not_a_number_is_given_up(served: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_that_is_not_a_number_is_given_up(served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a check of the loop: whatever the measure says, it ends, and what is committed is what is not pushed."""
     seen: list[float] = []
 

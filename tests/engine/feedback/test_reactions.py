@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from steerserve.engine.admission.conditions import gauge
-from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Committed, Done, Event, Revised
 from steerserve.engine.api.params import GenerationParams, Intervention, TraceParams
-from steerserve.engine.engine import TorchEngine
-from steerserve.engine.forward.meter import Meter
-from steerserve.engine.request.readouts import Gauge
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.forward.meter import ReadoutBatch
+from steerserve.engine.request.readouts import Readout
 from steerserve.engine.request.request import Request
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.bert import BertDiffusionLM
@@ -30,11 +30,11 @@ NEVER = {"progress": {"above": 1.0}}
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path)
 
 
-def solo(served: TorchEngine, params: GenerationParams) -> tuple[Request, list[Event], Done]:
+def solo(served: DiffusionEngine, params: GenerationParams) -> tuple[Request, list[Event], Done]:
     request, events = tiny.solo(served, params)
     assert isinstance(events[-1], Done)
     return request, events, events[-1]
@@ -58,7 +58,7 @@ def rebuilt(events: Sequence[Event], request: Request) -> list[int]:
 # when
 
 
-def test_a_condition_on_progress_is_a_window(served: TorchEngine) -> None:
+def test_a_condition_on_progress_is_a_window(served: DiffusionEngine) -> None:
     when = {"progress": {"at_least": 0.25, "below": 0.75}}
     window = replace(PUSH, schedule={"type": "window", "start": 0.25, "stop": 0.75})
     [(request, result), (same, its)] = tiny.run(
@@ -77,7 +77,9 @@ def test_a_condition_on_progress_is_a_window(served: TorchEngine) -> None:
     assert "while its condition holds" in plan["notes"][0]
 
 
-def test_a_condition_that_always_holds_changes_nothing_and_one_that_never_does_is_no_push(served: TorchEngine) -> None:
+def test_a_condition_that_always_holds_changes_nothing_and_one_that_never_does_is_no_push(
+    served: DiffusionEngine,
+) -> None:
     pushed = tiny.tokens_of(served, replace(PLAIN, interventions=(PUSH,)))
     assert tiny.tokens_of(served, replace(PLAIN, interventions=(replace(PUSH, when=ALWAYS),))) == pushed
     [(request, result)] = tiny.run(served, replace(PLAIN, interventions=(replace(PUSH, when=NEVER),)))
@@ -88,7 +90,7 @@ def test_a_condition_that_always_holds_changes_nothing_and_one_that_never_does_i
     assert "nothing was changed" in told["notes"][-1]
 
 
-def test_a_reading_decides_about_the_next_forward(served: TorchEngine) -> None:
+def test_a_reading_decides_about_the_next_forward(served: DiffusionEngine) -> None:
     """Against what a trace of the same run tells: the push holds after each reading above the bound."""
     trace = TraceParams(("register/archaic",))
     _, _, plain = solo(served, replace(PLAIN, trace=trace))
@@ -105,7 +107,7 @@ def test_a_reading_decides_about_the_next_forward(served: TorchEngine) -> None:
     assert told["held_passes"] == sum(held)
 
 
-def test_a_watched_row_is_the_same_alone_and_in_any_batch(served: TorchEngine) -> None:
+def test_a_watched_row_is_the_same_alone_and_in_any_batch(served: DiffusionEngine) -> None:
     values = {"attribute": "register/archaic", "above": 0.0}
     feature = {"feature": {"sae": "layer-2-mask", "index": 5}, "over": "mean", "above": 0.4}
     rows = [
@@ -156,16 +158,16 @@ def test_a_feature_is_read_as_its_sae_encodes_it(
     sae = SparseAutoencoder(facts, tensors, activation, like.stats)
     catalogue = replace(catalogue, saes={"own": sae})
     readings = [
-        Reading(sae="own", feature=7, over=over),
-        Reading(sae="own", feature=8, over=over, unit="max_act"),
-        Reading(attribute="topic/sports", over=over),
+        Quantity(sae="own", feature=7, over=over),
+        Quantity(sae="own", feature=8, over=over, unit="max_act"),
+        Quantity(attribute="topic/sports", over=over),
     ]
-    gauges: list[tuple[int, Gauge]] = [(row, gauge(catalogue, one, "p")) for one in readings for row in range(2)]
+    gauges: list[tuple[int, Readout]] = [(row, gauge(catalogue, one, "p")) for one in readings for row in range(2)]
     canvases = [[5, 6, *([tiny.MASK] * 6)], [7, 8, 9, tiny.MASK, 20, tiny.MASK, 30, 31]]
     hidden = torch.stack([states_of(model, canvas, 1) for canvas in canvases])
     response = torch.tensor([[False] * 2 + [True] * 6, [False] * 3 + [True] * 4 + [False]])
     states = (torch.arange(8) - model.facts.shift).clamp(min=0)
-    found = Meter(gauges, torch.device("cpu")).read({1: hidden}, response, states).tolist()
+    found = ReadoutBatch(gauges, torch.device("cpu")).read({1: hidden}, response, states).tolist()
     expected = []
     attribute = catalogue.attributes["topic/sports"]
     for reading in readings:
@@ -182,15 +184,15 @@ def test_a_feature_is_read_as_its_sae_encodes_it(
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges(served: TorchEngine) -> None:
+def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges(served: DiffusionEngine) -> None:
     readings = [
-        Reading(sae="layer-2-mask", feature=5, over="mean"),
-        Reading(attribute="register/archaic"),
-        Reading(attribute="topic/sports", read="activation"),
+        Quantity(sae="layer-2-mask", feature=5, over="mean"),
+        Quantity(attribute="register/archaic"),
+        Quantity(attribute="topic/sports", read="activation"),
     ]
     model, catalogue = served.model, served.catalogue
     with pytest.raises(RequestError, match="which is not loaded"):
-        gauge(catalogue, Reading(attribute="register/archaic", read="activation"), "p")
+        gauge(catalogue, Quantity(attribute="register/archaic", read="activation"), "p")
     catalogue = replace(
         catalogue, saes={name: one for name, one in catalogue.saes.items() if name != "layer-2-visible"}
     )
@@ -199,12 +201,12 @@ def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges
         layer: torch.randn(3, 64, tiny.HIDDEN, generator=torch.Generator().manual_seed(layer)) for layer in range(3)
     }
     response = (torch.arange(64) >= 3) & (torch.arange(64) < 13)
-    wide = Meter([(2, one) for _, one in gauges] + gauges, torch.device("cpu"))
+    wide = ReadoutBatch([(2, one) for _, one in gauges] + gauges, torch.device("cpu"))
     swapped = {layer: one[[1, 2, 0]] for layer, one in hidden.items()}
     found = wide.read(swapped, response.expand(3, -1), torch.arange(64))
     for index, (row, one) in enumerate(gauges):
         narrow = {layer: state[:1, :16] for layer, state in hidden.items()}
-        alone = Meter([(row, one)], torch.device("cpu")).read(narrow, response[None, :16], torch.arange(16))
+        alone = ReadoutBatch([(row, one)], torch.device("cpu")).read(narrow, response[None, :16], torch.arange(16))
         assert found[index] == alone[0]
     assert model.facts.shift == 0
 
@@ -212,7 +214,7 @@ def test_a_reading_does_not_depend_on_the_width_of_the_canvas_or_on_other_gauges
 # abort
 
 
-def test_a_row_that_is_ended_loses_no_token_behind_a_gap(served: TorchEngine) -> None:
+def test_a_row_that_is_ended_loses_no_token_behind_a_gap(served: DiffusionEngine) -> None:
     """In any order: its text and what its receipt lists are together all that was committed, each in its place."""
     for order in ("random", "confidence", "sae_stability"):
         params = replace(PLAIN, order=order, abort_when={"progress": {"at_least": 0.5}})
@@ -228,7 +230,7 @@ def test_a_row_that_is_ended_loses_no_token_behind_a_gap(served: TorchEngine) ->
         assert len(committed) == 8
 
 
-def test_a_row_ends_with_what_stands_without_a_gap(served: TorchEngine) -> None:
+def test_a_row_ends_with_what_stands_without_a_gap(served: DiffusionEngine) -> None:
     params = replace(PLAIN, abort_when={"progress": {"at_least": 0.5}}, logprobs=True)
     request, events, done = solo(served, params)
     full = tiny.tokens_of(served, PLAIN)
@@ -244,7 +246,7 @@ def test_a_row_ends_with_what_stands_without_a_gap(served: TorchEngine) -> None:
     assert not served.running and not served.waiting
 
 
-def test_a_row_that_takes_tokens_back_keeps_what_it_has_when_it_ends(served: TorchEngine) -> None:
+def test_a_row_that_takes_tokens_back_keeps_what_it_has_when_it_ends(served: DiffusionEngine) -> None:
     params = replace(PLAIN, order="random", transfer={"type": "remdm", "eta": 0.3}, abort_when=ALWAYS, steps=2)
     request, events, done = solo(served, params)
     tokens = [*rebuilt(events, request), tiny.MASK]
@@ -252,7 +254,7 @@ def test_a_row_that_takes_tokens_back_keeps_what_it_has_when_it_ends(served: Tor
     assert done.result.finish_reason == "content_filter"
 
 
-def test_an_end_that_does_not_come_changes_nothing(served: TorchEngine) -> None:
+def test_an_end_that_does_not_come_changes_nothing(served: DiffusionEngine) -> None:
     request, _, done = solo(served, replace(PLAIN, abort_when=NEVER))
     assert request.response == tiny.tokens_of(served, PLAIN)
     assert done.result.finish_reason == "length"
@@ -260,7 +262,7 @@ def test_an_end_that_does_not_come_changes_nothing(served: TorchEngine) -> None:
     assert done.result.receipt["aborted"] is None
 
 
-def test_the_last_step_may_end_a_row_too(served: TorchEngine) -> None:
+def test_the_last_step_may_end_a_row_too(served: DiffusionEngine) -> None:
     request, _, done = solo(served, replace(PLAIN, abort_when={"progress": {"at_least": 1.0}}))
     assert list(done.result.tokens) == request.response
     assert done.result.finish_reason == "content_filter"
@@ -291,7 +293,7 @@ REWRITTEN = [
 
 @pytest.mark.parametrize(("sampler", "span", "condition"), REWRITTEN)
 def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
-    served: TorchEngine, sampler: dict[str, Any], span: Any, condition: dict[str, Any]
+    served: DiffusionEngine, sampler: dict[str, Any], span: Any, condition: dict[str, Any]
 ) -> None:
     remask = {"condition": condition, "span": span, "times": 2}
     request, events, done = solo(served, replace(PLAIN, **sampler, remask_when=remask))
@@ -312,7 +314,7 @@ def test_a_rewritten_row_ends_whole_within_its_steps_and_replays(
         ]
 
 
-def test_the_whole_response_is_written_again_with_fresh_noise(served: TorchEngine) -> None:
+def test_the_whole_response_is_written_again_with_fresh_noise(served: DiffusionEngine) -> None:
     remask = {"condition": {"progress": {"at_least": 1.0}}, "span": "response"}
     request, events, done = solo(served, replace(PLAIN, remask_when=remask))
     assert done.result.steps == 16
@@ -323,7 +325,7 @@ def test_the_whole_response_is_written_again_with_fresh_noise(served: TorchEngin
     assert done.result.receipt["remasked"] == [{"step": 7, "progress": 1.0, "span": [0, 16], "positions": 16}]
 
 
-def test_a_part_is_written_again_in_the_steps_that_usually_write_so_much(served: TorchEngine) -> None:
+def test_a_part_is_written_again_in_the_steps_that_usually_write_so_much(served: DiffusionEngine) -> None:
     remask = {"condition": {"progress": {"at_least": 1.0}}, "span": {"positions": [4, 8]}}
     request, events, done = solo(served, replace(PLAIN, remask_when=remask))
     assert done.result.steps == 10
@@ -332,7 +334,7 @@ def test_a_part_is_written_again_in_the_steps_that_usually_write_so_much(served:
     assert [len(event.positions) for event in events if isinstance(event, Committed)] == [2] * 10
 
 
-def test_blocks_between_are_not_written_again(served: TorchEngine) -> None:
+def test_blocks_between_are_not_written_again(served: DiffusionEngine) -> None:
     """Back to the first block from the middle of the third; the second is full and is passed over."""
     params = replace(PLAIN, block_length=4, steps=8)
     remask = {"condition": {"progress": {"at_least": 0.6}}, "span": {"positions": [0, 2]}}
@@ -345,7 +347,7 @@ def test_blocks_between_are_not_written_again(served: TorchEngine) -> None:
     assert all(8 <= position < 12 for position in where[6])
 
 
-def test_nothing_is_settled_that_may_be_taken_back(served: TorchEngine) -> None:
+def test_nothing_is_settled_that_may_be_taken_back(served: DiffusionEngine) -> None:
     """The engine's own prefix never shrinks, and holds no token that is revised later."""
     for span, block in (("block", 4), ("response", 4), ({"positions": [5, 9]}, 16)):
         remask = {"condition": {"progress": {"at_least": 0.4}}, "span": span, "times": 3}
@@ -359,7 +361,7 @@ def test_nothing_is_settled_that_may_be_taken_back(served: TorchEngine) -> None:
             assert tiny.MASK not in settled
 
 
-def test_a_stop_string_ends_a_row_that_can_no_longer_be_rewritten(served: TorchEngine) -> None:
+def test_a_stop_string_ends_a_row_that_can_no_longer_be_rewritten(served: DiffusionEngine) -> None:
     params = replace(PLAIN, order="random", stop=("e",), steps=16)
     remask = {"condition": {"progress": {"at_least": 0.3}}, "span": "response"}
     _, events, done = solo(served, replace(params, remask_when=remask))
@@ -395,7 +397,7 @@ def test_a_stop_string_ends_a_row_that_can_no_longer_be_rewritten(served: TorchE
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_field(
-    served: TorchEngine, changes: dict[str, Any], param: str, said: str
+    served: DiffusionEngine, changes: dict[str, Any], param: str, said: str
 ) -> None:
     with pytest.raises((RequestError, NotFoundError), match=said) as error:
         served.admit(replace(PLAIN, **changes))

@@ -9,7 +9,7 @@ import pytest
 
 from steerserve.engine.api.params import Refine
 from steerserve.engine.api.scoring import likelihood, log_probability
-from steerserve.engine.request.refinement import Draft, Refinement
+from steerserve.engine.request.refinement import RefinedText, Refinement
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine.feedback.test_refining import PLAIN, probed
@@ -34,7 +34,7 @@ def test_a_draft_that_is_only_as_good_is_not_kept() -> None:
     state = Refinement(3, 2, 2, frozenset(), stretch=(0, 2))
     assert (state.going, state.outcome, state.rounds_left) == (True, None, 3)
     for score in (-2.0, -2.0, -1.0, -1.5):
-        state.weigh(Draft((1, 2), {}, {}, {"a": score}, score))
+        state.weigh(RefinedText((1, 2), {}, {}, {"a": score}, score))
     assert (state.going, state.outcome, state.rounds_left) == (False, {"a": -1.0}, 0)
     told = state.receipt()["refined"]
     assert [one["kept"] for one in told["rounds"]] == [False, True, False]
@@ -44,7 +44,7 @@ def test_a_draft_that_is_only_as_good_is_not_kept() -> None:
 def test_scores_close_to_none_at_all_can_still_be_told_apart() -> None:
     state = Refinement(1, 2, 2, frozenset(), stretch=(0, 2))
     for score in (-2.2e-9, -2.1e-9):
-        state.weigh(Draft((1, 2), {}, {}, {"a": 20.0}, score))
+        state.weigh(RefinedText((1, 2), {}, {}, {"a": 20.0}, score))
     told = state.receipt()["refined"]
     assert told["rounds"][0]["kept"] and told["score"] > told["first_score"]
 

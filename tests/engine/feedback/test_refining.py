@@ -12,8 +12,8 @@ import torch
 from steerserve.engine.api.events import WORDLESS, Committed, Done, Event, Failed, Result, Revised, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine, TraceParams
 from steerserve.engine.api.text import continuation
-from steerserve.engine.api.variants import unsteered
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.api.variants import baseline_of
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from tests import tiny
 from tests.engine.loops import rounded
@@ -35,11 +35,11 @@ LOOP: dict[str, Any] = {"type": "feedback", "gain": 2.0, "hold": 0.01, "lead": 0
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return probed("bert", tmp_path)
 
 
-def probed(family: str, folder: Path) -> TorchEngine:
+def probed(family: str, folder: Path) -> DiffusionEngine:
     """An engine with a probe that is sure of little, so that scores can be told apart."""
     served = with_probe(getattr(tiny, family)(2), folder, 1)
     attributes = {
@@ -47,10 +47,12 @@ def probed(family: str, folder: Path) -> TorchEngine:
         for name, one in served.catalogue.attributes.items()
         if one.probe is not None
     }
-    return TorchEngine(served.model, served.tokenizer, replace(served.catalogue, attributes=attributes), served.config)
+    return DiffusionEngine(
+        served.model, served.tokenizer, replace(served.catalogue, attributes=attributes), served.config
+    )
 
 
-def solo(served: TorchEngine, params: GenerationParams) -> tuple[Request, list[Event], Result, dict[str, Any]]:
+def solo(served: DiffusionEngine, params: GenerationParams) -> tuple[Request, list[Event], Result, dict[str, Any]]:
     """A row alone: itself, its events, its result, and what its receipt says of its refinement."""
     request, events = tiny.solo(served, params)
     done = events[-1]
@@ -77,7 +79,7 @@ def drafts(events: list[Event], request: Request) -> list[tuple[list[int], list[
 # by hand
 
 
-def write(served: TorchEngine, canvas: list[int], push: Intervention | None) -> None:
+def write(served: DiffusionEngine, canvas: list[int], push: Intervention | None) -> None:
     """Write what is masked of a canvas, the two surest tokens of each forward first."""
     model = served.model
     while model.facts.mask_id in canvas:
@@ -171,7 +173,7 @@ SAMPLERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_round_changes_its_stretch_alone_and_is_kept_where_the_text_is_better(
-    served: TorchEngine, sampler: dict[str, Any]
+    served: DiffusionEngine, sampler: dict[str, Any]
 ) -> None:
     params = replace(PLAIN, temperature=1.0, logprobs=True, top_logprobs=2)
     params = replace(params, **sampler)
@@ -219,7 +221,7 @@ def test_a_round_changes_its_stretch_alone_and_is_kept_where_the_text_is_better(
     assert told_steps[-1] < result.steps
 
 
-def test_rounds_try_and_keep_something(served: TorchEngine) -> None:
+def test_rounds_try_and_keep_something(served: DiffusionEngine) -> None:
     """Else what is said of them here says nothing."""
     found = [solo(served, replace(PLAIN, seed=seed))[3] for seed in range(4)]
     assert 0 < sum(one["kept"] for one in found) < 4 * 6
@@ -280,7 +282,7 @@ def test_gaps_where_a_model_drew_its_own_mask_cost_no_steps(
 # ends
 
 
-def test_a_draft_is_judged_by_its_text_up_to_its_end(served: TorchEngine) -> None:
+def test_a_draft_is_judged_by_its_text_up_to_its_end(served: DiffusionEngine) -> None:
     """With end tokens and a stop string, whichever comes first in each draft."""
     found = set()
     for seed in range(10):
@@ -301,7 +303,7 @@ def test_a_draft_is_judged_by_its_text_up_to_its_end(served: TorchEngine) -> Non
     assert found == {"stop", "length"}
 
 
-def test_nothing_behind_the_end_of_the_text_is_written_anew(served: TorchEngine) -> None:
+def test_nothing_behind_the_end_of_the_text_is_written_anew(served: DiffusionEngine) -> None:
     """Where a stop string, of several tokens, stands in the first draft; what it is spelled with may be."""
     cut, rewritten = 0, 0
     for seed in range(3):
@@ -326,7 +328,7 @@ def test_nothing_behind_the_end_of_the_text_is_written_anew(served: TorchEngine)
     assert 0 < rewritten < cut
 
 
-def test_a_text_without_words_is_worse_than_any(served: TorchEngine) -> None:
+def test_a_text_without_words_is_worse_than_any(served: DiffusionEngine) -> None:
     [(_, first)] = tiny.run(served, replace(PLAIN, refine=None, temperature=1.0))
     stop = first.text.strip()[:1]
     refine = Refine(rounds=8, span=6, absent=(ARCHAIC,))
@@ -358,7 +360,7 @@ def test_a_row_of_which_nothing_is_written_has_nothing_to_refine(
 # beside others
 
 
-def test_refined_rows_are_the_same_alone_and_in_any_batch(served: TorchEngine) -> None:
+def test_refined_rows_are_the_same_alone_and_in_any_batch(served: DiffusionEngine) -> None:
     rows = [
         replace(PLAIN, interventions=(PUSH,)),
         replace(PLAIN, row=1, refine=Refine(rounds=3, span=7), max_tokens=24, steps=8, block_length=6),
@@ -391,13 +393,13 @@ def test_refined_rows_are_the_same_alone_and_in_any_batch(served: TorchEngine) -
 
 
 def test_the_twin_without_steering_is_not_refined() -> None:
-    assert unsteered(replace(PLAIN, interventions=(PUSH,))).refine is None
+    assert baseline_of(replace(PLAIN, interventions=(PUSH,))).refine is None
 
 
 # beside all else that a row may ask for
 
 
-def test_a_window_opens_again_for_each_round(served: TorchEngine) -> None:
+def test_a_window_opens_again_for_each_round(served: DiffusionEngine) -> None:
     """A condition on progress holds where a schedule over the same slice pushes, from a round's first forward on."""
     when = {"progress": {"at_least": 0.5, "below": 0.75}}
     params = replace(PLAIN, refine=Refine(rounds=4, span=6))
@@ -412,7 +414,7 @@ def test_a_window_opens_again_for_each_round(served: TorchEngine) -> None:
     assert request.response == same.response
 
 
-def test_a_loop_that_let_go_pushes_again_in_each_round(served: TorchEngine) -> None:
+def test_a_loop_that_let_go_pushes_again_in_each_round(served: DiffusionEngine) -> None:
     fed = replace(PLAIN, temperature=1.0, interventions=(replace(PUSH, schedule=LOOP | {"hold": 100.0}),))
     *_, free, _ = solo(served, fed)
     assert free.receipt is not None
@@ -440,7 +442,7 @@ def test_a_loop_that_let_go_pushes_again_in_each_round(served: TorchEngine) -> N
 @pytest.mark.parametrize("positions", [(0, 3), (9, 12), (3, 9)])
 @pytest.mark.parametrize("bound", [{"at_least": 0.7}, {"at_least": 1.0}, {"at_least": 0.0}])
 def test_tokens_masked_again_in_a_round_are_written_and_those_of_its_stretch_too(
-    served: TorchEngine, positions: tuple[int, int], bound: dict[str, float]
+    served: DiffusionEngine, positions: tuple[int, int], bound: dict[str, float]
 ) -> None:
     active = {"attribute": "register/archaic", "above": 0.0}
     condition = {"all": [{"progress": bound}, active]}
@@ -459,7 +461,7 @@ def test_tokens_masked_again_in_a_round_are_written_and_those_of_its_stretch_too
     assert inside or bound != {"at_least": 0.7}
 
 
-def test_a_row_may_end_itself_in_a_round(served: TorchEngine) -> None:
+def test_a_row_may_end_itself_in_a_round(served: DiffusionEngine) -> None:
     """After a step its draft is at 4/12, 8/12 and 12/12, a stretch of seven at 4/7 and 7/7."""
     ending = replace(PLAIN, steps=3, abort_when={"progress": {"above": 0.5, "below": 0.6}})
     request, events, result, receipt = solo(served, replace(ending, refine=Refine(rounds=4, span=7)))
@@ -477,7 +479,7 @@ def test_a_row_may_end_itself_in_a_round(served: TorchEngine) -> None:
     assert result.verdicts[ARCHAIC] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_row_over_its_limit_at_the_end_of_its_draft_is_not_judged(served: TorchEngine) -> None:
+def test_a_row_over_its_limit_at_the_end_of_its_draft_is_not_judged(served: DiffusionEngine) -> None:
     push = Intervention(attribute=ARCHAIC, strength=20.0, schedule={"type": "window", "start": 0.8, "stop": 1.0})
     params = replace(PLAIN, interventions=(push,), limits=Limits(max_delta=0.01, on_exceed="refuse"))
     request, events = tiny.solo(served, params)
@@ -487,7 +489,7 @@ def test_a_row_over_its_limit_at_the_end_of_its_draft_is_not_judged(served: Torc
 
 
 @pytest.mark.parametrize("on_exceed", ["clip", "refuse"])
-def test_limits_hold_over_all_rounds(served: TorchEngine, on_exceed: Any) -> None:
+def test_limits_hold_over_all_rounds(served: DiffusionEngine, on_exceed: Any) -> None:
     push = Intervention(attribute=ARCHAIC, strength=0.3, schedule="uniform")
     params = replace(PLAIN, interventions=(push,), measure_kl=True, trace=TraceParams((ARCHAIC,), 2))
     _, _, free, _ = solo(served, params)
@@ -508,14 +510,14 @@ def test_limits_hold_over_all_rounds(served: TorchEngine, on_exceed: Any) -> Non
     assert len(result.receipt["refined"]["rounds"]) == 6
 
 
-def test_guidance_goes_with_it(served: TorchEngine) -> None:
+def test_guidance_goes_with_it(served: DiffusionEngine) -> None:
     request, events, _, receipt = solo(served, replace(PLAIN, cfg_scale=1.0, interventions=(PUSH,)))
     assert rebuilt(events, request) == request.response
     assert drafts(events, request)[0][0] == tiny.tokens_of(served, replace(request.params, refine=None))
     assert len(receipt["rounds"]) == 6
 
 
-def test_what_is_pushed_may_change_in_a_round(served: TorchEngine) -> None:
+def test_what_is_pushed_may_change_in_a_round(served: DiffusionEngine) -> None:
     fed = replace(PUSH, schedule=LOOP)
     for before, after in (((), (PUSH,)), ((PUSH,), (fed,)), ((fed,), (fed,)), ((fed,), ())):
         params = replace(PLAIN, interventions=before)
@@ -545,7 +547,7 @@ CROWD: list[GenerationParams] = [
 ]
 
 
-def test_what_was_told_is_what_was_done_wherever_memory_runs_out(served: TorchEngine) -> None:
+def test_what_was_told_is_what_was_done_wherever_memory_runs_out(served: DiffusionEngine) -> None:
     requests, events, calls = run(served, CROWD)
     expected = [(request.response, told(tiny.results(events)[request.id])) for request in requests]
     for at in sorted(random.Random(1).sample(range(calls), 8)):
@@ -555,7 +557,7 @@ def test_what_was_told_is_what_was_done_wherever_memory_runs_out(served: TorchEn
 
 @pytest.mark.parametrize(("which", "beside"), [(0, False), (0, True), (1, True), (2, False)])
 def test_a_draft_whose_judging_did_not_fit_into_memory_is_judged_later(
-    served: TorchEngine, which: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+    served: DiffusionEngine, which: int, beside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = CROWD[0]
     assert params.refine is not None
@@ -571,7 +573,7 @@ def test_a_draft_whose_judging_did_not_fit_into_memory_is_judged_later(
         return mine.best is not None and len(mine.made) == which - 1 if which else mine.best is None
 
     def judging(*rest: object, **named: object) -> object:
-        if failures and requests[0].over and due():
+        if failures and requests[0].is_done and due():
             failures.pop()
             raise torch.OutOfMemoryError("out of memory")
         return forward(*rest, **named)

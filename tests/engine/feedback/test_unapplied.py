@@ -13,8 +13,8 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Done, Event, Failed
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.engine import TorchEngine
-from steerserve.engine.forward.graphs.recorded import Work
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.forward.graphs.recorded import RecordedForward
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan
@@ -29,14 +29,14 @@ PUSH = Intervention(vector=VECTOR, strength=6.0, unit="raw")
 OTHER = replace(PUSH, vector=replace(VECTOR, layer=2))
 STEERED = replace(PLAIN, interventions=(PUSH, OTHER))
 
-Break = Callable[[pytest.MonkeyPatch, TorchEngine], None]
+Break = Callable[[pytest.MonkeyPatch, DiffusionEngine], None]
 
 
-def apply_does_nothing(patch: pytest.MonkeyPatch, served: TorchEngine) -> None:  # noqa: ARG001
+def apply_does_nothing(patch: pytest.MonkeyPatch, served: DiffusionEngine) -> None:  # noqa: ARG001
     patch.setattr(Site, "apply", lambda _, hidden: hidden)
 
 
-def apply_is_thrown_away(patch: pytest.MonkeyPatch, served: TorchEngine) -> None:  # noqa: ARG001
+def apply_is_thrown_away(patch: pytest.MonkeyPatch, served: DiffusionEngine) -> None:  # noqa: ARG001
     apply = Site.apply
 
     def wasted(site: Site, hidden: Tensor) -> Tensor:
@@ -46,18 +46,18 @@ def apply_is_thrown_away(patch: pytest.MonkeyPatch, served: TorchEngine) -> None
     patch.setattr(Site, "apply", wasted)
 
 
-def nothing_is_added(patch: pytest.MonkeyPatch, served: TorchEngine) -> None:  # noqa: ARG001
+def nothing_is_added(patch: pytest.MonkeyPatch, served: DiffusionEngine) -> None:  # noqa: ARG001
     patch.setattr(
         "steerserve.steering.site.combined",
         lambda weight, directions: torch.zeros(len(weight), weight.shape[2], directions.shape[2]),
     )
 
 
-def the_plan_is_not_asked(patch: pytest.MonkeyPatch, served: TorchEngine) -> None:  # noqa: ARG001
+def the_plan_is_not_asked(patch: pytest.MonkeyPatch, served: DiffusionEngine) -> None:  # noqa: ARG001
     patch.setattr(SteeringPlan, "__call__", lambda _, layer, hidden: hidden)  # noqa: ARG005
 
 
-def the_model_forgets_its_sites(patch: pytest.MonkeyPatch, served: TorchEngine) -> None:
+def the_model_forgets_its_sites(patch: pytest.MonkeyPatch, served: DiffusionEngine) -> None:
     forward, resume = served.model.forward, served.model.resume
 
     def bare(tokens: Tensor, lengths: Any = None, sites: Any = None, sigma: Any = None, at: Any = None) -> Tensor:
@@ -74,7 +74,7 @@ AT_THE_END: list[Break] = [apply_is_thrown_away, nothing_is_added]
 """It does, and the states stay as they are."""
 
 
-def broken_after(served: TorchEngine, steps: int, breaks: Break, *rows: GenerationParams) -> list[list[Event]]:
+def broken_after(served: DiffusionEngine, steps: int, breaks: Break, *rows: GenerationParams) -> list[list[Event]]:
     """The events of each row, where the hook stops working after so many steps."""
     requests = [served.admit(one) for one in rows]
     served.add(requests)
@@ -109,7 +109,7 @@ def test_a_row_whose_hook_stops_working_fails_and_its_neighbour_goes_on(
 def test_one_layer_of_several_is_enough(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path)
 
-    def second_layer(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+    def second_layer(patch: pytest.MonkeyPatch, _: DiffusionEngine) -> None:
         call = SteeringPlan.__call__
         patch.setattr(SteeringPlan, "__call__", lambda plan, at, hidden: hidden if at == 2 else call(plan, at, hidden))
 
@@ -132,8 +132,8 @@ def test_a_recorded_forward_that_does_not_steer_fails_its_rows(tmp_path: Path, c
     row = replace(STEERED, cfg_scale=cfg_scale)
     tiny.run(served, row)
 
-    def replays_plainly(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
-        patch.setattr(Work, "__call__", lambda _, layer, hidden: hidden)  # noqa: ARG005
+    def replays_plainly(patch: pytest.MonkeyPatch, _: DiffusionEngine) -> None:
+        patch.setattr(RecordedForward, "__call__", lambda _, layer, hidden: hidden)  # noqa: ARG005
 
     replays = graphed.replays
     [events] = broken_after(served, 2, replays_plainly, row)

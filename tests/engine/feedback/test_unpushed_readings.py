@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Result
 from steerserve.engine.api.params import GenerationParams, Intervention, Refine, TraceParams
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.feedback.react import read
 from steerserve.engine.forward.batch import Batch
-from steerserve.engine.forward.meter import Meter
+from steerserve.engine.forward.meter import ReadoutBatch
 from steerserve.engine.request.request import Request
 from steerserve.saes import SparseAutoencoder
 from tests import tiny
@@ -53,7 +53,7 @@ FAMILIES: dict[str, Any] = {"bert": tiny.bert, "dream": tiny.dream}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return engine_of(FAMILIES[request.param](), tmp_path_factory.mktemp(request.param))
 
 
@@ -61,7 +61,7 @@ class Seen:
     """Every canvas that rows were read on, with what was read, as a run goes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.values: list[tuple[Request, list[int], dict[Reading, float], tuple[int, int]]] = []
+        self.values: list[tuple[Request, list[int], dict[Quantity, float], tuple[int, int]]] = []
         self.projections: list[tuple[Request, Tensor, Tensor, Tensor]] = []
         self.features: list[tuple[Request, Tensor, Tensor, Tensor]] = []
         project, rank = Batch.projections, Batch.top_features
@@ -71,7 +71,7 @@ class Seen:
             for row, mine in found.items():
                 request = batch.requests[row]
                 assert batch.canvas[row, : len(request.canvas)].tolist() == request.canvas
-                self.values.append((request, list(request.canvas), dict(mine), request.reach))
+                self.values.append((request, list(request.canvas), dict(mine), request.writing_span))
             return found
 
         def projecting(batch: Batch, layer: int, directions: Tensor, row: Tensor, position: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Seen:
         monkeypatch.setattr(Batch, "top_features", ranking)
 
 
-def unsteered(served: TorchEngine, canvas: list[int]) -> dict[int, Tensor]:
+def unsteered(served: DiffusionEngine, canvas: list[int]) -> dict[int, Tensor]:
     """The states [1, W, hidden_size] that arrive at each layer, of a canvas that nobody pushes."""
     kept: dict[int, Tensor] = {}
 
@@ -113,7 +113,7 @@ def unsteered(served: TorchEngine, canvas: list[int]) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_readings_under_a_push_are_those_of_the_same_canvas_without_it(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     seen = Seen(monkeypatch)
     asked = ROWS[kind]
@@ -129,7 +129,7 @@ def test_readings_under_a_push_are_those_of_the_same_canvas_without_it(
         position = torch.arange(width)
         first, last = request.start, request.start + 16
         response = ((position >= first) & (position < last))[None]
-        meter = Meter([(0, one) for one in gauges.values()], torch.device("cpu"))
+        meter = ReadoutBatch([(0, one) for one in gauges.values()], torch.device("cpu"))
         states = (position - served.model.facts.shift).clamp(min=0)
         assert meter.read(unsteered(served, canvas), response, states).tolist() == [values[one] for one in gauges]
 
@@ -137,7 +137,7 @@ def test_readings_under_a_push_are_those_of_the_same_canvas_without_it(
 @pytest.mark.parametrize("order", ["sae_stability", {"type": "sae_attribute", "attribute": "both"}])
 @pytest.mark.parametrize("cached", [False, True])
 def test_orders_read_the_canvas_as_it_is_without_the_push(
-    served: TorchEngine, monkeypatch: pytest.MonkeyPatch, order: Any, cached: bool
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch, order: Any, cached: bool
 ) -> None:
     """A cache that makes everything anew at each step computes what is computed without one."""
     seen = Seen(monkeypatch)
@@ -170,7 +170,7 @@ def test_orders_read_the_canvas_as_it_is_without_the_push(
             assert torch.equal((kept[request.uptake.push.layer][0, at] * direction).sum(1), found)
 
 
-def test_a_cached_row_with_a_twin_goes_on_where_it_stopped(served: TorchEngine) -> None:
+def test_a_cached_row_with_a_twin_goes_on_where_it_stopped(served: DiffusionEngine) -> None:
     """What a twin keeps follows it when others join and leave."""
     params = replace(
         PLAIN, interventions=(replace(BOTH, schedule="uniform"),), order="sae_stability", cache="dual", block_length=8
@@ -185,7 +185,7 @@ def test_a_cached_row_with_a_twin_goes_on_where_it_stopped(served: TorchEngine) 
     assert request.response == alone.response
 
 
-def test_a_row_is_read_apart_only_where_a_push_would_show(served: TorchEngine) -> None:
+def test_a_row_is_read_apart_only_where_a_push_would_show(served: DiffusionEngine) -> None:
     one_layer = replace(EARLY, schedule=LOOP)
     late = replace(BOTH, layers=(2,), schedule="uniform")
     for interventions, more, reads, rows in (
@@ -208,7 +208,7 @@ def test_a_row_is_read_apart_only_where_a_push_would_show(served: TorchEngine) -
         assert (admitted.plan["reads"], admitted.plan["rows_per_step"]) == (reads, rows)
 
 
-def test_being_read_apart_changes_nothing_of_the_row_but_what_it_decides(served: TorchEngine) -> None:
+def test_being_read_apart_changes_nothing_of_the_row_but_what_it_decides(served: DiffusionEngine) -> None:
     """A condition that is read apart and always holds leaves the tokens those of the push alone."""
     push = replace(BOTH, schedule="uniform")
     held = replace(push, when={"any": [ALWAYS, SUM]})
@@ -224,7 +224,9 @@ def test_being_read_apart_changes_nothing_of_the_row_but_what_it_decides(served:
     assert (request.rows, plain.rows) == (2, 1)
 
 
-def test_new_steering_begins_and_ends_being_read_apart(served: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_steering_begins_and_ends_being_read_apart(
+    served: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = Seen(monkeypatch)
     params = replace(PLAIN, abort_when={"all": [WHOLE, {"progress": {"above": 1.0}}]})
     request = served.admit(params)
@@ -240,7 +242,7 @@ def test_new_steering_begins_and_ends_being_read_apart(served: TorchEngine, monk
     gauges = request.gauges
     assert len(seen.values) == 8
     for _, canvas, values, _ in seen.values:
-        meter = Meter([(0, one) for one in gauges.values()], torch.device("cpu"))
+        meter = ReadoutBatch([(0, one) for one in gauges.values()], torch.device("cpu"))
         position = torch.arange(len(canvas) + -len(canvas) % 4)
         response = ((position >= request.start) & (position < request.stop))[None]
         states = (position - served.model.facts.shift).clamp(min=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 
@@ -97,7 +97,7 @@ def rounded(value: Any) -> Any:
     return pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
 
 
-def told(served: TorchEngine, params: GenerationParams) -> tuple[Any, ...]:
+def told(served: DiffusionEngine, params: GenerationParams) -> tuple[Any, ...]:
     """All that a row says when it runs alone."""
     [(request, result)] = tiny.run(served, params)
     return request.response, result.tokens, result.text, result.steps, result.finish_reason, result.receipt
@@ -110,7 +110,7 @@ def build(family: str) -> DiffusionLM:
     return tiny.bert(5) if family == "bert" else tiny.llada(5)
 
 
-def assert_alike(served: TorchEngine, got: Sequence[tuple[Any, Any]]) -> None:
+def assert_alike(served: DiffusionEngine, got: Sequence[tuple[Any, Any]]) -> None:
     for request, result in got:
         said = (
             request.response,

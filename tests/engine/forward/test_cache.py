@@ -13,7 +13,7 @@ import torch
 from schedulers.transfer import Linear
 from steerserve.engine.admission.validate import row_cache
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.cached_batch import CachedBatch
 from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
@@ -295,7 +295,7 @@ def test_orders_that_read_features_take_them_from_the_positions_that_may_commit(
         assert approximate(result, "cache")["partial_forwards"] == 9
 
 
-def test_the_plan_and_the_receipt_name_what_is_approximate(served_plain: TorchEngine) -> None:
+def test_the_plan_and_the_receipt_name_what_is_approximate(served_plain: DiffusionEngine) -> None:
     params = replace(
         PLAIN, transfer={"type": "threshold", "value": 0.5}, cache=reused("dual", refresh_every=4), early_exit=True
     )
@@ -312,5 +312,5 @@ def test_the_plan_and_the_receipt_name_what_is_approximate(served_plain: TorchEn
 
 
 @pytest.fixture
-def served_plain(tmp_path: Path) -> TorchEngine:
+def served_plain(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(build("llada"), tmp_path)

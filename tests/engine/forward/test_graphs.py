@@ -15,11 +15,11 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.graphs import graphed as graphs
 from steerserve.engine.forward.graphs import recorded
 from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
-from steerserve.engine.forward.graphs.recorded import Shape
+from steerserve.engine.forward.graphs.recorded import GraphShape
 from steerserve.engine.forward.packing import OVERHEAD
 from steerserve.engine.request.request import Request
 from steerserve.errors import SelfTestError
@@ -86,7 +86,7 @@ def adding(count: int, seed: int = 0, **more: Any) -> list[GenerationParams]:
     return found
 
 
-def both(model: DiffusionLM, folder: Path, **config: Any) -> tuple[TorchEngine, TorchEngine, GraphedLM]:
+def both(model: DiffusionLM, folder: Path, **config: Any) -> tuple[DiffusionEngine, DiffusionEngine, GraphedLM]:
     """An engine over the model, and one over its recorded forwards."""
     graphed = graphed_over(model)
     return tiny.engine(model, folder / "plain", **config), tiny.engine(graphed, folder / "graphed", **config), graphed
@@ -267,7 +267,7 @@ def test_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.integers(1, 80), st.integers(1, 700), st.sampled_from([96, 512, 4096]))
 def test_a_shape_holds_the_batch_and_wastes_little(count: int, width: int, longest: int) -> None:
     width = min(width, longest)
-    shape = Shape.around(count, width, (1,), longest)
+    shape = GraphShape.around(count, width, (1,), longest)
     if shape is None:
         assert count > 4 or count * width > recorded.MOST_TOKENS - OVERHEAD["cuda"]
         return
@@ -282,7 +282,7 @@ def test_a_shape_holds_the_batch_and_wastes_little(count: int, width: int, longe
 def test_the_self_test_goes_through_recorded_forwards(family: str) -> None:
     graphed = graphed_over(FAMILIES[family]())
     catalogue = Catalogue(graphed.facts, {}, {}, {}, graphed.defaults)
-    check_steering(TorchEngine(graphed, tiny.tokenizer(), catalogue, EngineConfig()))
+    check_steering(DiffusionEngine(graphed, tiny.tokenizer(), catalogue, EngineConfig()))
     assert graphed.replays == 1 + graphed.facts.num_layers
 
 
@@ -301,7 +301,7 @@ class Elsewhere(GraphedLM):
     """Reads its canvas, but its steering from buffers that nobody writes to, as if a graph had kept the address of
     tensors that were replaced after its making."""
 
-    def _recording(self, shape: Shape) -> Any:
+    def _recording(self, shape: GraphShape) -> Any:
         work, replay = super()._recording(shape)
         read = work.weights.clone().zero_()
 
@@ -322,7 +322,7 @@ def test_a_recording_whose_steering_is_not_read_fails_the_self_test(tmp_path: Pa
 class Deaf(GraphedLM):
     """Records its last layer without its site."""
 
-    def _recording(self, shape: Shape) -> Any:
+    def _recording(self, shape: GraphShape) -> Any:
         return super()._recording(replace(shape, layers=tuple(one for one in shape.layers if one != 2)))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.graphs.graphed import GraphedLM
 from steerserve.engine.forward.graphs.recorder import CudaRecorder
 from steerserve.runtime.self_test import check_steering
@@ -25,7 +25,7 @@ def test_rows_say_the_same_as_by_plain_forwards(family: str) -> None:
     graphed = GraphedLM(model, CudaRecorder(torch.device("cuda")))
     catalogue = Catalogue(model.facts, {}, {}, {}, model.defaults)
     plain, served = (
-        TorchEngine(one, tiny.tokenizer(), catalogue, EngineConfig(cuda_graphs=one is graphed))
+        DiffusionEngine(one, tiny.tokenizer(), catalogue, EngineConfig(cuda_graphs=one is graphed))
         for one in (model, graphed)
     )
     check_steering(served)

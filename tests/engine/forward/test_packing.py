@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.engine.forward.packing import TILE, Packed, positions, share
+from steerserve.engine.forward.packing import TILE, PackedForward, positions, share
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import SCOPES, Push
@@ -57,7 +57,7 @@ def test_states_are_those_of_one_forward_bit_for_bit(build: type[DiffusionLM]) -
     inside = torch.arange(width) < torch.tensor(lengths)[:, None]
     scopes = inside[:, None].expand(-1, len(SCOPES), -1)
     progress = torch.zeros(len(lengths), dtype=torch.float64)
-    packed = Packed(rows, lengths, width, torch.device("cpu"), torch.float32, frozenset({1}))
+    packed = PackedForward(rows, lengths, width, torch.device("cpu"), torch.float32, frozenset({1}))
     assert len(packed.parts) > 1 and {part.width % TILE for part in packed.parts} != {0}
     packed.set_step(progress, scopes)
     got = packed.forward(model, canvas, None)
@@ -87,7 +87,7 @@ def test_states_that_are_asked_for_are_those_of_the_whole_forward(last: str) -> 
     canvas = torch.randint(5, tiny.VOCAB, (len(lengths), width), generator=generator)
     inside = torch.arange(width) < torch.tensor(lengths)[:, None]
     asked = inside & (torch.rand(inside.shape, generator=generator) < 0.2)
-    packed = Packed(rows, lengths, width, torch.device("cpu"), torch.float32, captures)
+    packed = PackedForward(rows, lengths, width, torch.device("cpu"), torch.float32, captures)
     packed.set_step(torch.zeros(len(lengths), dtype=torch.float64), inside[:, None].expand(-1, len(SCOPES), -1))
     whole = packed.forward(model, canvas, None)
     got = packed.forward(model, canvas, None, asked)

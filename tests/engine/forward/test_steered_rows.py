@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Done, Event, Trace
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.models.bert import BertDiffusionLM
 from tests import tiny
@@ -19,7 +19,7 @@ PUSH = Intervention(attribute="topic/sports", strength=0.8)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> TorchEngine:
+def served(tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(tiny.bert(), tmp_path)
 
 
@@ -34,7 +34,7 @@ def served(tmp_path: Path) -> TorchEngine:
         Intervention(feature=FeatureRef("layer-1-mask", 4), strength=1.0, op="multiply"),
     ],
 )
-def test_a_strength_that_changes_nothing_is_no_steering(served: TorchEngine, push: Intervention) -> None:
+def test_a_strength_that_changes_nothing_is_no_steering(served: DiffusionEngine, push: Intervention) -> None:
     [(plain, _), (pushed, result)] = tiny.run(served, PLAIN, replace(PLAIN, interventions=(push,)))
     assert pushed.response == plain.response
     assert result.receipt is not None
@@ -43,7 +43,7 @@ def test_a_strength_that_changes_nothing_is_no_steering(served: TorchEngine, pus
     assert "changes nothing" in told["notes"][-1]
 
 
-def test_a_push_changes_its_row_and_no_other(served: TorchEngine) -> None:
+def test_a_push_changes_its_row_and_no_other(served: DiffusionEngine) -> None:
     alone = [tiny.tokens_of(served, replace(PLAIN, row=row)) for row in range(3)]
     steered = replace(PLAIN, row=1, interventions=(replace(PUSH, strength=20.0),))
     rows = tiny.run(served, replace(PLAIN, row=0), steered, replace(PLAIN, row=2))
@@ -52,7 +52,7 @@ def test_a_push_changes_its_row_and_no_other(served: TorchEngine) -> None:
     assert rows[2][0].response == alone[2]
 
 
-def test_a_baseline_twin_is_the_plain_run(served: TorchEngine) -> None:
+def test_a_baseline_twin_is_the_plain_run(served: DiffusionEngine) -> None:
     [(twin, _), (steered, _)] = tiny.run(served, PLAIN, replace(PLAIN, interventions=(replace(PUSH, strength=20.0),)))
     assert twin.response == tiny.tokens_of(served, PLAIN)
     assert steered.response != twin.response
@@ -80,7 +80,7 @@ def outputs(model: BertDiffusionLM, canvas: list[int], pushes: dict[int, Tensor]
     return kept
 
 
-def test_the_receipt_counts_what_was_done(served: TorchEngine) -> None:
+def test_the_receipt_counts_what_was_done(served: DiffusionEngine) -> None:
     model = served.model
     assert isinstance(model, BertDiffusionLM)
     push = replace(PUSH, strength=1.5, scope="masked", schedule={"type": "window", "start": 0.25, "stop": 0.75})
@@ -126,7 +126,7 @@ def test_the_receipt_counts_what_was_done(served: TorchEngine) -> None:
     assert float(direction.norm()) == pytest.approx(1)
 
 
-def test_an_attribute_at_two_layers_is_pushed_at_both(served: TorchEngine) -> None:
+def test_an_attribute_at_two_layers_is_pushed_at_both(served: DiffusionEngine) -> None:
     push = Intervention(attribute="register/archaic", strength=0.5, scope="response")
     [(request, result)] = tiny.run(served, replace(PLAIN, interventions=(push,), ignore_eos=True))
     assert result.receipt is not None
@@ -136,7 +136,7 @@ def test_an_attribute_at_two_layers_is_pushed_at_both(served: TorchEngine) -> No
     assert [site["positions_touched"] for site in sites] == [12 * request.step] * 2
 
 
-def test_the_steered_distribution_is_the_one_that_is_sampled(served: TorchEngine) -> None:
+def test_the_steered_distribution_is_the_one_that_is_sampled(served: DiffusionEngine) -> None:
     """At temperature 0 and one step, the tokens are the argmax of a forward with the push added by hand."""
     model = served.model
     assert isinstance(model, BertDiffusionLM)
@@ -156,7 +156,7 @@ def test_the_steered_distribution_is_the_one_that_is_sampled(served: TorchEngine
     assert request.response == logits.argmax(dim=1).tolist()
 
 
-def test_traces_are_the_mean_projection_before_the_push(served: TorchEngine) -> None:
+def test_traces_are_the_mean_projection_before_the_push(served: DiffusionEngine) -> None:
     model = served.model
     assert isinstance(model, BertDiffusionLM)
     trace = TraceParams(("topic/sports", "register/archaic"), every=2)
@@ -176,6 +176,6 @@ def test_traces_are_the_mean_projection_before_the_push(served: TorchEngine) -> 
             assert event.values[name] == pytest.approx(want, rel=1e-4, abs=1e-6)
 
 
-def test_a_trace_changes_nothing(served: TorchEngine) -> None:
+def test_a_trace_changes_nothing(served: DiffusionEngine) -> None:
     traced = replace(PLAIN, trace=TraceParams(("topic/sports",)))
     assert tiny.tokens_of(served, traced) == tiny.tokens_of(served, PLAIN)

@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.config import EngineConfig
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from tests import tiny
 from tests.engine import priced
@@ -22,7 +22,7 @@ WINDOWS = [(0.0, 0.002), (0.0, 0.013), (0.012, 0.026), (0.0126, 0.03), (0.1, 0.3
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
@@ -44,7 +44,7 @@ def applied(engine: Any, params: GenerationParams) -> tuple[list[float], list[fl
 
 
 @pytest.mark.parametrize(("start", "stop"), WINDOWS)
-def test_the_plan_and_the_run_push_at_the_steps_inside(served: TorchEngine, start: float, stop: float) -> None:
+def test_the_plan_and_the_run_push_at_the_steps_inside(served: DiffusionEngine, start: float, stop: float) -> None:
     planned, made, receipt = applied(served, within(start, stop))
     assert planned == made == pytest.approx(expected(start, stop))
     assert any(planned)
@@ -53,7 +53,7 @@ def test_the_plan_and_the_run_push_at_the_steps_inside(served: TorchEngine, star
 
 
 @pytest.mark.parametrize(("start", "stop"), WINDOWS[:4])
-def test_the_predicted_kl_is_that_of_the_steps_inside(served: TorchEngine, start: float, stop: float) -> None:
+def test_the_predicted_kl_is_that_of_the_steps_inside(served: DiffusionEngine, start: float, stop: float) -> None:
     _, _, receipt = applied(served, within(start, stop))
     costs, nats = priced.COSTS["topic/sports"], 0.0
     for i, strength in enumerate(expected(start, stop)):
@@ -62,19 +62,19 @@ def test_the_predicted_kl_is_that_of_the_steps_inside(served: TorchEngine, start
     assert served.admit(within(start, stop)).plan["predicted_kl"] == pytest.approx(nats)
 
 
-def test_of_a_run_whose_steps_are_not_known_the_slices_are_counted_whole(served: TorchEngine) -> None:
+def test_of_a_run_whose_steps_are_not_known_the_slices_are_counted_whole(served: DiffusionEngine) -> None:
     plan = served.admit(within(0.002, 0.003, transfer={"type": "threshold", "value": 0.9})).plan
     assert plan["predicted_kl"] == pytest.approx(priced.COSTS["topic/sports"][0] * 0.3**2 / 2)
     assert plan["interventions"][0]["strength_per_step"] is None
 
 
-def test_a_window_between_two_steps_pushes_nowhere_and_says_so(served: TorchEngine) -> None:
+def test_a_window_between_two_steps_pushes_nowhere_and_says_so(served: DiffusionEngine) -> None:
     planned, made, receipt = applied(served, within(0.001, 0.012))
     assert not any(planned) and not any(made)
     assert "no step falls where the schedule pushes: not applied" in receipt["interventions"][0]["notes"]
 
 
-def test_rows_side_by_side_keep_to_their_own_windows(served: TorchEngine) -> None:
+def test_rows_side_by_side_keep_to_their_own_windows(served: DiffusionEngine) -> None:
     rows = [replace(PLAIN, row=9), *(within(*window, row=i) for i, window in enumerate(WINDOWS))]
     found = tiny.run(served, *rows)
     for window, (_, result) in zip(WINDOWS, found[1:], strict=True):
@@ -84,7 +84,7 @@ def test_rows_side_by_side_keep_to_their_own_windows(served: TorchEngine) -> Non
         assert found[place][0].response == tiny.tokens_of(served, rows[place])
 
 
-def test_a_cache_and_the_workers_of_vllm_keep_to_the_same_steps(served: TorchEngine, tmp_path: Path) -> None:
+def test_a_cache_and_the_workers_of_vllm_keep_to_the_same_steps(served: DiffusionEngine, tmp_path: Path) -> None:
     model = tiny.dream()
     catalogue = tiny.catalogue(model, tmp_path)
     far = VllmEngine(model, tiny.tokenizer(), catalogue, EngineConfig(), FlatWorkers(model, catalogue.saes))
@@ -94,7 +94,7 @@ def test_a_cache_and_the_workers_of_vllm_keep_to_the_same_steps(served: TorchEng
         assert planned == made == pytest.approx(expected(start, stop))
 
 
-def test_an_operator_with_a_target_goes_all_the_way_at_the_steps_inside(served: TorchEngine) -> None:
+def test_an_operator_with_a_target_goes_all_the_way_at_the_steps_inside(served: DiffusionEngine) -> None:
     schedule = {"type": "window", "start": 0.0, "stop": 0.013}
     push = Intervention(attribute="topic/sports", op="clamp", strength=1.0, unit="raw", schedule=schedule)
     planned, made, _ = applied(served, replace(PLAIN, interventions=(push,)))

@@ -10,8 +10,8 @@ from steerserve.config import EngineConfig
 from steerserve.engine.api.events import Committed, Done, Revised
 from steerserve.engine.api.params import GenerationParams, Refine
 from steerserve.engine.api.text import cut_at_stop, vocabulary
-from steerserve.engine.engine import TorchEngine
-from steerserve.server.answers.canvas import Canvas
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.server.answers.canvas import StreamCanvas
 from tests import tiny
 from tests.engine.outputs.test_verdicts import ARCHAIC, with_probe
 
@@ -46,16 +46,16 @@ def of_units(unit: Callable[[int], str]) -> Tokenizer:
 
 
 @pytest.fixture(scope="module", params=[by_level, by_fallback])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     model = tiny.bert()
     # No other tokens than these are drawn, so that texts are full of broken characters.
     last = tiny.MASK + len(BYTES) + 2
     model.facts = replace(model.facts, forbidden_ids=(*model.facts.forbidden_ids, *range(last + 1, tiny.VOCAB)))
     catalogue = with_probe(model, tmp_path_factory.mktemp("attributes"), 1).catalogue
-    return TorchEngine(model, request.param(), catalogue, EngineConfig())
+    return DiffusionEngine(model, request.param(), catalogue, EngineConfig())
 
 
-def streamed(served: TorchEngine, params: GenerationParams) -> tuple[str, str, int]:
+def streamed(served: DiffusionEngine, params: GenerationParams) -> tuple[str, str, int]:
     """A row's text, what its stream sent before the end and then the rest, and its steps."""
     request = served.admit(params)
     served.add([request])
@@ -64,7 +64,9 @@ def streamed(served: TorchEngine, params: GenerationParams) -> tuple[str, str, i
         return served._text(request, list(ids))  # type: ignore[call-overload]
 
     within = request.plan["revised_within"] if request.plan["revises"] else None
-    canvas = Canvas(behind, frozenset({tiny.EOS}), params.max_tokens, params.stop, within, vocabulary(served.tokenizer))
+    canvas = StreamCanvas(
+        behind, frozenset({tiny.EOS}), params.max_tokens, params.stop, within, vocabulary(served.tokenizer)
+    )
     sent = ""
     for event in tiny.drain(served):
         if isinstance(event, Committed):
@@ -80,7 +82,7 @@ def streamed(served: TorchEngine, params: GenerationParams) -> tuple[str, str, i
 
 
 @pytest.mark.parametrize("fields", [{"order": "confidence"}, {"block_length": 1}, {"transfer": "remdm"}], ids=str)
-def test_rows_end_at_the_stop_string_of_their_whole_text(served: TorchEngine, fields: dict[str, str]) -> None:
+def test_rows_end_at_the_stop_string_of_their_whole_text(served: DiffusionEngine, fields: dict[str, str]) -> None:
     early = 0
     for seed in range(3):
         params = replace(PARAMS, seed=seed, **fields)  # type: ignore[arg-type]
@@ -93,7 +95,7 @@ def test_rows_end_at_the_stop_string_of_their_whole_text(served: TorchEngine, fi
     assert early or "block_length" not in fields, "no row was ended by its stop string"
 
 
-def test_refinement_writes_what_stands_before_the_stop_string(served: TorchEngine) -> None:
+def test_refinement_writes_what_stands_before_the_stop_string(served: DiffusionEngine) -> None:
     """It masks no token behind it, and goes on from the beginning that holds it as a whole character."""
     for seed in range(3):
         params = replace(PARAMS, seed=seed, stop=("\ufffd",), verdicts=(ARCHAIC,), refine=Refine(rounds=3, span=4))

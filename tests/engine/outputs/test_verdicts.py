@@ -10,7 +10,7 @@ import torch
 
 from steerserve.engine.api.events import WORDLESS
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.outputs.verdicts import MOST, judge, verdicts
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models.base import DiffusionLM
@@ -21,16 +21,18 @@ ARCHAIC = "register/archaic"
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3, ignore_eos=True, verdicts=(ARCHAIC,))
 
 
-def with_probe(model: DiffusionLM, folder: Path, layer: int) -> TorchEngine:
+def with_probe(model: DiffusionLM, folder: Path, layer: int) -> DiffusionEngine:
     """An engine whose attribute has a probe of random weights."""
     served = tiny.engine(model, folder)
     generator = torch.Generator().manual_seed(5)
     probe = Probe(layer, torch.randn(tiny.HIDDEN, generator=generator), 0.25, 0.9, 100, "ab" * 32)
     attributes = {name: replace(one, probe=probe) for name, one in served.catalogue.attributes.items()}
-    return TorchEngine(served.model, served.tokenizer, replace(served.catalogue, attributes=attributes), served.config)
+    return DiffusionEngine(
+        served.model, served.tokenizer, replace(served.catalogue, attributes=attributes), served.config
+    )
 
 
-def by_hand(served: TorchEngine, text: str) -> float:
+def by_hand(served: DiffusionEngine, text: str) -> float:
     """The log-odds of one text, from all outputs of all layers."""
     probe = served.catalogue.attributes[ARCHAIC].probe
     assert probe is not None
@@ -45,7 +47,7 @@ def by_hand(served: TorchEngine, text: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return with_probe(tiny.bert(), tmp_path_factory.mktemp("probed"), 1)
 
 
@@ -58,14 +60,14 @@ def test_a_verdict_is_of_the_mean_state_of_the_finished_text(family: str, layer:
         assert result.verdicts == pytest.approx({ARCHAIC: by_hand(served, result.text)}, abs=1e-4)
 
 
-def test_the_plan_names_the_probes(served: TorchEngine) -> None:
+def test_the_plan_names_the_probes(served: DiffusionEngine) -> None:
     probe = served.catalogue.attributes[ARCHAIC].probe
     assert probe is not None
     assert served.admit(PLAIN).plan["verdicts"] == {ARCHAIC: {"probe_sha256": probe.sha256}}
     assert served.admit(replace(PLAIN, verdicts=())).plan["verdicts"] == {}
 
 
-def test_asking_for_a_verdict_changes_no_text_and_costs_one_pass(served: TorchEngine) -> None:
+def test_asking_for_a_verdict_changes_no_text_and_costs_one_pass(served: DiffusionEngine) -> None:
     unasked = replace(PLAIN, verdicts=())
     (_, judged), (_, plain) = tiny.run(served, PLAIN, unasked)
     assert (judged.tokens, judged.text) == (plain.tokens, plain.text)
@@ -73,7 +75,7 @@ def test_asking_for_a_verdict_changes_no_text_and_costs_one_pass(served: TorchEn
     assert plain.verdicts is None
 
 
-def test_a_verdict_is_of_the_text_that_a_stop_string_leaves(served: TorchEngine) -> None:
+def test_a_verdict_is_of_the_text_that_a_stop_string_leaves(served: DiffusionEngine) -> None:
     [(_, whole)] = tiny.run(served, PLAIN)
     stop = whole.text[len(whole.text) // 2 :][:3]
     [(_, cut)] = tiny.run(served, replace(PLAIN, stop=(stop,)))
@@ -81,7 +83,7 @@ def test_a_verdict_is_of_the_text_that_a_stop_string_leaves(served: TorchEngine)
     assert cut.verdicts == pytest.approx({ARCHAIC: by_hand(served, cut.text)}, abs=1e-4)
 
 
-def test_a_text_without_tokens_shows_nothing(served: TorchEngine) -> None:
+def test_a_text_without_tokens_shows_nothing(served: DiffusionEngine) -> None:
     [(_, whole)] = tiny.run(served, PLAIN)
     [(_, empty)] = tiny.run(served, replace(PLAIN, stop=(whole.text[:1],)))
     assert (empty.text, empty.verdicts) == ("", {ARCHAIC: WORDLESS})
@@ -98,7 +100,7 @@ def test_verdicts_are_numbers_whatever_a_state_is(value: float, found: float) ->
     assert verdicts(model, [[tiny.MASK + 1]], [{ARCHAIC: probe}]) == [{ARCHAIC: found}]
 
 
-def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: TorchEngine) -> None:
+def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: DiffusionEngine) -> None:
     request = served.admit(PLAIN)
     [(_, written)] = tiny.run(served, PLAIN)
     texts = ("the [MASK][SEP] king", "the ? king")
@@ -108,7 +110,7 @@ def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: T
     assert served.tokenizer.encode("[MASK]", add_special_tokens=False).ids == [tiny.MASK]
 
 
-def test_only_attributes_with_a_probe_can_be_judged(served: TorchEngine, tmp_path: Path) -> None:
+def test_only_attributes_with_a_probe_can_be_judged(served: DiffusionEngine, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="unknown attribute 'topic/none'") as unknown:
         served.admit(replace(PLAIN, verdicts=(ARCHAIC, "topic/none")))
     assert unknown.value.param == "verdicts[1]"
@@ -117,7 +119,7 @@ def test_only_attributes_with_a_probe_can_be_judged(served: TorchEngine, tmp_pat
     assert without.value.param == "verdicts[0]"
 
 
-def test_a_row_whose_judging_did_not_fit_into_memory_is_judged_later(served: TorchEngine) -> None:
+def test_a_row_whose_judging_did_not_fit_into_memory_is_judged_later(served: DiffusionEngine) -> None:
     [(_, calm)] = tiny.run(served, PLAIN)
     failures = iter([True])
     forward: Any = type(served.model).forward
@@ -125,7 +127,7 @@ def test_a_row_whose_judging_did_not_fit_into_memory_is_judged_later(served: Tor
     served.add([request])
 
     def short_of_memory(*rest: object, **named: object) -> object:
-        if request.over and next(failures, False):
+        if request.is_done and next(failures, False):
             raise torch.OutOfMemoryError("out of memory")
         return forward(*rest, **named)
 

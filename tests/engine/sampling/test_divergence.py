@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.engine.api.events import Committed, Done
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny
@@ -21,7 +21,7 @@ MEASURED = replace(PLAIN, interventions=(WARM,), measure_kl=True)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
@@ -38,7 +38,7 @@ def log_probabilities(model: DiffusionLM, canvas: list[int], delta: Tensor | Non
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
-def test_the_measured_kl_is_that_of_the_two_predictions(served: TorchEngine, temperature: float) -> None:
+def test_the_measured_kl_is_that_of_the_two_predictions(served: DiffusionEngine, temperature: float) -> None:
     request, events = tiny.solo(served, replace(MEASURED, temperature=temperature))
     direction = served.catalogue.attributes["tone/warm"].directions[2, "sae"]
     response, total = [tiny.MASK] * 12, 0.0
@@ -62,7 +62,7 @@ def test_the_measured_kl_is_that_of_the_two_predictions(served: TorchEngine, tem
 
 
 @pytest.mark.parametrize("transfer", ["linear", "origin", {"type": "remdm", "eta": 0.05, "schedule": "cap"}])
-def test_measuring_changes_no_token_and_no_neighbour(served: TorchEngine, transfer: object) -> None:
+def test_measuring_changes_no_token_and_no_neighbour(served: DiffusionEngine, transfer: object) -> None:
     order = "confidence" if transfer == "linear" else "random"
     rows = [
         replace(one, transfer=transfer, order=order, row=row)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_measuring_changes_no_token_and_no_neighbour(served: TorchEngine, transf
     assert own is not None and own["measured_kl"] > 0
 
 
-def test_what_is_not_the_caller_s_own_is_in_both(served: TorchEngine) -> None:
+def test_what_is_not_the_caller_s_own_is_in_both(served: DiffusionEngine) -> None:
     imposed = Intervention(attribute="topic/sports", strength=2.0, mandatory=True)
     nothing = replace(WARM, strength=0.0)
     for own, rows in ((nothing, 1), (replace(WARM, strength=1e-6), 2)):
@@ -97,7 +97,7 @@ def test_what_is_not_the_caller_s_own_is_in_both(served: TorchEngine) -> None:
         assert result.receipt["measured_kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_no_kl_is_measured_where_it_would_not_be_that_of_the_run(served: TorchEngine, tmp_path: Path) -> None:
+def test_no_kl_is_measured_where_it_would_not_be_that_of_the_run(served: DiffusionEngine, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="without guidance") as error:
         served.admit(replace(MEASURED, cfg_scale=1.0))
     assert error.value.param == "measure_kl"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny
@@ -134,7 +134,7 @@ def test_what_needs_the_whole_canvas_is_refused(
     tmp_path: Path, family: str, changes: dict[str, Any], message: str
 ) -> None:
     model: DiffusionLM = getattr(tiny, family)()
-    served: TorchEngine = tiny.engine(model, tmp_path)
+    served: DiffusionEngine = tiny.engine(model, tmp_path)
     with pytest.raises(RequestError, match=message) as error:
         served.admit(replace(PLAIN, **changes))
     assert error.value.param == "early_exit"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import load_model
 from tests import tiny
@@ -20,7 +20,7 @@ ENDS = (tiny.EOS, TURN_END, OTHER)
 PLAIN = GenerationParams(prompt=(9, 8), max_tokens=16, steps=16, order="confidence", transfer="linear", temperature=1.0)
 
 
-def served(folder: Path, family: str, fond: float = 6.0) -> TorchEngine:
+def served(folder: Path, family: str, fond: float = 6.0) -> DiffusionEngine:
     """A model that is fond of every one of its end tokens, and never draws its mask."""
     model = getattr(tiny, family)(1)
     never = (*model.facts.forbidden_ids, tiny.MASK)

@@ -19,7 +19,7 @@ from torch import Tensor
 from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Scope, TraceParams
 from steerserve.engine.api.text import cut_at_stop
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
@@ -335,7 +335,9 @@ def test_rows_in_a_batch_are_the_rows_alone(tmp_path: Path, seed: int) -> None:
     assert_alone_as_together(served, rows(seed), seed)
 
 
-def run_steered(served: TorchEngine, asked: GenerationParams, other: GenerationParams) -> tuple[Request, list[Event]]:
+def run_steered(
+    served: DiffusionEngine, asked: GenerationParams, other: GenerationParams
+) -> tuple[Request, list[Event]]:
     """A row that gets the interventions of another after a few steps."""
     request = served.admit(asked)
     served.add([request])

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from steerserve.config import EngineConfig
-from steerserve.engine.api.base import Reading
+from steerserve.engine.api.base import FeatureQuery
 from steerserve.engine.api.events import Failed, Steered
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
 from steerserve.engine.vllm.features import FarFeatures
@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest) -> DiffusionLM:
 
 
 @pytest.fixture
-def reference(model: DiffusionLM, tmp_path: Path) -> TorchEngine:
+def reference(model: DiffusionLM, tmp_path: Path) -> DiffusionEngine:
     return tiny.engine(model, tmp_path / "torch", max_rows=16)
 
 
@@ -48,7 +48,7 @@ def flat(model: DiffusionLM, folder: Path, seed: int | None = None) -> VllmEngin
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_sixteen_rows_of_every_kind_are_what_the_torch_engine_makes(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path, seed: int | None
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path, seed: int | None
 ) -> None:
     rows = mixed(tiny.HIDDEN)
     found = tiny.run(flat(model, tmp_path, seed), *rows)
@@ -59,7 +59,7 @@ def test_sixteen_rows_of_every_kind_are_what_the_torch_engine_makes(
 
 @pytest.mark.parametrize("seed", [None, 2])
 def test_conditions_and_readings_by_position_are_what_the_torch_engine_makes(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path, seed: int | None
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path, seed: int | None
 ) -> None:
     rows = watching()
     found = tiny.run(flat(model, tmp_path, seed), *rows)
@@ -73,7 +73,7 @@ def test_conditions_and_readings_by_position_are_what_the_torch_engine_makes(
 
 
 def test_a_loop_that_reads_and_pushes_is_what_the_torch_engine_makes(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path
 ) -> None:
     loop: dict[str, Any] = {"type": "feedback", "gain": 2.0, "hold": 8.0, "lead": 0.25, "rate": 0.3, "release": 2}
     fed = row(interventions=(Intervention(attribute="topic/sports", strength=4.0, schedule=loop),))
@@ -84,7 +84,7 @@ def test_a_loop_that_reads_and_pushes_is_what_the_torch_engine_makes(
 
 
 def test_budgets_and_bounds_are_held_as_by_the_torch_engine(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path
 ) -> None:
     old = Intervention(attribute="register/archaic", strength=2.0)
     spent = row(
@@ -105,9 +105,9 @@ def test_budgets_and_bounds_are_held_as_by_the_torch_engine(
 
 
 def test_features_of_a_text_are_read_as_by_the_torch_engine(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path
 ) -> None:
-    asked = Reading(text="the king won", layer=2, mask_ratio=0.4, k=3)
+    asked = FeatureQuery(text="the king won", layer=2, mask_ratio=0.4, k=3)
     told = []
     for features in (FarFeatures(flat(model, tmp_path)), LoadedFeatures(reference)):
         told.append(features.read(features.prepare(asked)))
@@ -123,7 +123,7 @@ def test_a_feature_of_saes_that_are_no_pair_is_pushed_as_by_the_torch_engine(
     workers = FlatWorkers(model, saes)
     engines = [
         VllmEngine(model, tiny.tokenizer(), catalogue, EngineConfig(), workers),
-        TorchEngine(model, tiny.tokenizer(), catalogue, EngineConfig()),
+        DiffusionEngine(model, tiny.tokenizer(), catalogue, EngineConfig()),
     ]
     push = Intervention(feature=FeatureRef("narrow", 5), op="multiply", strength=5.0)
     [(_, one)], [(_, other)] = (tiny.run(engine, row(interventions=(push,))) for engine in engines)
@@ -131,7 +131,7 @@ def test_a_feature_of_saes_that_are_no_pair_is_pushed_as_by_the_torch_engine(
 
 
 def test_rows_that_join_late_leave_early_or_are_steered_anew_are_the_same(
-    model: DiffusionLM, reference: TorchEngine, tmp_path: Path
+    model: DiffusionLM, reference: DiffusionEngine, tmp_path: Path
 ) -> None:
     rows = mixed(tiny.HIDDEN)
     told = []

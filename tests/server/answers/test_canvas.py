@@ -5,18 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.engine.api.events import Committed, Revised
-from steerserve.server.answers.canvas import Canvas
+from steerserve.server.answers.canvas import StreamCanvas
 from tests.server.text_engine import END, VOCABULARY, decode
 
 TEXTS = st.text(alphabet="ab é▯", min_size=1, max_size=12)
 STOPS = st.lists(st.text(alphabet="ab é", min_size=1, max_size=4), max_size=3)
 
 
-def canvas_of(length: int, stop: tuple[str, ...] = (), revised_by: int | None = None) -> Canvas:
-    return Canvas(decode, frozenset({END}), length, stop, revised_by)
+def canvas_of(length: int, stop: tuple[str, ...] = (), revised_by: int | None = None) -> StreamCanvas:
+    return StreamCanvas(decode, frozenset({END}), length, stop, revised_by)
 
 
-def commit(canvas: Canvas, *pairs: tuple[int, int]) -> None:
+def commit(canvas: StreamCanvas, *pairs: tuple[int, int]) -> None:
     canvas.commit(Committed("r", 0, tuple(p for p, _ in pairs), tuple(t for _, t in pairs)))
 
 
@@ -78,7 +78,7 @@ def test_masks_are_shown_and_nothing_after_the_end() -> None:
 def test_a_continuation_is_decoded_after_what_stands_before_it() -> None:
     # As word pieces are: a token brings its space along, but not at the start of a text.
     words = {1: "the", 2: "sea", 3: "won"}
-    canvas = Canvas(lambda ids: " ".join(words[token] for token in ids), frozenset(), 4, ())
+    canvas = StreamCanvas(lambda ids: " ".join(words[token] for token in ids), frozenset(), 4, ())
     commit(canvas, (0, 1), (2, 2), (3, 3))
     assert canvas.provisional() == "the▯ sea won"
 
@@ -138,7 +138,7 @@ def test_what_was_sent_cannot_be_taken_back() -> None:
 
 def test_what_is_no_character_yet_is_not_shown() -> None:
     first, second, third = "€".encode()
-    canvas = Canvas(decode, frozenset({END}), 6, (), vocabulary=VOCABULARY)
+    canvas = StreamCanvas(decode, frozenset({END}), 6, (), vocabulary=VOCABULARY)
     commit(canvas, (0, ord("a")), (1, first), (3, third), (4, ord("b")))
     assert canvas.provisional() == "a▯b▯"
     commit(canvas, (2, second))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from steerserve.engine.api.text import Vocabulary, vocabulary
 from steerserve.models import load_tokenizer
-from steerserve.server.answers.pieces import MOST, WINDOW, Opening, beside, tail, texts, words
+from steerserve.server.answers.pieces import MOST, WINDOW, PromptText, beside, tail, texts, words
 from steerserve.server.answers.wording import Words
 from tests import tiny
 from tests.models.test_tokenizer import dream, learn
@@ -139,7 +139,7 @@ def test_texts_and_offsets_are_those_of_decoding_every_prefix(
 ) -> None:
     kind = kinds[name]
     prompt, tokens, length = tokens_of(data, kind), tokens_of(data, kind), data.draw(LENGTHS)
-    opening = Opening(prompt, kind.decode)
+    opening = PromptText(prompt, kind.decode)
     found = texts(tokens, kind.decode, opening.behind, length)
     assert [one[:2] for one in found] == plainly(kind.decode, prompt, tokens, length)
     assert [one[:2] for one in texts(prompt, kind.decode, kind.decode)] == plainly(kind.decode, [], prompt, None)
@@ -161,7 +161,7 @@ def test_runs_of_bytes_are_right_wherever_they_are_characters(
 ) -> None:
     kind = kinds["byte fallback"]
     before, ids = kind.encode(prompt), kind.encode(response)
-    opening = Opening(before, kind.decode)
+    opening = PromptText(before, kind.decode)
     found, expected = texts(ids, kind.decode, opening.behind), plainly(kind.decode, before, ids, None)
     assert opening.behind(ids) == kind.decode([*before, *ids])[len(kind.decode(before)) :]
     assert [one.text for one in found] == [text for text, _ in expected]
@@ -180,7 +180,7 @@ def test_no_more_than_a_window_is_decoded_at_a_time(kinds: dict[str, Kind], name
         return kind.decode(ids)
 
     tokens = [*range(kind.size), *([kind.size - 1] * 400), *([200 % kind.size] * 400)]
-    opening = Opening(tokens, counted)
+    opening = PromptText(tokens, counted)
     texts(tokens, counted, opening.behind)
     assert max(sizes) <= WINDOW + MOST
     assert len(sizes) <= 5 * len(tokens)
@@ -202,7 +202,7 @@ def test_the_bytes_of_tokens_joined_are_those_of_the_text(
     kind = kinds[name]
     prompt, tokens = kind.encode(data.draw(TEXTS)), kind.encode(data.draw(TEXTS))
     cut = data.draw(st.integers(0, len(tokens)))
-    opening = Opening(prompt, kind.decode, kind.vocabulary)
+    opening = PromptText(prompt, kind.decode, kind.vocabulary)
     told = zip(tokens, texts(tokens, kind.decode, opening.behind), strict=True)
     said = [words(token, one, kind.vocabulary) for token, one in told]
     assert b"".join(one.raw for one in said).decode() == opening.behind(tokens)
@@ -238,7 +238,7 @@ def test_parts_of_a_character_are_their_bytes(kinds: dict[str, Kind]) -> None:
         ids = kind.encode("won🚀")
         last = kind.vocabulary.raw(ids[-1])
         assert last is not None and len(last) < 4, "the tokenizer knows the whole character"
-        opening = Opening(ids[:-1], kind.decode, kind.vocabulary)
+        opening = PromptText(ids[:-1], kind.decode, kind.vocabulary)
         [told] = texts(ids[-1:], kind.decode, opening.behind)
         assert words(ids[-1], told, kind.vocabulary) == Words("bytes:" + "".join(f"\\x{b:02x}" for b in last), last)
         assert "won🚀".encode().endswith(last)

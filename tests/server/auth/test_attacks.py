@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.api.events import Event
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
-from steerserve.engine.request.intervention import Resolved
+from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.request.intervention import ActiveIntervention
 from steerserve.engine.request.request import Request
 from steerserve.server.app import create_app
 from steerserve.server.auth.policy import Policy
@@ -47,7 +47,7 @@ BY_FEATURE: dict[str, Any] = {
 FEATURE_KEY = "sk-by-feature"
 
 
-class HeldEngine(TorchEngine):
+class HeldEngine(DiffusionEngine):
     """Keeps what it admits; with `steps_left` set, waits for `opened` once they are made."""
 
     def __init__(self, *built: Any) -> None:
@@ -69,7 +69,7 @@ class HeldEngine(TorchEngine):
         return super().step()
 
 
-def chatting(engine: TorchEngine) -> Service:
+def chatting(engine: DiffusionEngine) -> Service:
     return replace(service_of(engine), chat=lambda messages: " ".join(message["content"] for message in messages))
 
 
@@ -93,7 +93,7 @@ def client(engine: HeldEngine, keys: Path) -> Iterator[TestClient]:
         yield made
 
 
-def against(engine: TorchEngine) -> list[dict[str, Any]]:
+def against(engine: DiffusionEngine) -> list[dict[str, Any]]:
     """Everything that could take a push along the attribute's direction back, or drown it."""
     attribute = engine.catalogue.attributes[NAME]
     direction = attribute.directions[attribute.layers[0], "sae"]
@@ -268,7 +268,7 @@ mild = st.builds(
 """Much of which is allowed, in a key's own unit."""
 
 
-def peak(one: Resolved, along: Any = None) -> float:
+def peak(one: ActiveIntervention, along: Any = None) -> float:
     """How large its pushes are at their largest gain, layers added up; along a direction, or in all."""
     total = 0.0
     for push in one.pushes:

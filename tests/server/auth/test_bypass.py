@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.admission.interventions.resolve import overlaps
 from steerserve.engine.api.params import GenerationParams, Intervention
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from steerserve.server.auth.guard import Guard
 from tests import tiny
@@ -223,7 +223,7 @@ def test_nothing_is_admitted_for_nobody() -> None:
         Guard(TextEngine()).admit(GenerationParams())
 
 
-class OverlappingEngine(TorchEngine):
+class OverlappingEngine(DiffusionEngine):
     """Tells the overlaps of what it admits."""
 
     def admit(self, params: GenerationParams) -> Any:
@@ -232,7 +232,7 @@ class OverlappingEngine(TorchEngine):
         return request
 
 
-def attempts(engine: TorchEngine, name: str) -> list[dict[str, Any]]:
+def attempts(engine: DiffusionEngine, name: str) -> list[dict[str, Any]]:
     """Pushes against a mandatory attribute at its own layer and at every other one."""
     attribute = engine.catalogue.attributes[name]
     direction = attribute.directions[attribute.layers[0], "sae"]

@@ -20,7 +20,7 @@ from steerserve.server.errors import DeletedError, OverLimitError, RowFailedErro
 from steerserve.server.generation.sse import lines
 from steerserve.server.http.observe import Observe
 from steerserve.server.telemetry.metrics import Metrics
-from steerserve.server.telemetry.record import Visit
+from steerserve.server.telemetry.record import RequestRecord
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.text_engine import END, TextEngine, decode
@@ -180,7 +180,7 @@ def test_a_deleted_stream_ends_in_an_error_and_may_be_deleted_again() -> None:
     ],
 )
 def test_a_stream_that_ends_early_is_reported_as_what_ended_it(error: SteerserveError, told: tuple[str, int]) -> None:
-    visits: list[Visit] = []
+    visits: list[RequestRecord] = []
 
     class Ended:
         async def events(self, _: float) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.engine.api.events import Failed
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
 from tests.server.asgi import Call, running
@@ -303,8 +303,8 @@ def test_other_interventions_leave_the_ranking_as_it_was() -> None:
 @pytest.mark.parametrize("path", ["completions", "steering/preview"])
 def test_more_candidates_than_the_queue_holds_are_refused_by_name(service: Service, path: str) -> None:
     engine = service.engine
-    assert isinstance(engine, TorchEngine)
-    small = TorchEngine(engine.model, engine.tokenizer, engine.catalogue, replace(engine.config, max_queue=3))
+    assert isinstance(engine, DiffusionEngine)
+    small = DiffusionEngine(engine.model, engine.tokenizer, engine.catalogue, replace(engine.config, max_queue=3))
     with TestClient(create_app(service_of(small, "tiny"), ServerConfig())) as client:
         assert client.get("/capabilities").json()["server"]["max_rows_per_request"] == 3
         said = client.post(f"/v1/{path}", json=body(best_of=4, steering={"rank": []}))

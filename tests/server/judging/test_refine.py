@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from steerserve.config import ServerConfig
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.api.text import continuation
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.runtime.cards import capabilities
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
@@ -378,11 +378,11 @@ def test_the_document_has_it(client: TestClient) -> None:
 
 def test_capabilities_say_how_many_rounds_there_may_be(service: Service) -> None:
     engine = service.engine
-    assert isinstance(engine, TorchEngine)
+    assert isinstance(engine, DiffusionEngine)
     assert capabilities(engine)["max_refine_rounds"] == 256
 
 
-class HeldEngine(TorchEngine):
+class HeldEngine(DiffusionEngine):
     """Makes so many steps, then waits until it is let go on."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -401,7 +401,7 @@ def test_other_interventions_leave_what_it_is_refined_by_as_it_was(
     service: Service, interventions: list[dict[str, Any]]
 ) -> None:
     old = service.engine
-    assert isinstance(old, TorchEngine)
+    assert isinstance(old, DiffusionEngine)
     engine = HeldEngine(old.model, old.tokenizer, old.catalogue, old.config)
     mode = {"stream": True, "diffusion": body()["diffusion"] | {"stream_mode": "events"}}
     asked = body(steering={"interventions": [PUSH], "refine": ROUNDS}, **{"stream": True}) | mode

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from steerserve.steering.site import Site
 from tests import tiny
@@ -26,12 +26,12 @@ REFUSE = {"max_delta": 0.01, "on_exceed": "refuse"}
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return priced.engine(tiny.bert(), tmp_path_factory.mktemp("priced"))
 
 
 @contextmanager
-def serving(engine: TorchEngine, keys: Path | None = None) -> Iterator[TestClient]:
+def serving(engine: DiffusionEngine, keys: Path | None = None) -> Iterator[TestClient]:
     service = service_of(engine, "tiny")
     with TestClient(create_app(service, ServerConfig(drain_seconds=5, keys=keys))) as client:
         client.headers["authorization"] = f"Bearer {SECRET}"
@@ -39,7 +39,7 @@ def serving(engine: TorchEngine, keys: Path | None = None) -> Iterator[TestClien
 
 
 @pytest.fixture(scope="module")
-def client(engine: TorchEngine) -> Iterator[TestClient]:
+def client(engine: DiffusionEngine) -> Iterator[TestClient]:
     with serving(engine) as client:
         yield client
 
@@ -188,7 +188,7 @@ def test_a_row_over_its_measured_kl_is_the_request_s_fault(client: TestClient) -
     assert (answer.status_code, error["code"], error["param"]) == (422, "limit_exceeded", "steering.limits.max_kl")
 
 
-def test_a_key_s_limit_on_kl_is_held_in_every_row(engine: TorchEngine, tmp_path: Path) -> None:
+def test_a_key_s_limit_on_kl_is_held_in_every_row(engine: DiffusionEngine, tmp_path: Path) -> None:
     with serving(engine, keys_file(tmp_path, entry(max_kl=0.05))) as client:
         for limits, most in ((None, 0.05), ({"max_kl": 1.0, "max_delta": 9.0}, 0.05), ({"max_kl": 0.01}, 0.01)):
             answer = post(client, interventions=[VECTOR], limits=limits)
@@ -202,7 +202,7 @@ def test_a_key_s_limit_on_kl_is_held_in_every_row(engine: TorchEngine, tmp_path:
         assert (answer.status_code, answer.json()["error"]["param"]) == (403, "diffusion.cfg_scale")
 
 
-def test_a_key_s_limit_on_predicted_kl_is_judged_on_the_plan(engine: TorchEngine, tmp_path: Path) -> None:
+def test_a_key_s_limit_on_predicted_kl_is_judged_on_the_plan(engine: DiffusionEngine, tmp_path: Path) -> None:
     with serving(engine, keys_file(tmp_path, entry(max_predicted_kl=0.002))) as client:
         assert post(client, interventions=[SPORTS]).status_code == 403
         assert post(client, interventions=[VECTOR]).status_code == 403
@@ -212,7 +212,7 @@ def test_a_key_s_limit_on_predicted_kl_is_judged_on_the_plan(engine: TorchEngine
         assert post(client).status_code == 200
 
 
-def test_a_mandatory_push_is_out_of_their_reach(engine: TorchEngine, tmp_path: Path) -> None:
+def test_a_mandatory_push_is_out_of_their_reach(engine: DiffusionEngine, tmp_path: Path) -> None:
     mandatory = {"attribute": "topic/sports", "strength": 1.5}
     limits: dict[str, Any] = {"max_strength": {"residual": 1.0}, "max_loudness": 10.0, "max_overlap": 0.7}
     warm = {"attribute": "tone/warm", "strength": 0.3}

@@ -10,7 +10,7 @@ import torch
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.engine import TorchEngine
+from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.engine.test_scoring import straight
@@ -20,12 +20,12 @@ CONTEXT, CONTINUATIONS = "the king", ("won the match", "lost", "and then a ship"
 
 
 @pytest.fixture(scope="module", params=["bert", "dream"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
     return tiny.engine(getattr(tiny, request.param)(), tmp_path_factory.mktemp("attributes"))
 
 
 @pytest.fixture(scope="module")
-def client(served: TorchEngine) -> Iterator[TestClient]:
+def client(served: DiffusionEngine) -> Iterator[TestClient]:
     with TestClient(create_app(service_of(served), ServerConfig(drain_seconds=5))) as made:
         yield made
 
@@ -48,7 +48,7 @@ def read(choice: dict[str, Any], behind: int, last: int | None) -> tuple[float, 
     return sum(own), all(one == max(top.values()) for one, top in zip(own, best, strict=True))
 
 
-def expected(served: TorchEngine, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+def expected(served: DiffusionEngine, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
     start = [] if served.model.facts.bos_id is None else [served.model.facts.bos_id]
     prompt = (*start, *context, *continuation)
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def expected(served: TorchEngine, context: Sequence[int], continuation: Sequence
 @pytest.mark.parametrize(("length", "last"), [(1, -1), (0, None)])
 @pytest.mark.parametrize("as_text", [False, True])
 def test_a_harness_reads_the_likelihoods_of_continuations(
-    served: TorchEngine, client: TestClient, length: int, last: int | None, as_text: bool
+    served: DiffusionEngine, client: TestClient, length: int, last: int | None, as_text: bool
 ) -> None:
     context = ids_of(CONTEXT)
     texts = [f"{CONTEXT} {one}" for one in CONTINUATIONS]

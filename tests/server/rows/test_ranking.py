@@ -12,7 +12,7 @@ from steerserve.errors import RequestError
 from steerserve.server.protocol.body import parse
 from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.rows.criteria import explained, ranking_of, unwanted
-from steerserve.server.rows.ranking import Ranking, Wish, probability, ranked, score
+from steerserve.server.rows.ranking import Criterion, Ranking, probability, ranked, score
 
 A, B = "topic/a", "tone/b"
 
@@ -44,7 +44,7 @@ def test_candidates_are_in_the_order_of_the_probability_that_they_are_as_wished(
     told: list[tuple[float, float, str, bool]], absent: bool
 ) -> None:
     results = [result(text, "content_filter" if filtered else "length", a=a, b=b) for a, b, text, filtered in told]
-    found = ranked(results, [Wish(A), Wish(B, absent)])
+    found = ranked(results, [Criterion(A), Criterion(B, absent)])
 
     best: list[int] = []
     for fails in (False, True):
@@ -58,20 +58,20 @@ def test_candidates_are_in_the_order_of_the_probability_that_they_are_as_wished(
             first = next(i for i, w in zip(left, worth, strict=True) if w >= max(worth) - 1e-12 * abs(max(worth)))
             best.append(first)
             left.remove(first)
-    worths = [score(results[i], [Wish(A), Wish(B, absent)]) for i in found]
-    assert worths == pytest.approx([score(results[i], [Wish(A), Wish(B, absent)]) for i in best], rel=1e-9)
+    worths = [score(results[i], [Criterion(A), Criterion(B, absent)]) for i in found]
+    assert worths == pytest.approx([score(results[i], [Criterion(A), Criterion(B, absent)]) for i in best], rel=1e-9)
     assert sorted(found) == list(range(len(told)))
 
 
 def test_of_equals_the_earlier_is_better() -> None:
     results = [result(a=1.0), result(a=2.0), result(a=1.0), result(a=2.0)]
-    assert ranked(results, [Wish(A)]) == [1, 3, 0, 2]
-    assert ranked(results, [Wish(A, absent=True)]) == [0, 2, 1, 3]
+    assert ranked(results, [Criterion(A)]) == [1, 3, 0, 2]
+    assert ranked(results, [Criterion(A, absent=True)]) == [0, 2, 1, 3]
 
 
 def test_a_text_that_shows_nothing_is_not_the_surest_to_lack_what_is_not_wanted() -> None:
     results = [result("\u200b", a=WORDLESS), result(a=5.0), result(a=-5.0)]
-    assert ranked(results, [Wish(A, absent=True)]) == [2, 1, 0]
+    assert ranked(results, [Criterion(A, absent=True)]) == [2, 1, 0]
 
 
 def test_without_wishes_the_mean_log_probability_ranks() -> None:
@@ -83,7 +83,7 @@ def test_without_wishes_the_mean_log_probability_ranks() -> None:
 
 @given(st.floats(-1e4, 1e4))
 def test_probabilities_and_scores_are_numbers_that_json_can_say(log_odds: float) -> None:
-    found = score(result(a=log_odds), [Wish(A)])
+    found = score(result(a=log_odds), [Criterion(A)])
     assert found is not None and math.isfinite(found) and found <= 0
     assert probability(log_odds) == pytest.approx(math.exp(found))
     assert probability(log_odds) + probability(-log_odds) == pytest.approx(1)

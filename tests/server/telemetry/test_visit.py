@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from steerserve.engine.api.events import Result
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
-from steerserve.server.telemetry.record import Visit, digest
+from steerserve.server.telemetry.record import RequestRecord, digest
 
 INTERVENTIONS = st.builds(
     Intervention,
@@ -29,7 +29,7 @@ def test_the_digest_is_of_what_is_asked_and_not_of_how_it_was_written(asked: tup
 
 
 def test_a_visit_adds_its_rows_up() -> None:
-    visit = Visit("id", "POST")
+    visit = RequestRecord("id", "POST")
     plain = GenerationParams(prompt="a")
     steered = GenerationParams(prompt="a", row=1, interventions=(Intervention(attribute="x"), Intervention("y")))
     for params in (plain, steered, GenerationParams(prompt="b", row=2)):

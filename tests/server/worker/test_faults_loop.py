@@ -17,8 +17,8 @@ from steerserve.engine.api.events import Committed, Event
 from steerserve.engine.api.params import GenerationParams
 from steerserve.server.generation.generation import Generation
 from steerserve.server.telemetry.metrics import Metrics
-from steerserve.server.telemetry.record import Visit
-from steerserve.server.worker.event_router import Delivery
+from steerserve.server.telemetry.record import RequestRecord
+from steerserve.server.worker.event_router import EventRouter
 from steerserve.server.worker.load import LiveRow, Load
 from steerserve.server.worker.subscription import Subscription
 from tests.server.asgi import Call, running
@@ -105,7 +105,7 @@ def test_an_exception_anywhere_in_the_loop_answers_everybody(part: str, monkeypa
     if part == "metrics":
         monkeypatch.setattr(Load, "stepped", fail_second(Load.stepped))
     if part == "deliver":
-        monkeypatch.setattr(Delivery, "send", fail_second(Delivery.send))
+        monkeypatch.setattr(EventRouter, "send", fail_second(EventRouter.send))
 
     async def scenario() -> tuple[list[str], list[int], bool]:
         async with running(engine) as app:
@@ -285,7 +285,7 @@ def _params() -> Any:
 def test_requests_that_have_ended_leave_no_object_behind() -> None:
     def there() -> list[object]:
         gc.collect()
-        return [one for one in gc.get_objects() if type(one) in (Visit, Generation, Subscription, LiveRow)]
+        return [one for one in gc.get_objects() if type(one) in (RequestRecord, Generation, Subscription, LiveRow)]
 
     # Of other tests; held, so that nothing new takes their place.
     before = there()

@@ -11,7 +11,7 @@ import pytest
 
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import QueueFullError
-from steerserve.server.worker.pool import AT_ONCE, Turns
+from steerserve.server.worker.pool import AT_ONCE, WorkerPool
 from tests.server.asgi import Call, running
 from tests.server.gate import Gate
 from tests.server.sockets import PATIENCE
@@ -106,7 +106,7 @@ def test_a_turn_is_handed_on_whatever_comes_of_it() -> None:
         raise FullError
 
     async def scenario() -> list[Any]:
-        turns = Turns(at_once=1)
+        turns = WorkerPool(at_once=1)
         held = asyncio.create_task(turns.take(time.sleep, 0.05))
         await asyncio.sleep(0)
         gone = asyncio.create_task(turns.take(lambda: 1))

@@ -8,18 +8,20 @@ from schedulers import GainTable, JointTable, compile_joint
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
 from steerserve.engine.admission.conditions import govern
 from steerserve.engine.admission.interventions.controls import put_control
-from steerserve.engine.admission.interventions.cost import bill, uncalibrated
-from steerserve.engine.admission.interventions.draft import Draft, draft, own_schedule
+from steerserve.engine.admission.interventions.cost import total_cost, uncalibrated
+from steerserve.engine.admission.interventions.draft import InterventionDraft, draft, own_schedule
 from steerserve.engine.admission.interventions.limits import check_limits, scale_to, set_bound
 from steerserve.engine.admission.interventions.resolve import resolve
 from steerserve.engine.api.params import SLICES, GenerationParams, Limits
-from steerserve.engine.request.intervention import Resolved
-from steerserve.engine.request.kl_budget import Bill, PredictedBudget, along, course
+from steerserve.engine.request.intervention import ActiveIntervention
+from steerserve.engine.request.kl_budget import PredictedBudget, TotalCost, gains_along, trajectory
 from steerserve.errors import RequestError
 from steerserve.steering.names import COMBINE, CONTROLS
 
 
-def joint_schedules(catalogue: Catalogue, drafts: Sequence[Draft]) -> tuple[list[CompiledSchedule], dict[str, Any]]:
+def joint_schedules(
+    catalogue: Catalogue, drafts: Sequence[InterventionDraft]
+) -> tuple[list[CompiledSchedule], dict[str, Any]]:
     """The schedules of interventions that are allocated together, and what the plan says of them; raises RequestError.
 
     The weights are those under which the strengths asked for are the best uniform mix, so that the gains move cost
@@ -61,7 +63,7 @@ def joint_schedules(catalogue: Catalogue, drafts: Sequence[Draft]) -> tuple[list
     return found, told
 
 
-def _member(drafted: Draft, known: Sequence[str]) -> tuple[str, float]:
+def _member(drafted: InterventionDraft, known: Sequence[str]) -> tuple[str, float]:
     """Name and strength, in its own unit, of an intervention that may be allocated."""
     one, param, attribute = drafted.one, drafted.param, drafted.attribute
     if attribute is None:
@@ -81,14 +83,14 @@ def _member(drafted: Draft, known: Sequence[str]) -> tuple[str, float]:
     return attribute.name, drafted.own
 
 
-Scheduled = list[tuple[Draft, CompiledSchedule]]
+Scheduled = list[tuple[InterventionDraft, CompiledSchedule]]
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
     """A row's interventions, resolved."""
 
-    interventions: tuple[Resolved, ...]
+    interventions: tuple[ActiveIntervention, ...]
     budget: PredictedBudget | None
     told: dict[str, Any]
     """What the plan says of them together."""
@@ -161,22 +163,22 @@ def told_limits(limits: Limits) -> dict[str, Any]:
 
 def predicted(
     catalogue: Catalogue, scheduled: Scheduled, progress: Sequence[float] | None
-) -> tuple[float | None, Bill | None]:
+) -> tuple[float | None, TotalCost | None]:
     """Nats a response token that interventions are predicted to cost together, and their bill; None where the cost of
     one is not known, and no bill also where there are none."""
     prices = [drafted.price for drafted, _ in scheduled if drafted.price is not None]
     if len(prices) < len(scheduled):
         return None, None
-    whole = bill(catalogue, prices)
+    whole = total_cost(catalogue, prices)
     if whole is None:
         return 0.0, None
-    gains = along(progress, [schedule.table for _, schedule in scheduled])
-    return whole.over(course(progress), gains)[1], whole
+    gains = gains_along(progress, [schedule.table for _, schedule in scheduled])
+    return whole.over(trajectory(progress), gains)[1], whole
 
 
-def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> list[str]:
+def _about_prediction(drafted: InterventionDraft, alone: float | None, rewrites: bool) -> list[str]:
     if alone is None:
-        return [f"no predicted KL: {drafted.unpriced}"]
+        return [f"no predicted KL: {drafted.why_no_cost}"]
     if rewrites and not drafted.neutral:
         return ["no predicted KL: tokens may be written more than once"]
     return [] if drafted.governor is None else ["the predicted KL is that of the most it may push"]
@@ -189,8 +191,8 @@ def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress
     for drafted, _ in mine:
         if drafted.price is None:
             raise RequestError(
-                f"max_predicted_kl needs calibrated costs, {drafted.param}: {drafted.unpriced}; max_kl is measured and "
-                "needs none",
+                f"max_predicted_kl needs calibrated costs, {drafted.param}: {drafted.why_no_cost}; max_kl is measured "
+                "and needs none",
                 "limits.max_predicted_kl",
             )
     if any(drafted.governor is not None for drafted, _ in mine):
@@ -202,7 +204,7 @@ def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress
 
 
 def _budget(
-    limits: Limits, mine: Scheduled, whole: Bill | None, progress: Sequence[float] | None
+    limits: Limits, mine: Scheduled, whole: TotalCost | None, progress: Sequence[float] | None
 ) -> PredictedBudget | None:
     if limits.max_predicted_kl is None:
         return None

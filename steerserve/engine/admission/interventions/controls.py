@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerserve.engine import noise
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.interventions.draft import Draft
+from steerserve.engine.admission.interventions.draft import InterventionDraft
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.names import Control
@@ -25,7 +25,7 @@ from steerserve.steering.operators import SETS_VALUE
 from steerserve.steering.push import Push
 
 
-def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: int, index: int) -> None:
+def put_control(catalogue: Catalogue, drafted: InterventionDraft, control: Control, seed: int, index: int) -> None:
     """Put a control in the place of what an intervention, number `index` of its row, pushes; raises RequestError."""
     op = drafted.one.op
     if op in SETS_VALUE:
@@ -43,7 +43,7 @@ def put_control(catalogue: Catalogue, drafted: Draft, control: Control, seed: in
     if control == "sign_flip":
         _flip(drafted)
         return
-    drafted.price, drafted.unpriced = None, f"the direction of control {control!r} has no calibrated cost"
+    drafted.price, drafted.why_no_cost = None, f"the direction of control {control!r} has no calibrated cost"
     if control == "random":
         direction = random_direction(seed, index, catalogue.facts.hidden_size)
         for push in drafted.pushes:
@@ -76,7 +76,7 @@ def another_feature(sae: SparseAutoencoder, own: frozenset[int], seed: int, inde
     return int(features[int(noise.uniform(_keys(seed, index, 1)) * len(features))])
 
 
-def _flip(drafted: Draft) -> None:
+def _flip(drafted: InterventionDraft) -> None:
     # What multiply adds is (strength - 1) times the activation.
     twice = 2.0 if drafted.one.op == "multiply" else 0.0
     drafted.strength, drafted.size = twice - drafted.strength, twice - drafted.size
@@ -86,7 +86,7 @@ def _flip(drafted: Draft) -> None:
         drafted.price = replace(drafted.price, strength=-drafted.price.strength)
 
 
-def _sae_of(catalogue: Catalogue, drafted: Draft, push: Push) -> tuple[SparseAutoencoder, frozenset[int]]:
+def _sae_of(catalogue: Catalogue, drafted: InterventionDraft, push: Push) -> tuple[SparseAutoencoder, frozenset[int]]:
     """The SAE whose features an intervention pushes at a layer, and which they are."""
     if drafted.attribute is not None:
         site = drafted.attribute.sites[push.layer]

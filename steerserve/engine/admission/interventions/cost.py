@@ -14,11 +14,11 @@ from torch import Tensor
 from schedulers import JointProfile
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import SLICES, Intervention
-from steerserve.engine.request.kl_budget import Bill, CrossTerms, Price
+from steerserve.engine.request.kl_budget import CrossTerms, InterventionCost, TotalCost
 from steerserve.steering.attribute import Attribute
 
 
-def unpriced(catalogue: Catalogue, attribute: Attribute | None, one: Intervention, scope: object) -> str | None:
+def why_no_cost(catalogue: Catalogue, attribute: Attribute | None, one: Intervention, scope: object) -> str | None:
     """Why no calibrated cost holds for an intervention; None where one does."""
     if attribute is None:
         return "only attributes have a calibrated cost"
@@ -42,8 +42,8 @@ def uncalibrated(attribute: Attribute, one: Intervention, scope: object) -> str 
     return None
 
 
-def density(catalogue: Catalogue, attribute: Attribute) -> Tensor:
-    """See `Price.density`, of an attribute with a calibrated cost."""
+def token_cost(catalogue: Catalogue, attribute: Attribute) -> Tensor:
+    """See `InterventionCost.density`, of an attribute with a calibrated cost."""
 
     def make() -> Tensor:
         profile = catalogue.compiled.profile(attribute)
@@ -54,7 +54,7 @@ def density(catalogue: Catalogue, attribute: Attribute) -> Tensor:
     return catalogue.compiled.kept(attribute, "density", make)
 
 
-def bill(catalogue: Catalogue, prices: Sequence[Price]) -> Bill | None:
+def total_cost(catalogue: Catalogue, prices: Sequence[InterventionCost]) -> TotalCost | None:
     """The bill of interventions, with the joint profile's cross terms where it has them; None for none."""
     if not prices:
         return None
@@ -65,13 +65,13 @@ def bill(catalogue: Catalogue, prices: Sequence[Price]) -> Bill | None:
     joint = catalogue.joint
     known = [] if joint is None else [name for name in names if name in joint.names]
     if joint is not None and len(known) > 1:
-        measured = joint_density(catalogue, joint, tuple(known))
+        measured = joint_token_cost(catalogue, joint, tuple(known))
         at = torch.tensor([names.index(name) for name in known])
         matrices[:, at[:, None], at] = measured
     cross: CrossTerms = "all" if len(names) == 1 or len(known) == len(names) else "some" if len(known) > 1 else "none"
-    return Bill(tuple(prices), member, matrices, cross)
+    return TotalCost(tuple(prices), member, matrices, cross)
 
 
-def joint_density(catalogue: Catalogue, joint: JointProfile, names: tuple[str, ...]) -> Tensor:
+def joint_token_cost(catalogue: Catalogue, joint: JointProfile, names: tuple[str, ...]) -> Tensor:
     """K C [SLICES, A, A] float64 of some of a joint profile's attributes."""
     return catalogue.compiled.kept(joint, names, lambda: joint.of(names).cost_on(SLICES) * joint.slices)

@@ -6,12 +6,12 @@ from typing import Any
 
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
 from steerserve.engine.admission.conditions import closed_loop
-from steerserve.engine.admission.interventions.cost import density, unpriced
+from steerserve.engine.admission.interventions.cost import token_cost, why_no_cost
 from steerserve.engine.admission.interventions.sites import attribute_sites, feature_site, vector_sites
 from steerserve.engine.admission.interventions.units import checked_strength, from_kl, known_unit, scale_of
 from steerserve.engine.api.params import SLICES, Choice, Intervention
-from steerserve.engine.request.controllers import Governor, Loop
-from steerserve.engine.request.kl_budget import Price
+from steerserve.engine.request.controllers import FeedbackLoop, InterventionController
+from steerserve.engine.request.kl_budget import InterventionCost
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.names import NEUTRAL
@@ -20,7 +20,7 @@ from steerserve.steering.push import SCOPES, Push
 
 
 @dataclass(eq=False)
-class Draft:
+class InterventionDraft:
     """One intervention with its names resolved, before its gains are known."""
 
     one: Intervention
@@ -39,15 +39,15 @@ class Draft:
     schedule: Choice
     own: float | None
     """In the attribute's own unit, at every layer; None where there is no such number."""
-    price: Price | None
-    unpriced: str | None
+    price: InterventionCost | None
+    why_no_cost: str | None
     """Why there is no price."""
     control: dict[str, Any] = field(default_factory=dict)
     """What the summary says of a control that was put in its place."""
     picked: dict[int, str] = field(default_factory=dict)
     """By layer, the feature whose direction a control took."""
-    loop: Loop | None = None
-    governor: Governor | None = None
+    loop: FeedbackLoop | None = None
+    governor: InterventionController | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
 
     @property
@@ -56,7 +56,9 @@ class Draft:
         return self.strength == NEUTRAL.get(self.one.op)
 
 
-def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], guided: bool, param: str) -> Draft:
+def draft(
+    catalogue: Catalogue, one: Intervention, response: tuple[int, int], guided: bool, param: str
+) -> InterventionDraft:
     """One intervention against the catalogue; raises RequestError.
 
     response is the canvas span of the response; guided: whether classifier-free guidance is on, for which no cost was
@@ -88,7 +90,7 @@ def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], gu
             f"direction {one.direction!r} is a choice of an attribute; leave it out", f"{param}.direction"
         )
     scope = default_scope if one.scope is None else one.scope
-    why = unpriced(catalogue, attribute, one, scope)
+    why = why_no_cost(catalogue, attribute, one, scope)
     why = "costs were calibrated without guidance (cfg_scale 0)" if guided and why is None else why
     if unit == "kl" and why is not None:
         raise RequestError(f"unit 'kl' needs a calibrated cost: {why}", f"{param}.unit")
@@ -105,14 +107,14 @@ def draft(catalogue: Catalogue, one: Intervention, response: tuple[int, int], gu
     own = None if attribute is None or one.op != "add" else _own_strength(attribute, pushes)
     price = None
     if why is None and attribute is not None and own is not None:
-        price = Price(attribute.name, density(catalogue, attribute), own)
+        price = InterventionCost(attribute.name, token_cost(catalogue, attribute), own)
     elif why is None:
         why = "costs were calibrated for pushes of one strength, in the attribute's own unit, at all of its layers"
     schedule = default_schedule if one.schedule is None else one.schedule
-    return Draft(one, param, attribute, pushes, unit, strength, size, scope, schedule, own, price, why)
+    return InterventionDraft(one, param, attribute, pushes, unit, strength, size, scope, schedule, own, price, why)
 
 
-def own_schedule(catalogue: Catalogue, drafted: Draft) -> CompiledSchedule:
+def own_schedule(catalogue: Catalogue, drafted: InterventionDraft) -> CompiledSchedule:
     """The schedule that an intervention asks for, compiled; of a closed loop the most that it may push. Raises
     RequestError."""
     op, param, attribute = drafted.one.op, f"{drafted.param}.schedule", drafted.attribute

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from steerserve.engine.admission.interventions.draft import Draft
+from steerserve.engine.admission.interventions.draft import InterventionDraft
 from steerserve.engine.api.params import Limits
 from steerserve.engine.request.kl_budget import ROUNDING
 from steerserve.errors import RequestError
@@ -26,7 +26,7 @@ def check_limits(limits: Limits) -> None:
         raise RequestError(f"on_exceed must be {' or '.join(ON_EXCEED)}, got {limits.on_exceed!r}", "limits.on_exceed")
 
 
-def scale_to(limit: float, limits: Limits, drafts: Sequence[Draft], predicted: float) -> float:
+def scale_to(limit: float, limits: Limits, drafts: Sequence[InterventionDraft], predicted: float) -> float:
     """Scale the drafts, which are predicted to cost so much, down to the limit on the predicted KL, whatever their
     schedules: the factor, 1 or less; raises RequestError where the limits refuse instead."""
     if predicted <= limit * ROUNDING:
@@ -47,7 +47,7 @@ def scale_to(limit: float, limits: Limits, drafts: Sequence[Draft], predicted: f
     return factor
 
 
-def set_bound(drafts: Sequence[Draft], limits: Limits) -> None:
+def set_bound(drafts: Sequence[InterventionDraft], limits: Limits) -> None:
     """Give the drafts' pushes the limits' bound on |delta| / |h|."""
     if limits.max_delta is not None:
         bound = Bound(limits.max_delta, limits.on_exceed == "refuse")

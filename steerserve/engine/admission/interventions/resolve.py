@@ -7,9 +7,9 @@ import torch
 
 from schedulers import GainTable
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
-from steerserve.engine.admission.interventions.draft import Draft
+from steerserve.engine.admission.interventions.draft import InterventionDraft
 from steerserve.engine.api.params import SLICES, Choice, FeatureRef, Intervention
-from steerserve.engine.request.intervention import Readout, Resolved
+from steerserve.engine.request.intervention import ActiveIntervention, AttributeReadout
 from steerserve.errors import NotFoundError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
@@ -18,8 +18,8 @@ from steerserve.steering.push import Push
 
 
 def resolve(
-    catalogue: Catalogue, drafted: Draft, compiled: CompiledSchedule, progress: Sequence[float] | None
-) -> Resolved:
+    catalogue: Catalogue, drafted: InterventionDraft, compiled: CompiledSchedule, progress: Sequence[float] | None
+) -> ActiveIntervention:
     """A draft with its gains; progress is that of each step, None where it depends on the model."""
     one, table, loop, governor = drafted.one, compiled.table, drafted.loop, drafted.governor
     for push in drafted.pushes:
@@ -67,18 +67,18 @@ def resolve(
     if one.when is not None:
         summary["when"] = one.when
     pushes, governor = ((), None) if drafted.neutral else (tuple(drafted.pushes), governor)
-    return Resolved(summary, pushes, governor, drafted.price, one.mandatory)
+    return ActiveIntervention(summary, pushes, governor, drafted.price, one.mandatory)
 
 
-def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
+def readout(catalogue: Catalogue, name: str, param: str) -> AttributeReadout:
     """A reading of an attribute at the first of its layers, over the response."""
     attribute = catalogue.attribute(name, param)
     layer = attribute.layers[0]
     push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
-    return Readout(name, push, attribute.sites[layer].residual_norm)
+    return AttributeReadout(name, push, attribute.sites[layer].residual_norm)
 
 
-def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> Readout:
+def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> AttributeReadout:
     """A reading of a feature's activation after the pushes at its SAE's layer, over the positions the SAE is for."""
     sae = catalogue.sae(feature.sae, f"{param}.sae")
     try:
@@ -87,10 +87,10 @@ def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> Re
         raise NotFoundError(str(error), f"{param}.index") from error
     scope = {"mask": "masked", "visible": "committed", None: "response"}[sae.facts.policy]
     push = Push(sae.facts.layer, direction, "read", 0.0, torch.zeros(SLICES), scope, sae=sae, feature=feature.index)
-    return Readout(f"{feature.sae}:{feature.index}", push, 1.0)
+    return AttributeReadout(f"{feature.sae}:{feature.index}", push, 1.0)
 
 
-def _came_to(drafted: Draft) -> dict[str, Any]:
+def _came_to(drafted: InterventionDraft) -> dict[str, Any]:
     """What a strength in nats is in the attribute's own unit, by the cost that was calibrated: a prediction."""
     if drafted.unit != "kl" or drafted.attribute is None:
         return {}
@@ -113,7 +113,7 @@ def _strength_at(push: Push) -> dict[str, Any]:
     }
 
 
-def _never_read(drafted: Draft) -> list[str]:
+def _never_read(drafted: InterventionDraft) -> list[str]:
     """A note where an encoder does not read the feature's own row, by which a latent is set."""
     [push] = drafted.pushes if drafted.one.feature is not None else [None]
     if push is None or push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
@@ -148,7 +148,7 @@ def _shown(choice: Choice) -> dict[str, Any]:
     return {"type": choice} if isinstance(choice, str) else dict(choice)
 
 
-def overlaps(interventions: Sequence[Resolved]) -> list[list[float]]:
+def overlaps(interventions: Sequence[ActiveIntervention]) -> list[list[float]]:
     """Largest |cosine| between a direction of one and a direction of the other, for every pair, over all their layers.
 
     Between layers too: what is written to the residual stream at one layer can be taken out of it at a later one.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.interventions.cost import density
+from steerserve.engine.admission.interventions.cost import token_cost
 from steerserve.engine.api.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
@@ -41,7 +41,7 @@ def from_kl(catalogue: Catalogue, attribute: Attribute, nats: float, param: str)
     """The strength in the attribute's own unit whose uniform push is predicted to cost so many nats a response token,
     with the sign given: sign(s) sqrt(2 |s| / sum c). The attribute has a calibrated cost; raises RequestError where it
     is too large."""
-    strength = math.copysign(math.sqrt(2 * abs(nats) / float(density(catalogue, attribute).mean())), nats)
+    strength = math.copysign(math.sqrt(2 * abs(nats) / float(token_cost(catalogue, attribute).mean())), nats)
     if abs(strength) > LARGEST[attribute.unit]:
         raise RequestError(
             f"{nats:g} nats a token are a strength of {strength:.4g} {attribute.unit}; at most "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steerserve.engine.forward.graphs.recorded import MOST_PUSHES, Buffers, Shape, Work
+from steerserve.engine.forward.graphs.recorded import MOST_PUSHES, GraphShape, RecordedForward, StaticBuffers
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM, Sites
 from steerserve.models.attention import taken
@@ -35,8 +35,8 @@ class GraphedLM(DiffusionLM):
         super().__init__()
         self.model, self.facts, self.defaults = model, model.facts, model.defaults
         weight = next(model.parameters())
-        self._recorder, self._places = recorder, Buffers(model.facts, weight.device, weight.dtype)
-        self._recorded: OrderedDict[Shape, tuple[Work, Callable[[], None]]] = OrderedDict()
+        self._recorder, self._places = recorder, StaticBuffers(model.facts, weight.device, weight.dtype)
+        self._recorded: OrderedDict[GraphShape, tuple[RecordedForward, Callable[[], None]]] = OrderedDict()
         self._directed: SteeringPlan | None = None
         """The plan whose directions are in the buffers."""
         self.forwards = self.replays = 0
@@ -53,7 +53,7 @@ class GraphedLM(DiffusionLM):
         """See `DiffusionLM.forward`; raises SelfTestError where a new recording does not take its steering.
 
         Replayed where nothing is differentiated and sites are a plan that keeps no layer's output, whose pushes of the
-        step are `add`s without a bound, MOST_PUSHES of a row at a layer or fewer, and where a `Shape` fits.
+        step are `add`s without a bound, MOST_PUSHES of a row at a layer or fewer, and where a `GraphShape` fits.
         """
         self.forwards += 1
         if torch.is_grad_enabled() or not isinstance(sites, SteeringPlan):
@@ -63,7 +63,7 @@ class GraphedLM(DiffusionLM):
         # All that the plan may push at, not what it pushes now: a gain that comes and goes needs no recording of its
         # own. Where it pushes nothing, the states are to the bit those of rows that are never steered.
         rows, width = tokens.shape
-        shape = Shape.around(rows, width, tuple(able) if active else (), self.facts.max_length)
+        shape = GraphShape.around(rows, width, tuple(able) if active else (), self.facts.max_length)
         if shape is None or sites.captures or not able.keys() >= set(active):
             return self._plain(tokens, lengths, sites, sigma, at)
         work, replay = self._recording(shape)
@@ -96,7 +96,9 @@ class GraphedLM(DiffusionLM):
         out: Tensor = self.model(tokens, lengths, sites, sigma, at)
         return out
 
-    def _steer(self, work: Work, plan: SteeringPlan, layers: tuple[int, ...], width: int) -> dict[int, Tensor]:
+    def _steer(
+        self, work: RecordedForward, plan: SteeringPlan, layers: tuple[int, ...], width: int
+    ) -> dict[int, Tensor]:
         """Write the steering of the step into the buffers; the weights of the layers that are pushed."""
         sites: dict[int, Site] = {layer: plan.sites[layer] for layer in layers}
         if sites and plan is not self._directed:
@@ -111,12 +113,12 @@ class GraphedLM(DiffusionLM):
                 work.weights[layer, site.rows, : site.code.shape[1], :width] = weights[layer]
         return weights
 
-    def _recording(self, shape: Shape) -> tuple[Work, Callable[[], None]]:
+    def _recording(self, shape: GraphShape) -> tuple[RecordedForward, Callable[[], None]]:
         """The forward of a shape, recorded now if it is not yet, or no longer."""
         if shape in self._recorded:
             self._recorded.move_to_end(shape)
             return self._recorded[shape]
-        work = Work(self._places, shape, self.model)
+        work = RecordedForward(self._places, shape, self.model)
         work.clear()
         replay = self._recorder(work.run)
         self._directed = None
@@ -127,7 +129,7 @@ class GraphedLM(DiffusionLM):
         return work, replay
 
 
-def _check(work: Work, replay: Callable[[], None], shape: Shape) -> None:
+def _check(work: RecordedForward, replay: Callable[[], None], shape: GraphShape) -> None:
     """Raise SelfTestError unless a push at each layer of a recorded forward moves the final states of every row."""
     replay()
     plain = work.hidden.clone()

@@ -23,7 +23,7 @@ WIDTH: Final = 64
 
 
 @dataclass(frozen=True)
-class Shape:
+class GraphShape:
     """What a recorded forward is for."""
 
     rows: int
@@ -32,7 +32,7 @@ class Shape:
     """Layers that it steers."""
 
     @classmethod
-    def around(cls, rows: int, width: int, layers: tuple[int, ...], longest: int) -> "Shape | None":
+    def around(cls, rows: int, width: int, layers: tuple[int, ...], longest: int) -> "GraphShape | None":
         """The smallest one for so many rows on canvases of that width, the model's longest being `longest`; None where
         there is none, or what it adds in padding costs more than the launches it saves."""
         padded = next((size for size in ROWS if rows <= size), -(-rows // ROWS[-1]) * ROWS[-1])
@@ -41,7 +41,7 @@ class Shape:
         return cls(padded, wide, layers) if fits else None
 
 
-class Buffers:
+class StaticBuffers:
     """What recorded forwards of every shape read and write, one at a time; shapes lie over each other."""
 
     def __init__(self, facts: ModelFacts, device: torch.device, dtype: torch.dtype) -> None:
@@ -56,10 +56,10 @@ class Buffers:
         self.hidden = torch.zeros(MOST_TOKENS * size, device=device, dtype=dtype)
 
 
-class Work:
+class RecordedForward:
     """One forward of R rows on canvases of width W, from buffers to buffers; callable as the `Sites` of its model."""
 
-    def __init__(self, buffers: Buffers, shape: Shape, model: DiffusionLM) -> None:
+    def __init__(self, buffers: StaticBuffers, shape: GraphShape, model: DiffusionLM) -> None:
         rows, width, size = shape.rows, shape.width, model.facts.hidden_size
         self.layers, self._model = frozenset(shape.layers), model
         self.tokens = buffers.tokens[: rows * width].view(rows, width)
