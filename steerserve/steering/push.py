@@ -72,7 +72,7 @@ class Push:
     from the SAE of its state."""
     within: tuple[float, float] = (0.0, math.inf)
     """The progress from which on the gains hold, and from which on there is none again."""
-    dial: GainOverride | None = None
+    override: GainOverride | None = None
     """Of a push that is not its table's alone."""
     bound: Bound | None = None
     """The same for all the pushes of a row that have one."""

@@ -48,8 +48,11 @@ class Site:
                     scope[r, p], span[r, p] = len(SCOPES), torch.tensor(push.scope)
                 else:
                     scope[r, p] = SCOPES[push.scope]
-        self.dials = [
-            (r, p, push.dial) for r, row in enumerate(pushes) for p, push in enumerate(row) if push.dial is not None
+        self.overrides = [
+            (r, p, push.override)
+            for r, row in enumerate(pushes)
+            for p, push in enumerate(row)
+            if push.override is not None
         ]
         self.code, self.strength, self.scope, self.span = (t.to(device) for t in (code, strength, scope, span))
         self.directions = directions.to(device, dtype)
@@ -102,8 +105,8 @@ class Site:
         index = (progress * self.slices).long().clamp(max=self.slices - 1)
         inside = (progress >= self.within[0]) & (progress < self.within[1])
         gain = torch.where(inside, self.gain_table.gather(2, index[:, :, None])[:, :, 0], 0.0)
-        for r, p, dial in self.dials:
-            gain[r, p] = dial.turn(gain[r, p])
+        for r, p, override in self.overrides:
+            gain[r, p] = override.turn(gain[r, p])
         self.gains.append(gain)
         self.active = self.reads or bool((gain != 0).any())
         if not self.active:

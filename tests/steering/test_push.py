@@ -10,9 +10,9 @@ def test_a_dial_leaves_its_table_alone_until_it_is_set() -> None:
 
 def test_a_dial_stands_in_for_its_table_and_lets_go() -> None:
     table = torch.tensor(0.25)
-    dial = GainOverride(gain=2.0)
-    assert dial.turn(table).item() == 2.0
-    dial.held = False
-    assert dial.turn(table).item() == 0.0
-    dial.gain = None
-    assert dial.turn(table).item() == 0.0
+    override = GainOverride(gain=2.0)
+    assert override.turn(table).item() == 2.0
+    override.held = False
+    assert override.turn(table).item() == 0.0
+    override.gain = None
+    assert override.turn(table).item() == 0.0

@@ -117,15 +117,15 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         readouts += tuple(
             feature_readout(catalogue, one, f"trace.features[{i}]") for i, one in enumerate(params.trace.features)
         )
-    reactions = react(params, catalogue, steps, config.max_steps)
-    remask = None if reactions is None else reactions.remask
+    triggers = react(params, catalogue, steps, config.max_steps)
+    remask = None if triggers is None else triggers.remask
     check_refine(params)
     each = 0 if params.refine is None else round_steps(transfer, blocks, block, steps // blocks, stretch_of(params))
     written = most_steps(steps, remask)
     refined = refinement(params, each, written, config.max_steps)
     most = written + (0 if refined is None else refined.steps_left)
     check_readings(params.trace, params.max_tokens, most)
-    watched = reactions is not None or any(one.controller is not None for one in interventions)
+    watched = triggers is not None or any(one.controller is not None for one in interventions)
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, transfer, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
@@ -165,7 +165,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         stability=_stability(getattr(order, "sae", None), catalogue) if "stability" in order.needs else None,
         uptake=_read_by(order, catalogue) if "uptake" in order.needs else None,
         plan=plan,
-        reactions=reactions,
+        triggers=triggers,
         refinement=refined,
         budget=allocation.budget,
         cache=cache,

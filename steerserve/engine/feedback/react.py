@@ -14,10 +14,10 @@ Read = Mapping[int, Mapping[Quantity, float]]
 
 def read(batch: Batch) -> Read:
     """What the forward just made told; nothing is changed by it."""
-    watch = batch.watch
-    if not watch.rows:
+    monitor = batch.monitor
+    if not monitor.rows:
         return {}
-    return watch.read(batch.plan.captured, batch.writing_span, batch.state(batch.position), batch.reader)
+    return monitor.read(batch.plan.captured, batch.writing_span, batch.state(batch.position), batch.reader)
 
 
 def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
@@ -26,29 +26,29 @@ def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
     Progress is that of the canvas as it is now.
 
     What was masked is added to `events` and returned: `Batch.mask` has yet to be told."""
-    watch = batch.watch
-    if not watch.rows:
+    monitor = batch.monitor
+    if not monitor.rows:
         return []
-    watch.count(values, batch.plan)
+    monitor.count(values, batch.plan)
     places: list[Place] = []
-    for row in watch.rows:
+    for row in monitor.rows:
         request, progress = batch.requests[row], batch.requests[row].progress
-        if request.reactions is None:
+        if request.triggers is None:
             continue
-        abort, again = request.reactions.due(values[row], progress)
+        abort, again = request.triggers.due(values[row], progress)
         if abort:
             answer = "best_draft" if answer_best(request, events) else "committed"
-            request.reactions.aborted = {"step": request.step, "progress": progress, "answer": answer}
+            request.triggers.aborted = {"step": request.step, "progress": progress, "answer": answer}
         if again:
-            first, last = request.reactions.span(request.block_span, (request.start, request.stop))
+            first, last = request.triggers.span(request.block_span, (request.start, request.stop))
             held = [(row, position) for position in range(first, last) if request.canvas[position] != request.mask_id]
             if held:
                 events += remask(batch.requests, held)
                 places += held
                 request.rewind(held[0][1])
                 span = [first - request.start, last - request.start]
-                request.reactions.remasked.append(
+                request.triggers.remasked.append(
                     {"step": request.step, "progress": progress, "span": span, "positions": len(held)}
                 )
-    watch.settle(values)
+    monitor.settle(values)
     return places

@@ -61,8 +61,8 @@ class Batch:
         """Rows [R] bool whose positions can be chosen before anything is drawn."""
         captures = frozenset(r.stability.facts.layer for r in requests if r.stability is not None)
         captures |= frozenset(r.uptake.push.layer for r in requests if r.uptake is not None)
-        self.watch = Monitor(self.requests, device)
-        captures |= self.watch.layers
+        self.monitor = Monitor(self.requests, device)
+        captures |= self.monitor.layers
         # A twin is pushed as its row is: guidance is towards the prompt alone, and no receipt counts it.
         twins = [[replace(push, applied=Applied()) for push in requests[i].pushes if push.op != "read"] for i in guided]
         measured = [i for i, r in enumerate(requests) if r.measured]
@@ -90,7 +90,7 @@ class Batch:
         """Every order of the batch, and its rows [R] bool."""
         self.transfers = self._members([r.transfer for r in requests])
         self.orderless = torch.tensor([isinstance(r.order, Random) for r in requests], device=device)
-        self.now = batch_progress(requests, device)
+        self.progress = batch_progress(requests, device)
         """Where the rows stand, as of the last `look`."""
         self.saes: dict[SparseAutoencoder, Tensor] = {}
         """Rows [R] bool that compare features of each SAE between steps."""
@@ -110,11 +110,11 @@ class Batch:
     def begin_round(self, row: int, first: int, last: int) -> None:
         """Take note of the canvas positions [first, last) that a row begins to write anew."""
         self.writing_span[row] = self._within([(first, last)])[0]
-        self.watch.rearm(row)
+        self.monitor.rearm(row)
 
     def refresh(self) -> None:
         """Take note of how far the rows have come: before a step, and whenever some of them went on."""
-        self.now = batch_progress(self.requests, self.canvas.device)
+        self.progress = batch_progress(self.requests, self.canvas.device)
 
     def members(self, rows: Sequence[bool]) -> Tensor:
         """Rows of the batch as a tensor [R] bool."""
@@ -136,13 +136,13 @@ class Batch:
     def candidates(self) -> tuple[Tensor, Tensor]:
         """The positions that may commit at this step, as (row [N], canvas position [N])."""
         masked = (self.canvas == self.facts.mask_id) & self.response
-        last = torch.where(self.now.alone, self.now.first + 1, self.now.last)
+        last = torch.where(self.progress.alone, self.progress.first + 1, self.progress.last)
         row, position = (masked & (self.position < last[:, None])).nonzero().unbind(1)
         return row, position
 
     def committed(self) -> tuple[Tensor, Tensor]:
         """The committed positions of the current blocks, as (row [N], canvas position [N])."""
-        inside = (self.position >= self.now.first[:, None]) & (self.position < self.now.last[:, None])
+        inside = (self.position >= self.progress.first[:, None]) & (self.position < self.progress.last[:, None])
         row, position = (inside & (self.canvas != self.facts.mask_id)).nonzero().unbind(1)
         return row, position
 
@@ -152,7 +152,7 @@ class Batch:
         """Final states [R + G + U, W, hidden_size] of this step, steered; where candidates, (row [N], canvas position
         [N]), are given, those of the states that decide them, and of others or 0. again: whether the step was made
         before, of which nothing then counts, and some of its gains have been lowered since."""
-        scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.now.progress
+        scopes, canvas, sigma, progress = self.scopes(), self.canvas, self._sigma(), self.progress.progress
         asked = None if candidates is None else self._asked(*candidates)
         if len(self.guided):
             given = self.inside[self.guided] & ~self.response[self.guided]
@@ -238,9 +238,9 @@ class Batch:
 
     def times(self) -> Tensor:
         """Time t [R] float64, 1 at the start and 0 at the end: the transfer's own, else the masked share."""
-        found = self.now.share
+        found = self.progress.share
         for transfer, mine in self.transfers:
-            own = transfer.time(self.now.block_step, self.now.block_steps)
+            own = transfer.time(self.progress.block_step, self.progress.block_steps)
             if own is not None:
                 found = torch.where(mine, own, found)
         return found
@@ -251,7 +251,7 @@ class Batch:
 
     def keys(self, row: Tensor, position: Tensor, stream: int) -> Tensor:
         """Noise keys [N] of canvas positions; the noise counts positions from the start of the response."""
-        counters = (self.seed[row], self.sample[row], self.now.step[row], position - self.start[row])
+        counters = (self.seed[row], self.sample[row], self.progress.step[row], position - self.start[row])
         return noise.keys(*counters, stream)
 
     def lost(self) -> dict[int, int]:

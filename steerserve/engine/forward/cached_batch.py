@@ -101,7 +101,7 @@ class CachedBatch(Batch):
         own = [self._lengths[row] for row in rows]
         lengths = None if min(own) == width else torch.tensor(own, device=self.canvas.device)
         store, plan = self.store[:, :, :, :, :width], self._plans[rows]
-        progress = self.now.progress[[self.of[row] for row in rows]]
+        progress = self.progress.progress[[self.of[row] for row in rows]]
         if places is None:
             memory = Memory(store, index, self.position[:width].expand(len(rows), -1), None)
             plan.set_step(progress, scopes[index, :, :width])

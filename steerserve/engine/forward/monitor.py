@@ -40,7 +40,7 @@ class FeedbackLoops:
 
 
 class Monitor:
-    """The gauges and governors of a batch's rows. What lasts is the rows' own: a batch may be rebuilt at any step."""
+    """The readouts and controllers of a batch's rows. What lasts is the rows' own: a batch may be rebuilt at any step."""
 
     def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
         self.requests = requests

@@ -36,7 +36,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
 
     What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
     approximate = approximated(request)
-    asked = request.interventions or request.earlier or request.reactions is not None or request.refinement is not None
+    asked = request.interventions or request.earlier or request.triggers is not None or request.refinement is not None
     if not asked and not approximate:
         return None
     lowered = _lowered(request)
@@ -56,7 +56,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "steps": request.step,
         "forward_passes": request.forward_passes,
         "reads": request.read_of,
-        **({} if request.reactions is None else request.reactions.receipt()),
+        **({} if request.triggers is None else request.triggers.receipt()),
         **({} if request.refinement is None else request.refinement.receipt()),
         "combine": params.combine,
         "control": params.control,

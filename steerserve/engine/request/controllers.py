@@ -60,7 +60,7 @@ class InterventionController:
     gauges: Mapping[Quantity, Readout]
     loop: FeedbackLoop | None = None
     when: Condition | None = None
-    dial: GainOverride = field(default_factory=GainOverride)
+    override: GainOverride = field(default_factory=GainOverride)
     """Of all its pushes."""
     begun: bool = False
     """Whether the gain of the first push has been worked out."""
@@ -80,16 +80,16 @@ class InterventionController:
         return found
 
     def settle(self, values: Mapping[Quantity, float], progress: float) -> None:
-        """Set the dial for the next forward; the loop has been turned."""
+        """Set the override for the next forward; the loop has been turned."""
         self.begun = True
         if self.loop is not None:
-            self.dial.gain = self.loop.gain
+            self.override.gain = self.loop.gain
         if self.when is not None:
-            self.dial.held = holds(self.when, values, progress)
+            self.override.held = holds(self.when, values, progress)
 
     def count(self, values: Mapping[Quantity, float], gain: float) -> None:
         """Keep what a forward read, whether the push held at it, and the gain that it then had."""
-        self.passes += self.dial.held
+        self.passes += self.override.held
         if self.loop is not None:
             self.loop.readings.append(values[self.loop.reading])
             self.loop.gains.append(gain)

@@ -25,7 +25,7 @@ class BlockCursor(Canvas):
     """Of all blocks together; the most there may be, where they do not bind the transfer."""
     block_length: int
     transfer: Transfer
-    reactions: Triggers | None = None
+    triggers: Triggers | None = None
     """What ends the row or rewrites it; None where nothing does."""
     step: int = 0
     """Denoising steps done."""
@@ -81,7 +81,7 @@ class BlockCursor(Canvas):
     @property
     def aborted(self) -> bool:
         """Whether a condition of its own has ended it."""
-        return self.reactions is not None and self.reactions.aborted is not None
+        return self.triggers is not None and self.triggers.aborted is not None
 
     @property
     def num_final(self) -> int:
@@ -91,9 +91,9 @@ class BlockCursor(Canvas):
             return self.length
         if self.refinement is not None and self.refinement.going:
             return 0
-        if self.is_done or self.reactions is None or not self.reactions.rewrites:
+        if self.is_done or self.triggers is None or not self.triggers.rewrites:
             return before
-        return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
+        return min(before, self.triggers.span(self.block_span, (self.start, self.stop))[0] - self.start)
 
     def rewind(self, position: int) -> None:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""
@@ -134,7 +134,7 @@ class BlockCursor(Canvas):
     @property
     def _rewritten(self) -> bool:
         """Whether blocks behind the one being written may be full."""
-        again = self.reactions is not None and bool(self.reactions.remasked)
+        again = self.triggers is not None and bool(self.triggers.remasked)
         return again or self.refinement is not None and self.refinement.best is not None
 
     def _go_on(self) -> None:

@@ -175,22 +175,22 @@ class Request(BlockCursor):
         return self.ending and self.transfer.ending == "likeliest"
 
     @property
-    def governors(self) -> list[InterventionController]:
+    def controllers(self) -> list[InterventionController]:
         """What decides about its interventions while it runs."""
         return [one.controller for one in self.interventions if one.controller is not None]
 
     @property
     def gauges(self) -> dict[Quantity, Readout]:
         """What it reads after each forward."""
-        found = {} if self.reactions is None else dict(self.reactions.gauges)
-        for governor in self.governors:
-            found.update(governor.gauges)
+        found = {} if self.triggers is None else dict(self.triggers.gauges)
+        for controller in self.controllers:
+            found.update(controller.gauges)
         return found
 
     @property
     def watches(self) -> bool:
         """Whether anything is decided after each of its forwards."""
-        return self.reactions is not None or any(one.controller is not None for one in self.interventions)
+        return self.triggers is not None or any(one.controller is not None for one in self.interventions)
 
     @property
     def drafted(self) -> bool:

@@ -65,7 +65,7 @@ def positions_to_remask(batch: Batch, requests: Sequence[Request]) -> list[Place
     row, position = batch.committed()
     uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
     chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
-    now, revising = batch.now, batch.members([one in due for one in batch.requests])
+    now, revising = batch.progress, batch.members([one in due for one in batch.requests])
     for transfer, mine in batch.transfers:
         own = transfer.remask(now.block_step, now.block_steps)
         if own is not None:

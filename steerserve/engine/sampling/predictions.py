@@ -114,7 +114,7 @@ def note_alternatives(batch: Batch, seen: Predictions, row: Tensor, position: Te
 def settings_of(batch: Batch, row: Tensor, position: Tensor) -> Settings:
     """How the candidates at (row [N], canvas position [N]) are drawn."""
     return Settings(
-        batch.temperature.masked_fill(batch.now.likeliest, 0.0)[row],
+        batch.temperature.masked_fill(batch.progress.likeliest, 0.0)[row],
         batch.top_p[row],
         batch.top_k[row],
         batch.no_eos[row],

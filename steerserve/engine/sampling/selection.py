@@ -99,7 +99,7 @@ def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | N
     uniform = noise.uniform(batch.keys(row, position, noise.ORDER))
     commits = torch.zeros_like(row, dtype=torch.bool)
     for transfer, members in batch.transfers:
-        hazard = transfer.hazard(batch.now.block_step, batch.now.block_steps, batch.facts.sigma)
+        hazard = transfer.hazard(batch.progress.block_step, batch.progress.block_steps, batch.facts.sigma)
         if hazard is None:
             continue
         chance = hazard[row]
@@ -123,7 +123,7 @@ def _log_scale(batch: Batch) -> Tensor:
 
 
 def _quota(batch: Batch, row: Tensor, **known: Tensor | None) -> Quota:
-    now, masked = batch.now, torch.bincount(row, minlength=len(batch.requests))
+    now, masked = batch.progress, torch.bincount(row, minlength=len(batch.requests))
     return Quota(step=now.block_step, steps=now.block_steps, total=now.block_total, masked=masked, row=row, **known)
 
 
@@ -134,7 +134,7 @@ def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
     for transfer, mine in batch.transfers:
         if transfer in asked:
             counts = torch.where(mine & rows, transfer.counts(quota), counts)
-    return torch.where(batch.now.alone & rows, quota.masked, counts)
+    return torch.where(batch.progress.alone & rows, quota.masked, counts)
 
 
 def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:

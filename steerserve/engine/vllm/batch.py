@@ -254,7 +254,7 @@ class VllmBatch(Batch):
 def _gain(push: Push, progress: float) -> float:
     """What a push's table, and whatever governs it, say at a progress."""
     gain = push.gain_at(progress)
-    return float(gain if push.dial is None else push.dial.turn(gain))
+    return float(gain if push.override is None else push.override.turn(gain))
 
 
 def _widened(table: Tensor, count: int) -> Tensor:

@@ -124,7 +124,7 @@ def allocate(
         compiled = {id(drafted): one for drafted, one in zip(own, together, strict=True)}
     scheduled = [(one, compiled.get(id(one)) or own_schedule(catalogue, one)) for one in drafts]
     for drafted in drafts:
-        drafted.governor = govern(catalogue, drafted.loop, drafted.one.when, drafted.param)
+        drafted.controller = govern(catalogue, drafted.loop, drafted.one.when, drafted.param)
     mine = [(one, schedule) for one, schedule in scheduled if not one.one.mandatory and not one.neutral]
     scale = _keep_within(catalogue, limits, mine, progress)
     set_bound(own, limits)
@@ -181,7 +181,7 @@ def _about_prediction(drafted: InterventionDraft, alone: float | None, rewrites:
         return [f"no predicted KL: {drafted.why_no_cost}"]
     if rewrites and not drafted.neutral:
         return ["no predicted KL: tokens may be written more than once"]
-    return [] if drafted.governor is None else ["the predicted KL is that of the most it may push"]
+    return [] if drafted.controller is None else ["the predicted KL is that of the most it may push"]
 
 
 def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:
@@ -195,7 +195,7 @@ def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress
                 "and needs none",
                 "limits.max_predicted_kl",
             )
-    if any(drafted.governor is not None for drafted, _ in mine):
+    if any(drafted.controller is not None for drafted, _ in mine):
         # What it comes to is up to the run, and so is what is left of it.
         return 1.0
     total, _ = predicted(catalogue, mine, progress)

@@ -34,7 +34,7 @@ def put_control(catalogue: Catalogue, drafted: InterventionDraft, control: Contr
             f"{drafted.param} has op {op!r}",
             "control",
         )
-    if drafted.governor is not None:
+    if drafted.controller is not None:
         raise RequestError(
             f"control {control!r} is for schedules known beforehand: {drafted.param} goes by what the run reads",
             "control",

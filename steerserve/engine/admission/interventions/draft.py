@@ -47,7 +47,7 @@ class InterventionDraft:
     picked: dict[int, str] = field(default_factory=dict)
     """By layer, the feature whose direction a control took."""
     loop: FeedbackLoop | None = None
-    governor: InterventionController | None = None
+    controller: InterventionController | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
 
     @property

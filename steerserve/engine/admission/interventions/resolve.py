@@ -21,11 +21,15 @@ def resolve(
     catalogue: Catalogue, drafted: InterventionDraft, compiled: CompiledSchedule, progress: Sequence[float] | None
 ) -> ActiveIntervention:
     """A draft with its gains; progress is that of each step, None where it depends on the model."""
-    one, table, loop, governor = drafted.one, compiled.table, drafted.loop, drafted.governor
+    one, table, loop, controller = drafted.one, compiled.table, drafted.loop, drafted.controller
     for push in drafted.pushes:
-        push.gains, push.within, push.dial = table.gains, table.within, None if governor is None else governor.dial
+        push.gains, push.within, push.override = (
+            table.gains,
+            table.within,
+            None if controller is None else controller.override,
+        )
     predicted = None
-    if progress is not None and governor is None:
+    if progress is not None and controller is None:
         gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
         predicted = [round(drafted.size * gain, 6) for gain in gains]
     never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_VALUE
@@ -61,13 +65,13 @@ def resolve(
             *_never_read(drafted),
             *([f"strength {drafted.strength:g} changes nothing: not applied"] if drafted.neutral else []),
             *(["no step falls where the schedule pushes: not applied"] if never else []),
-            *([] if governor is None else governor.notes(drafted.size)),
+            *([] if controller is None else controller.notes(drafted.size)),
         ],
     }
     if one.when is not None:
         summary["when"] = one.when
-    pushes, governor = ((), None) if drafted.neutral else (tuple(drafted.pushes), governor)
-    return ActiveIntervention(summary, pushes, governor, drafted.price, one.mandatory)
+    pushes, controller = ((), None) if drafted.neutral else (tuple(drafted.pushes), controller)
+    return ActiveIntervention(summary, pushes, controller, drafted.price, one.mandatory)
 
 
 def readout(catalogue: Catalogue, name: str, param: str) -> AttributeReadout:
