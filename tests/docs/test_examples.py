@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks
 
@@ -81,9 +82,15 @@ class Place:
             assert "error" not in answer, f"{block.text}\n{answer}"
 
     def python(self, block: Block) -> None:
-        """Run a program."""
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(self.here(block.text), f"line {block.line}", "exec"), {"__name__": "__main__"})
+        """Run a program, and close the clients that it leaves open."""
+        names: dict[str, Any] = {"__name__": "__main__"}
+        try:
+            with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(self.here(block.text), f"line {block.line}", "exec"), names)
+        finally:
+            for value in names.values():
+                if isinstance(value, OpenAI):
+                    value.close()
 
     def here(self, text: str) -> str:
         """A text of the documents with the address of this server."""
