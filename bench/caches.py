@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done, Result
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done, Result
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 PROMPTS = (
     "the",

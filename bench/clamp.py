@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
-from steerserve.runtime import load_runtime
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.runtime.load import load_runtime
 from steerserve.saes import SparseAutoencoder
 from steerserve.saes.activation import AbsTopK, Activation, JumpRelu, Relu, TopK
 from steerserve.saes.matching_pursuit import MatchingPursuitAutoencoder, Pursuit

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from steerserve.config import EngineConfig
-from steerserve.engine.events import Done, Result
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done, Result
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
+from steerserve.engine.engine import TorchEngine
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 LIMITS = (Limits(max_predicted_kl=0.3), Limits(max_kl=0.3), Limits(max_kl=0.05))
 """Limits, in nats a token."""

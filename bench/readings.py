@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.conditions import Reading
-from steerserve.engine.events import Committed, Done, Event
-from steerserve.engine.gauges import Meter, gauge
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
-from steerserve.runtime import load_runtime
+from steerserve.engine.admission.conditions import gauge
+from steerserve.engine.api.conditions import Reading
+from steerserve.engine.api.events import Committed, Done, Event
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.meter import Meter
+from steerserve.engine.request.request import Request
+from steerserve.runtime.load import load_runtime
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = STEPS = 24

@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 from steerserve.config import EngineConfig, ModelConfig
-from steerserve.engine.events import Done, Event
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done, Event
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.engine import TorchEngine
 from steerserve.models.folder import family_of
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 PROMPT, TOKENS, STEPS, WARM = 64, 128, 64, 4
 SHARD = 4 << 30

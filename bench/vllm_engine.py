@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.task import RowTask, to_parameters
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 
 def rows_of(engine: TorchEngine, count: int, tokens: int, steps: int, steered: bool) -> list[GenerationParams]:

@@ -13,9 +13,10 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from bench.readings import measured
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams
-from steerserve.engine.verdicts import probes, verdicts
-from steerserve.runtime import BUNDLED, Runtime, load_runtime
+from steerserve.engine.admission.conditions import probes
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams
+from steerserve.engine.outputs.verdicts import verdicts
+from steerserve.runtime.load import BUNDLED, Runtime, load_runtime
 from steerserve.server.app import create_app
 from tests import tiny
 

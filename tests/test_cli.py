@@ -25,7 +25,7 @@ from steerserve.commands.serve import ready_lines
 from steerserve.steering.probe import Probe
 from tests import tiny
 from tests.conftest import SENTENCES
-from tests.test_runtime import attributes
+from tests.runtime.test_load import attributes
 
 FOLDERS = ("--model", "--sae", "--data", "--out")
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {

@@ -64,18 +64,36 @@ MAY_IMPORT = {
     },
     "steerserve.server": {
         "steerserve.server",
-        "steerserve.engine.base",
-        "steerserve.engine.conditions",
-        "steerserve.engine.events",
-        "steerserve.engine.params",
-        "steerserve.engine.refinement",
-        "steerserve.engine.text",
-        "steerserve.engine.twin",
+        "steerserve.engine.api",
         "steerserve.steering.names",
         "steerserve.config",
         "steerserve.extras",
         "steerserve.errors",
     },
+}
+
+# Inside a package: the parts of a line may import those of the lines above it, and themselves.
+LEVELS = {
+    "steerserve.engine": [
+        {"api", "noise"},
+        {"request"},
+        {"admission", "forward"},
+        {"sampling", "batching", "outputs"},
+        {"feedback"},
+        {"prompt_scoring"},
+        {"engine"},
+        {"features"},
+        {"vllm"},
+    ],
+    "steerserve.server": [
+        {"errors", "service"},
+        {"protocol", "telemetry"},
+        {"rows", "http", "worker"},
+        {"auth", "answers"},
+        {"generation"},
+        {"routes"},
+        {"app", "process"},
+    ],
 }
 NEVER = {
     "steerserve.server": {"torch", "numpy", "safetensors", "tokenizers", "transformers"},
@@ -135,6 +153,21 @@ def test_a_part_imports_only_the_parts_below_it(part: str) -> None:
             for module in imports(path):
                 if module.split(".")[0] in OURS:
                     assert any(within(module, allowed) for allowed in MAY_IMPORT[part]), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("package", LEVELS)
+def test_a_folder_imports_only_the_folders_below_it(package: str) -> None:
+    level = {part: height for height, parts in enumerate(LEVELS[package]) for part in parts}
+    depth = len(package.split("."))
+    for path in sources("steerserve"):
+        if not within(module_of(path), package) or module_of(path) == package:
+            continue
+        part = module_of(path).split(".")[depth]
+        assert part in level, f"{path} is in no part of {package}"
+        for module in imports(path):
+            if within(module, package) and module != package:
+                other = module.split(".")[depth]
+                assert other == part or level[other] < level[part], f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("part", NEVER)
@@ -202,7 +235,7 @@ def test_importing_the_server_loads_no_torch() -> None:
 
 def test_transformers_is_loaded_with_a_model_only() -> None:
     """Importing it takes a second: neither a library of schedules, a command's help nor an app pays for it."""
-    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime, steerserve.engine.torch_engine"
+    building = "import schedulers, steerserve, steerserve.cli, steerserve.runtime.load, steerserve.engine.engine"
     code = f"""
         import sys
         {building}, steerserve.calibrate.run
@@ -213,7 +246,7 @@ def test_transformers_is_loaded_with_a_model_only() -> None:
 
         create_app(service_of(TextEngine()), ServerConfig())
         assert "transformers" not in sys.modules, "before a model is loaded"
-        load_tokenizer(steerserve.runtime.BUNDLED / "model")
+        load_tokenizer(steerserve.runtime.load.BUNDLED / "model")
         assert "transformers" in sys.modules, "with a model"
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False, capture_output=True)

@@ -11,17 +11,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from schedulers import NORMS, ORDERS, SCHEDULES, STRENGTHS, TRANSFERS
-from steerserve.cards import capabilities
 from steerserve.commands import generate
 from steerserve.config import ServerConfig
-from steerserve.engine.cache import CACHES
-from steerserve.engine.conditions import KINDS, OVER, READ
-from steerserve.engine.params import GenerationParams, Intervention, Limits
-from steerserve.engine.strengths import LARGEST
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.interventions.units import LARGEST
+from steerserve.engine.api.conditions import KINDS, OVER, READ
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
+from steerserve.runtime.cards import capabilities
 from steerserve.server.app import create_app
-from steerserve.server.sizes import OPEN_LOOP
+from steerserve.server.auth.strengths import OPEN_LOOP
 from steerserve.steering.names import (
     COMBINE,
     CONTROLS,
@@ -50,7 +50,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     "norms": tuple(NORMS),
     "conditions": KINDS,
 }
-AUDITED = {("steerserve/server/sizes.py", "schedules")}
+AUDITED = {("steerserve/server/auth/strengths.py", "schedules")}
 """Where a list is a rule of its own that fails closed, and is held to the whole one below."""
 
 
@@ -161,4 +161,4 @@ def test_no_list_is_written_twice() -> None:
                 own = path.relative_to(ROOT).as_posix()
                 if len(said) >= 3 and said <= {*names, "joint"} and 3 * len(said & set(names)) >= 2 * len(names):
                     found.add((own, name))
-    assert found - {("steerserve/engine/conditions.py", "conditions")} == AUDITED
+    assert found - {("steerserve/engine/api/conditions.py", "conditions")} == AUDITED

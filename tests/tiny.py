@@ -11,11 +11,11 @@ from torch import Tensor
 
 from schedulers import CommitmentProfile
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Committed, Done, Event, Failed, Result
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.events import Committed, Done, Event, Failed, Result
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from steerserve.models.bert import BertConfig, BertDiffusionLM
 from steerserve.models.dream import DreamConfig, DreamDiffusionLM

@@ -8,10 +8,10 @@ from typing import Any
 from bench.engines.measure import EQUAL, MIXED_NEWS, MIXED_PROMPTS, rounds, spread
 from bench.engines.shapes import LOOPS, Subject
 from bench.engines.work import Side, asked, pushes, serve
-from steerserve.engine.cuda_graphs import CudaRecorder
-from steerserve.engine.graphs import GraphedLM, Recorder
-from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
+from steerserve.engine.forward.graphs.recorder import CudaRecorder
+from steerserve.runtime.self_test import check_steering
 
 
 def graphed(subject: Subject, recorder: Recorder | None = None) -> tuple[Subject, GraphedLM]:

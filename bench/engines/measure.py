@@ -12,7 +12,7 @@ import torch
 
 from bench.engines.shapes import LOOPS, Subject
 from bench.engines.work import EXACT, Side, asked, loop, pushes, serve, wait
-from steerserve.engine.params import Choice, GenerationParams
+from steerserve.engine.api.params import Choice, GenerationParams
 
 MIXED_PROMPTS = (4, 60, 12, 33, 8, 48, 21, 5, 40, 16, 64, 27, 10, 52, 6, 30)
 MIXED_NEWS = (64, 32, 32, 64, 64, 64, 32, 32, 64, 32, 32, 64, 32, 64, 64, 32)

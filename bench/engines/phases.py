@@ -9,11 +9,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.engines.shapes import Subject
 from bench.engines.work import serve
-from steerserve.engine import torch_engine
-from steerserve.engine.packing import Packed
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.seen import States
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine import engine as torch_engine
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.packing import Packed
+from steerserve.engine.sampling.predictions import States
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward": ((Packed, "forward"),),

@@ -10,14 +10,14 @@ from tokenizers import Tokenizer, models
 from bench.engines.forwards import Forward, forward_of
 from bench.shapes import DREAM, LLADA
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.dream import DreamDiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
 from steerserve.models.mdlm import MdlmDiffusionLM
 from steerserve.numerics import round_rows_alike
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 
 MDLM: dict[str, Any] = {
     "vocab_size": 50258, "model_length": 2048, "hidden_dim": 768, "cond_dim": 128, "n_blocks": 12, "n_heads": 12,

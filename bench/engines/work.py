@@ -12,8 +12,8 @@ from bench.engines.dream_loop import dream_loop
 from bench.engines.llada_loop import llada_loop
 from bench.engines.mdlm_loop import mdlm_loop
 from bench.engines.shapes import Subject
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "llada": {"order": "confidence", "transfer": "linear", "temperature": 0.0, "block": 32},

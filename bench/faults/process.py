@@ -14,7 +14,7 @@ from bench.faults.exchange import EVENTS, LONG, SMALL, answered, ended_once, eve
 from bench.faults.found import Found, watched
 from bench.faults.server import PATIENCE, Served, started
 
-LOOP = "tests/server/test_faults_loop.py::test_"
+LOOP = "tests/server/worker/test_faults_loop.py::test_"
 IN_PROCESS = (
     ("engine thread killed", LOOP + "a_killed_engine_thread_answers_everybody"),
     ("exception in each step of the loop", LOOP + "an_exception_anywhere_in_the_loop_answers_everybody"),

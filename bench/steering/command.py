@@ -34,7 +34,7 @@ from bench.steering.tasks import Target
 from steerserve.config import EngineConfig
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory
-from steerserve.runtime import BUNDLED, load_runtime
+from steerserve.runtime.load import BUNDLED, load_runtime
 
 ROWS = 64
 """Rows of one forward pass."""

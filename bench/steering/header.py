@@ -11,8 +11,8 @@ from bench.steering.cells import Cell
 from bench.steering.measure import Judges
 from bench.steering.render import HEADER
 from bench.steering.settings import Settings
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.engine import TorchEngine
 
 
 def origin_of(engine: TorchEngine, judges: Judges, settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bench.steering.settings import Settings
 from bench.steering.store import Store
 from bench.steering.writing import Passage, compose
 from steerserve.calibrate.texts import held_out_texts
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError, RequestError
 
 SOURCE_TEXTS = 400

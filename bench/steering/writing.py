@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from bench.steering.cells import Cell
-from steerserve.engine.base import Engine
-from steerserve.engine.events import Done, Failed
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Refine
-from steerserve.engine.refinement import likelihood
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.events import Done, Failed
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Refine
+from steerserve.engine.api.scoring import likelihood
 from steerserve.errors import RequestError, SteerserveError
 
 BENCH_ONLY: Final = ("interventions", "context", "best_of", "probes")

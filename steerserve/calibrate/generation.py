@@ -7,9 +7,9 @@ from typing import Any
 from tqdm import tqdm
 
 from steerserve.config import EngineConfig
-from steerserve.engine.base import Engine
-from steerserve.engine.events import Committed, Done, Failed, Revised
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.events import Committed, Done, Failed, Revised
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import ArtifactError, SteerserveError
 
 

@@ -32,8 +32,8 @@ from steerserve.calibrate.pulses import shrink, spread, summary
 from steerserve.calibrate.tasks import Group
 from steerserve.calibrate.texts import texts_by_group
 from steerserve.config import ModelConfig
-from steerserve.engine.joint_file import FILE as JOINT
-from steerserve.engine.joint_file import load_joint, save_joint
+from steerserve.engine.admission.joint_file import FILE as JOINT
+from steerserve.engine.admission.joint_file import load_joint, save_joint
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import open_model
 from steerserve.steering.attribute import Attribute, load_attributes

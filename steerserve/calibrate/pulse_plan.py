@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from steerserve.calibrate.generation import bounds
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.rehearsal import check_drawn, rehearse
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.errors import SteerserveError
 from steerserve.models import ModelFacts, SamplerDefaults
 from steerserve.steering.attribute import Attribute

@@ -11,7 +11,7 @@ from steerserve.calibrate.generation import Written, check_apart, write
 from steerserve.calibrate.kept import Kept
 from steerserve.calibrate.pulse_plan import PulsePlan
 from steerserve.calibrate.pulses import Effects, Floats, log_odds
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import SteerserveError
 from steerserve.models import DiffusionLM
 from steerserve.train.classifiers import Judge

@@ -17,10 +17,10 @@ from steerserve.calibrate.search import Setting
 from steerserve.calibrate.selection import Selection
 from steerserve.calibrate.trials import trial_params
 from steerserve.config import EngineConfig
-from steerserve.engine.admission import admit
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.request import Request
+from steerserve.engine.admission.admit import admit
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.request.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import OpenedModel
 from steerserve.saes import SparseAutoencoder

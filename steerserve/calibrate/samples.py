@@ -8,8 +8,8 @@ from typing import Any
 
 from steerserve.calibrate.generation import Written, check_apart, write
 from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.engine.base import Engine
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.base import Engine
+from steerserve.engine.api.params import GenerationParams
 
 
 def unsteered_samples(

@@ -12,9 +12,9 @@ from steerserve.calibrate.generation import Written, bounds, check_apart, write
 from steerserve.calibrate.quality import distinct_pairs, text_losses
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.search import Setting, Trial
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute

@@ -13,9 +13,9 @@ from steerserve.errors import RequestError
 from steerserve.steering.names import SCOPE_NAMES
 
 if TYPE_CHECKING:
-    from steerserve.engine.events import Result
-    from steerserve.engine.params import GenerationParams, Intervention
-    from steerserve.server.receipts import Form
+    from steerserve.engine.api.events import Result
+    from steerserve.engine.api.params import GenerationParams, Intervention
+    from steerserve.server.protocol.receipts import Form
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -25,7 +25,7 @@ ENGINE = FlagGroup(
     skip=("max_rows", "max_batch_tokens", "max_queue", "max_steps", "max_interventions"),
 )
 GENERATION = FlagGroup(
-    "steerserve.engine.params",
+    "steerserve.engine.api.params",
     "GenerationParams",
     skip=(
         "prompt",
@@ -52,7 +52,7 @@ GENERATION = FlagGroup(
     },
 )
 STEERING = FlagGroup(
-    "steerserve.engine.params",
+    "steerserve.engine.api.params",
     "Intervention",
     skip=("attribute", "feature", "vector", "strength", "scope", "when", "mandatory"),
     helps={
@@ -172,7 +172,7 @@ def _strength(text: str, whole: str) -> float:
 
 def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
     """The pushes that the command line asks for, attributes first."""
-    from steerserve.engine.params import FeatureRef, Intervention, VectorRef
+    from steerserve.engine.api.params import FeatureRef, Intervention, VectorRef
 
     how = STEERING.given(arguments) | ({"scope": arguments.scope} if arguments.scope else {})
     attributes = [Intervention(**push, **how) for push in arguments.attribute]
@@ -193,8 +193,8 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
     Raises RequestError where there is none to judge by, or one is pushed both ways.
     """
-    from steerserve.engine.params import Refine
-    from steerserve.server.wishes import unwanted
+    from steerserve.engine.api.params import Refine
+    from steerserve.server.rows.criteria import unwanted
 
     pushed: dict[str, set[bool]] = {}
     for one in params.interventions:
@@ -217,7 +217,7 @@ def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, showing every step where standard output is a terminal."""
-    from steerserve.engine.params import Limits
+    from steerserve.engine.api.params import Limits
 
     check_folders(arguments, "model", "sae", "attributes")
     params: GenerationParams = GENERATION.build(
@@ -232,9 +232,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from steerserve.engine.twin import unsteered
-    from steerserve.runtime import load_runtime
-    from steerserve.terminal import run_requests
+    from steerserve.commands.terminal import run_requests
+    from steerserve.engine.api.variants import unsteered
+    from steerserve.runtime.load import load_runtime
 
     say = partial(Console(stderr=True, highlight=False, soft_wrap=True).print, markup=False)
     folders = (arguments.model, arguments.sae, arguments.attributes)
@@ -257,7 +257,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
-    from steerserve.server.receipts import in_form
+    from steerserve.server.protocol.receipts import in_form
 
     told = {
         name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()

@@ -21,8 +21,9 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "key's SHA-256 in its place, to standard output. The file is JSON: one entry, entries one after another, a "
         'list of them, or {"keys": [...]}; a name that ends in .toml is read as TOML, a [[keys]] table an entry. An '
         "entry needs name and sha256, and may hold limits: rate_per_minute, max_concurrent, max_strength (by unit), "
-        "max_kl, denied_attributes (globs), operators, vectors and features (true or false), mandatory (interventions "
-        "as a request has them), max_overlap, max_loudness. SIGHUP has the server read the file again.",
+        "max_kl, max_predicted_kl, denied_attributes (globs), operators, vectors and features (true or false), "
+        "mandatory (interventions as a request has them), max_overlap, max_loudness. SIGHUP has the server read the "
+        "file again.",
         """
         steerserve keys team-a > keys.json
         steerserve keys team-b >> keys.json
@@ -40,8 +41,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the entry; raises RequestError for a name that the server would refuse."""
-    from steerserve.server.body import validate
-    from steerserve.server.keys import KeyEntry
+    from steerserve.server.auth.keys import KeyEntry
+    from steerserve.server.protocol.body import validate
 
     made = f"sk-steer-{secrets.token_urlsafe(KEY_BYTES)}"
     key = sys.stdin.readline().rstrip("\r\n") if arguments.hash else made

@@ -16,7 +16,7 @@ from steerserve.commands.flags import FlagGroup
 from steerserve.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from steerserve.server.observe import Report
+    from steerserve.server.http.observe import Report
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
 SAES = FlagGroup("steerserve.config", "SaeConfig")
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     model_config, sae_config, backend = MODEL.build(arguments), SAES.build(arguments), BACKEND.build(arguments)
     check_files(arguments, tokenizer=model_config.tokenizer)
     if server_config.keys is not None:
-        from steerserve.server.keys import read_keys
+        from steerserve.server.auth.keys import read_keys
 
         # Before the model is opened, which may take minutes.
         read_keys(server_config.keys)
@@ -69,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from steerserve.runtime import load_runtime
+    from steerserve.runtime.load import load_runtime
     from steerserve.server.app import create_app
-    from steerserve.server.guard import try_mandatory
-    from steerserve.server.keys import Keyring
-    from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
+    from steerserve.server.auth.guard import try_mandatory
+    from steerserve.server.auth.keys import Keyring
     from steerserve.server.process import ServerProcess
-    from steerserve.server.tracing import Tracing, exporter_to
+    from steerserve.server.telemetry.logs import LineHandler, Lines, RequestLog, standard
+    from steerserve.server.telemetry.tracing import Tracing, exporter_to
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -1,1 +1,1 @@
-"""Requests, batching and the denoising loop."""
+"""The engine: requests in, events out, one denoising step at a time."""

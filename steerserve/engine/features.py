@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
-from steerserve.engine.base import Reading
-from steerserve.engine.text import continuation
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.base import Reading
+from steerserve.engine.api.text import continuation
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.models.base import deciding
 from steerserve.models.sigma import level_of_share
@@ -38,7 +38,7 @@ class Prepared:
 
 
 class LoadedFeatures:
-    """See `steerserve.engine.base.Features`; of the SAEs of a torch engine."""
+    """See `steerserve.engine.api.base.Features`; of the SAEs of a torch engine."""
 
     def __init__(self, engine: TorchEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
         """labels: what features mean, by SAE and index."""

@@ -1,1 +1,1 @@
-"""OpenAI-compatible HTTP over an engine; nothing here knows tensors."""
+"""The HTTP server: OpenAI's interface, with steering beside it."""

@@ -15,26 +15,27 @@ from starlette.responses import Response
 
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
-from steerserve.server.access import Access
-from steerserve.server.catalogue import Catalogue
-from steerserve.server.completions import Completions
-from steerserve.server.deadline import Deadline
+from steerserve.server.auth.access import Access
+from steerserve.server.auth.guard import Guard, try_mandatory
+from steerserve.server.auth.keys import Keyring
 from steerserve.server.errors import answer_to, http_error
-from steerserve.server.features import FeatureRoutes
-from steerserve.server.generations import Changes, Generations
-from steerserve.server.guard import Guard, try_mandatory
-from steerserve.server.keys import Keyring
-from steerserve.server.limits import BodyLimit
-from steerserve.server.load import Load
-from steerserve.server.methods import Head, allowed
-from steerserve.server.metrics import Metrics
-from steerserve.server.observe import Observe, Report
-from steerserve.server.openapi import OpenApi
-from steerserve.server.operation import Operation
-from steerserve.server.playground import playground
+from steerserve.server.generation.registry import Generations
+from steerserve.server.http.body_limit import BodyLimit
+from steerserve.server.http.deadline import Deadline
+from steerserve.server.http.methods import Head, allowed
+from steerserve.server.http.observe import Observe, Report
+from steerserve.server.routes.catalogue import Catalogue
+from steerserve.server.routes.completions import Completions
+from steerserve.server.routes.features import FeatureRoutes
+from steerserve.server.routes.generations import Changes
+from steerserve.server.routes.health import Operation
+from steerserve.server.routes.openapi import OpenApi
+from steerserve.server.routes.playground import playground
 from steerserve.server.service import Service
-from steerserve.server.turns import Turns
-from steerserve.server.worker import EngineWorker
+from steerserve.server.telemetry.metrics import Metrics
+from steerserve.server.worker.load import Load
+from steerserve.server.worker.pool import Turns
+from steerserve.server.worker.worker import EngineWorker
 
 
 def create_app(

@@ -18,7 +18,7 @@ from uvicorn import Config, Server
 
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
-from steerserve.server.connection import Connection
+from steerserve.server.http.connection import Connection
 
 logger = logging.getLogger(__name__)
 

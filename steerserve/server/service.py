@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steerserve.engine.base import Engine, Features
-from steerserve.engine.text import Vocabulary
+from steerserve.engine.api.base import Engine, Features
+from steerserve.engine.api.text import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from tokenizers import Tokenizer
 
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.events import Done, Result
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.events import Done, Result
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
 from steerserve.models.base import DiffusionLM
 from steerserve.train import corpus
 from steerserve.train.dlm import nelbo

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bench import max_kl
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from tests import tiny
 from tests.engine import priced
 

@@ -21,9 +21,9 @@ from bench.steering.writing import Row, compose, params
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import RequestError
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from tests.bench.made import make_texts
 from tests.calibrate.made import make_recipe, make_saes
 

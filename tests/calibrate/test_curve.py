@@ -11,7 +11,7 @@ from steerserve.calibrate.curve import confident, feature_curves, profile, some_
 from steerserve.calibrate.generation import Written, write
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.samples import unsteered_samples
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

@@ -15,9 +15,9 @@ from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.trials import Laboratory
 from steerserve.config import EngineConfig, ModelConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError
 from steerserve.models import open_model, weights_sha256
 from steerserve.steering.attribute import load_attributes

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from steerserve.calibrate.generation import write
-from steerserve.engine.events import Committed
-from steerserve.engine.params import GenerationParams
+from steerserve.engine.api.events import Committed
+from steerserve.engine.api.params import GenerationParams
 from tests import tiny
 
 

@@ -19,10 +19,10 @@ from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.tasks import Task
 from steerserve.calibrate.texts import labelled_texts
 from steerserve.config import EngineConfig, ModelConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.joint_file import load_joint
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.admission.joint_file import load_joint
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.extras import install_command
 from steerserve.models import load_model, load_tokenizer, weights_sha256

@@ -16,9 +16,9 @@ from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.tasks import Task
 from steerserve.cli import main
 from steerserve.config import EngineConfig, ModelConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
 from steerserve.steering.attribute import Attribute, load_attributes

@@ -10,7 +10,7 @@ import pytest
 
 from steerserve.cli import main
 from steerserve.commands.keys import add_flags, run
-from steerserve.server.keys import KeyEntry, Keyring
+from steerserve.server.auth.keys import KeyEntry, Keyring
 
 
 def made(*arguments: str) -> int:

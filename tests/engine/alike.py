@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Result
+from steerserve.engine.api.events import Result
 
 
 def assert_alike(one: Result, other: Result) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from steerserve.engine.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
 
 
 def row(**changes: Any) -> GenerationParams:

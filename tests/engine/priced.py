@@ -7,8 +7,8 @@ import torch
 
 from schedulers import CommitmentProfile, JointProfile
 from steerserve.config import EngineConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from steerserve.models import DiffusionLM
 from steerserve.models.llada import LladaDiffusionLM
 from tests import tiny

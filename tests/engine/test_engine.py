@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine import noise, sampler
-from steerserve.engine.events import Done
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine import noise
+from steerserve.engine.api.events import Done
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
+from steerserve.engine.sampling import sampler
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)
@@ -102,7 +103,7 @@ def test_the_text_ends_at_the_first_end_token(tmp_path: Path) -> None:
 def test_stopping_at_an_end_token_is_the_text_of_running_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = tiny.engine(tiny.bert(), tmp_path, max_rows=64)
     early = with_eos(served, block_length=4, steps=12)
-    monkeypatch.setattr("steerserve.engine.torch_engine.settled", lambda request, *_: request.steps_left <= 0)
+    monkeypatch.setattr("steerserve.engine.engine.settled", lambda request, *_: request.steps_left <= 0)
     late = with_eos(served, block_length=4, steps=12)
     texts = {request.params.seed: result.text for request, result in late}
     assert any(request.step < 12 for request, _ in early)
@@ -179,7 +180,7 @@ def test_rows_that_need_no_candidates_draw_only_what_they_commit(
         drawn.append(len(hidden))
         return original(model, hidden, *rest)
 
-    monkeypatch.setattr("steerserve.engine.seen.draw", counted)
+    monkeypatch.setattr("steerserve.engine.sampling.predictions.draw", counted)
     blind = replace(PLAIN, order="random", ignore_eos=True)
     seeing = replace(PLAIN, order="confidence", ignore_eos=True)
     tiny.run(served, blind)

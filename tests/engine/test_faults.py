@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from steerserve.engine.events import Done, Failed
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import MAX_FAILURES
+from steerserve.engine.api.events import Done, Failed
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import MAX_FAILURES
 from steerserve.errors import RequestError
 from steerserve.models import Sites
 from steerserve.models.bert import BertDiffusionLM

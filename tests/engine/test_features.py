@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.base import Reading
+from steerserve.engine.api.base import Reading
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny

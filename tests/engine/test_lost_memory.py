@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from steerserve.engine.batch import Batch
-from steerserve.engine.events import Committed, Event, Failed, Result, Revised, Trace
-from steerserve.engine.params import GenerationParams, Intervention, Limits, TraceParams
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Committed, Event, Failed, Result, Revised, Trace
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from tests import tiny
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from steerserve.engine.events import Done, Failed, Result, Scored
-from steerserve.engine.params import GenerationParams, Intervention, Limits, Refine
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done, Failed, Result, Scored
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, Refine
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from tests import tiny
 
@@ -161,7 +161,7 @@ def test_aborting_and_failing_ends_the_row_alone(tmp_path: Path, monkeypatch: py
     wide = tiny.engine(served.model, tmp_path)
     broken, writes = wide.admit(ASKED), wide.admit(replace(ASKED, max_tokens=4, prompt_logprobs=False))
     wide.add([broken, writes])
-    monkeypatch.setattr("steerserve.engine.scoring.scores", lost)
+    monkeypatch.setattr("steerserve.engine.prompt_scoring.scores", lost)
     events = tiny.drain(wide)
     assert tiny.terminal(events).count(broken.id) == 1 and calls == 3
     assert Failed(broken.id, "the step failed") in events

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Done, Event, Steered
-from steerserve.engine.params import GenerationParams, Intervention
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Done, Event, Steered
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.engine.engine import TorchEngine
 from tests import tiny
 
 # A step commits two of sixteen: progress before step k is k / 8, on a border of the slices that gains are compiled on.

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.events import Committed, Done, Revised, Stepped
-from steerserve.engine.params import GenerationParams, Intervention, Refine
+from steerserve.engine.api.events import Committed, Done, Revised, Stepped
+from steerserve.engine.api.params import GenerationParams, Intervention, Refine
 from tests import tiny
-from tests.engine.test_verdicts import ARCHAIC, with_probe
+from tests.engine.outputs.test_verdicts import ARCHAIC, with_probe
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=8, temperature=1.0, ignore_eos=True, tell_steps=True)
 KINDS: list[dict[str, Any]] = [

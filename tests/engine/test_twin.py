@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import GenerationParams, Intervention, Limits, TraceParams, VectorRef
-from steerserve.engine.twin import unsteered, with_pushes, with_target
+from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams, VectorRef
+from steerserve.engine.api.variants import unsteered, with_pushes, with_target
 from tests import tiny
 
 SPORTS, ARCHAIC = Intervention(attribute="topic/sports"), Intervention(attribute="register/archaic")

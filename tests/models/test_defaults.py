@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.request import Request
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.request.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import SamplerDefaults, read_sampler_defaults
 from steerserve.models.defaults import unused_settings

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerserve.engine.params import GenerationParams, Intervention
+from steerserve.engine.api.params import GenerationParams, Intervention
 from tests.server.text_engine import TextEngine, TextRequest
 
 GAINS = {"uniform": [1.0] * 4, "window": [4.0, 0.0, 0.0, 0.0], "feedback": [1.0] * 4}

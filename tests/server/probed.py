@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.service import Service
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.probe import Probe

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from steerserve.server.logs import LineHandler, Lines, RequestLog, standard
 from steerserve.server.process import ServerProcess, address_of
+from steerserve.server.telemetry.logs import LineHandler, Lines, RequestLog, standard
 from tests.server.text_engine import TextEngine, service_of
 
 

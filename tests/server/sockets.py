@@ -14,9 +14,9 @@ from fastapi import FastAPI
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
-from steerserve.server.observe import Report
+from steerserve.server.http.observe import Report
 from steerserve.server.process import ServerProcess
-from steerserve.server.visit import Visit
+from steerserve.server.telemetry.record import Visit
 from tests.server.clock import skipped
 from tests.server.text_engine import TextEngine, service_of
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ModelConfig, ServerConfig
 from steerserve.models import weights_sha256
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes

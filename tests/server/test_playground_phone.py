@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from steerserve.config import EngineConfig, ServerConfig
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from steerserve.server.app import create_app
 from tests.server.browser import opened
 from tests.server.sockets import PATIENCE

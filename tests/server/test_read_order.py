@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.server.asgi import Call
 from tests.server.gate import Gate
+from tests.server.generation.test_generations import Change, asked
 from tests.server.planned_engine import SECRET, entry, keys_file
-from tests.server.test_generations import Change, asked
 from tests.server.text_engine import with_chat
 from tests.server.torch_service import service_of
 

@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import EngineConfig, ServerConfig
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.features import LoadedFeatures
-from steerserve.engine.torch_engine import TorchEngine
 from steerserve.server.app import create_app
 from tests import tiny
 from tests.server.torch_service import service_of

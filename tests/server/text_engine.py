@@ -1,6 +1,6 @@
 """A second implementation of the engine seam, in plain Python: it denoises bytes of a text in a seeded order.
 
-It keeps the contract of `steerserve.engine.base.Engine` (checks at admission, atomic add, aborts before the next
+It keeps the contract of `steerserve.engine.api.base.Engine` (checks at admission, atomic add, aborts before the next
 step, one terminal event a row), so what the server does with it, it does with any engine. With transfer `remdm` it
 changes its mind: it commits what it may take back later, other tokens than those of the text among them.
 """
@@ -15,9 +15,20 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Committed, Done, Event, Failed, Result, Revised, Scored, Steered, Stepped, Trace
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import Vocabulary, continuation
+from steerserve.engine.api.events import (
+    Committed,
+    Done,
+    Event,
+    Failed,
+    Result,
+    Revised,
+    Scored,
+    Steered,
+    Stepped,
+    Trace,
+)
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.text import Vocabulary, continuation
 from steerserve.errors import NotFoundError, QueueFullError, RequestError, TooLongError
 from steerserve.server.app import create_app
 from steerserve.server.service import Service

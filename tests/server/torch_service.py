@@ -1,6 +1,6 @@
 """The service of an engine that is the real one, over a tiny model."""
 
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.service import Service
 
 

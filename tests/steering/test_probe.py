@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steerserve.cards import attribute_card
 from steerserve.errors import ArtifactError
+from steerserve.runtime.cards import attribute_card
 from steerserve.steering.attribute import load_attribute
 from steerserve.steering.probe import FILE, Probe, load_probe
 from tests import tiny

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from steerserve.config import EngineConfig, SaeConfig
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.engine import TorchEngine
 from steerserve.engine.vllm.arguments import Sources
 from steerserve.engine.vllm.client import start
 from steerserve.engine.vllm.engine import VllmEngine

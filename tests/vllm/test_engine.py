@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.engine.batch import Batch
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.self_test import check_steering
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.client import VllmClient
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
 from steerserve.engine.vllm.reply import unpack
 from steerserve.engine.vllm.task import RowTask, to_parameters
 from steerserve.errors import SelfTestError
+from steerserve.runtime.self_test import check_steering
 from tests import tiny
 from tests.engine.alike import assert_alike
 from tests.engine.mixed import mixed, row, watching

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerserve.engine.self_test import check_steering
 from steerserve.engine.vllm.engine import first_logits
+from steerserve.runtime.self_test import check_steering
 from tests import tiny
 from tests.engine.alike import assert_alike
 from tests.engine.mixed import mixed

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, ServerConfig
 from steerserve.errors import ArtifactError, SelfTestError
-from steerserve.runtime import load_runtime
+from steerserve.runtime.load import load_runtime
 from steerserve.server.app import create_app
 from tests.engine.alike import close
 from tests.vllm import made

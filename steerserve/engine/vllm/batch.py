@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from steerserve.engine.batch import Batch
-from steerserve.engine.captured import projections
-from steerserve.engine.limits import hold_to_budgets
-from steerserve.engine.packing import Packed
-from steerserve.engine.request import Request
-from steerserve.engine.sampler import Draw
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.forward.gains import hold_to_budgets
+from steerserve.engine.forward.packing import Packed
+from steerserve.engine.forward.states import projections
+from steerserve.engine.request.request import Request
+from steerserve.engine.sampling.sampler import Draw
 from steerserve.engine.vllm.reply import Reply, joined, unpack
 from steerserve.engine.vllm.task import MEASURES, READ, PushTask, RowTask, to_parameters
 from steerserve.engine.vllm.workers import Workers
@@ -61,7 +61,7 @@ class FarPlan(Packed):
 
 
 class VllmBatch(Batch):
-    """See `steerserve.engine.batch.Batch`; also what was seen at the last step, as `steerserve.engine.seen.Seen`."""
+    """A `Batch` whose forwards are made by vLLM's workers; it also holds what they told of the last one (`Seen`)."""
 
     def __init__(self, requests: Sequence[Request], facts: ModelFacts, workers: Workers, known: set[str]) -> None:
         """known: digests of the directions that the workers keep; kept up to date."""

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from steerserve.config import EngineConfig
-from steerserve.engine.batch import Batch
-from steerserve.engine.catalogue import Catalogue
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.request import Request
-from steerserve.engine.seen import Seen
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.engine import TorchEngine
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.request.request import Request
+from steerserve.engine.sampling.predictions import Seen
 from steerserve.engine.vllm.batch import VllmBatch
 from steerserve.engine.vllm.workers import Workers
 from steerserve.errors import RequestError
@@ -34,7 +34,7 @@ REFUSED: Final = {
 
 
 class VllmEngine(TorchEngine):
-    """See `steerserve.engine.base.Engine`; everything but the forward pass is the torch engine's."""
+    """See `steerserve.engine.api.base.Engine`; everything but the forward pass is the torch engine's."""
 
     def __init__(
         self, shell: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig, workers: Workers
@@ -85,7 +85,7 @@ class VllmEngine(TorchEngine):
 
 def first_logits(engine: TorchEngine, rows: list[GenerationParams]) -> Tensor:
     """Log-probabilities [rows, masked positions, K] of the likeliest tokens at the first step of a batch; for
-    `steerserve.engine.self_test.check_steering`."""
+    `steerserve.runtime.self_test.check_steering`."""
     assert isinstance(engine, VllmEngine)
     facts = engine.model.facts
     count = min(PROBED, facts.vocab_size - len(facts.forbidden_ids) - 1)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine import noise
-from steerserve.engine.captured import projections, top_features
-from steerserve.engine.packing import TILE
-from steerserve.engine.sampler import Settings, alternatives, draw
-from steerserve.engine.scopes import state_scopes
+from steerserve.engine.forward.packing import TILE
+from steerserve.engine.forward.states import projections, state_scopes, top_features
+from steerserve.engine.sampling.sampler import Settings, alternatives, draw
 from steerserve.engine.vllm.reply import SUMS, Reply, pack
 from steerserve.engine.vllm.task import READ, PushTask, RowTask
 from steerserve.models import DiffusionLM, ModelFacts

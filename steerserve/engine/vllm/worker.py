@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steerserve.engine.catalogue import Catalogue
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.vllm.step import WorkerStep
 from steerserve.engine.vllm.task import TASK, from_parameters
 from steerserve.models import ModelFacts

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.cards import sae_card
 from steerserve.errors import ArtifactError
+from steerserve.runtime.cards import sae_card
 from steerserve.saes import load_sae
 
 HIDDEN, FEATURES, K = 6, 16, 4

@@ -10,8 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
-from steerserve.engine.events import Failed
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.events import Failed
+from steerserve.engine.engine import TorchEngine
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
 from tests.server.asgi import Call, running

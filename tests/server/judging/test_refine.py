@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from steerserve.cards import capabilities
 from steerserve.config import ServerConfig
-from steerserve.engine.params import GenerationParams
-from steerserve.engine.text import continuation
-from steerserve.engine.torch_engine import TorchEngine
+from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.api.text import continuation
+from steerserve.engine.engine import TorchEngine
+from steerserve.runtime.cards import capabilities
 from steerserve.server.app import create_app
 from steerserve.server.service import Service
 from tests.server.asgi import Call

@@ -1,0 +1,232 @@
+"""What the interventions of a row come to together: one allocation, limits, controls, and what all of it costs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from schedulers import GainTable, JointTable, compile_joint
+from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
+from steerserve.engine.admission.conditions import govern
+from steerserve.engine.admission.interventions.controls import put_control
+from steerserve.engine.admission.interventions.cost import bill, uncalibrated
+from steerserve.engine.admission.interventions.draft import Draft, draft, own_schedule
+from steerserve.engine.admission.interventions.limits import check_limits, scale_to, set_bound
+from steerserve.engine.admission.interventions.resolve import resolve
+from steerserve.engine.api.params import SLICES, GenerationParams, Limits
+from steerserve.engine.request.intervention import Resolved
+from steerserve.engine.request.kl_budget import Bill, PredictedBudget, along, course
+from steerserve.errors import RequestError
+from steerserve.steering.names import COMBINE, CONTROLS
+
+
+def joint_schedules(catalogue: Catalogue, drafts: Sequence[Draft]) -> tuple[list[CompiledSchedule], dict[str, Any]]:
+    """The schedules of interventions that are allocated together, and what the plan says of them; raises RequestError.
+
+    The weights are those under which the strengths asked for are the best uniform mix, so that the gains move cost
+    over progress and the rest is as asked. One intervention alone gets the optimal schedule.
+    """
+    profile = catalogue.joint
+    if profile is None:
+        raise RequestError(
+            "combine 'joint' needs a joint profile (joint.json beside the attributes), and none is loaded", "combine"
+        )
+    names, strengths = [], []
+    for drafted in drafts:
+        name, strength = _member(drafted, profile.names)
+        if name in names:
+            raise RequestError(f"combine 'joint' takes an attribute once: {name!r}", f"{drafted.param}.attribute")
+        names.append(name)
+        strengths.append(strength)
+    key = ("joint", tuple(names), tuple(strengths))
+
+    def make() -> JointTable:
+        return compile_joint(profile.of(names), strengths, slices=SLICES)
+
+    try:
+        table = catalogue.compiled.kept(profile, key, make)
+    except ValueError as error:
+        raise RequestError(f"combine 'joint': {error}", "combine") from error
+    found = []
+    for a, drafted in enumerate(drafts):
+        drafted.schedule = "joint"
+        gains = GainTable(table.gains[a], "kl", table.rho, table.note)
+        found.append(CompiledSchedule(gains, tuple(gains.gains.tolist())))
+    told = {
+        "attributes": names,
+        "weights": [float(weight) for weight in table.weights],
+        "rho": table.rho,
+        "rho_attained": table.rho_attained,
+        "note": table.note,
+    }
+    return found, told
+
+
+def _member(drafted: Draft, known: Sequence[str]) -> tuple[str, float]:
+    """Name and strength, in its own unit, of an intervention that may be allocated."""
+    one, param, attribute = drafted.one, drafted.param, drafted.attribute
+    if attribute is None:
+        raise RequestError("combine 'joint' is for interventions by attribute", param)
+    if attribute.name not in known:
+        raise RequestError(
+            f"the joint profile lacks {attribute.name!r}; it has {', '.join(known)}", f"{param}.attribute"
+        )
+    if one.schedule is not None:
+        raise RequestError("combine 'joint' decides the schedule; leave it out", f"{param}.schedule")
+    why = uncalibrated(attribute, one, drafted.scope)
+    if why is not None or drafted.own is None:
+        why = why or "its strength is not the same, in its own unit, at all of its layers"
+        raise RequestError(f"combine 'joint' pushes attributes as they were calibrated: {why}", param)
+    if drafted.own == 0:
+        raise RequestError("combine 'joint' takes no strength of 0; leave the intervention out", f"{param}.strength")
+    return attribute.name, drafted.own
+
+
+Scheduled = list[tuple[Draft, CompiledSchedule]]
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A row's interventions, resolved."""
+
+    interventions: tuple[Resolved, ...]
+    budget: PredictedBudget | None
+    told: dict[str, Any]
+    """What the plan says of them together."""
+
+
+def allocate(
+    catalogue: Catalogue,
+    params: GenerationParams,
+    response: tuple[int, int],
+    progress: Sequence[float] | None,
+    rewrites: bool = False,
+) -> Allocation:
+    """The interventions of a row; raises RequestError and NotFoundError.
+
+    response is the canvas span of the response; progress is that before each step, None where it depends on the model;
+    rewrites: whether tokens may be committed more than once. What is not the caller's own has its own schedule, and is
+    neither limited nor put under control.
+    """
+    limits = params.limits or Limits()
+    check_limits(limits)
+    _check_choices(catalogue, params, limits)
+    drafts = [
+        draft(catalogue, one, response, params.cfg_scale > 0, f"interventions[{i}]")
+        for i, one in enumerate(params.interventions)
+    ]
+    own = [drafted for drafted in drafts if not drafted.one.mandatory]
+    joint: dict[str, Any] | None = None
+    compiled: dict[int, CompiledSchedule] = {}
+    if params.combine == "joint" and own:
+        together, joint = joint_schedules(catalogue, own)
+        compiled = {id(drafted): one for drafted, one in zip(own, together, strict=True)}
+    scheduled = [(one, compiled.get(id(one)) or own_schedule(catalogue, one)) for one in drafts]
+    for drafted in drafts:
+        drafted.governor = govern(catalogue, drafted.loop, drafted.one.when, drafted.param)
+    mine = [(one, schedule) for one, schedule in scheduled if not one.one.mandatory and not one.neutral]
+    scale = _keep_within(catalogue, limits, mine, progress)
+    set_bound(own, limits)
+    if params.control is not None:
+        for index, drafted in enumerate(drafts):
+            if not drafted.one.mandatory:
+                put_control(catalogue, drafted, params.control, params.seed, index)
+    resolved = [resolve(catalogue, one, schedule, progress) for one, schedule in scheduled]
+    for (drafted, schedule), done in zip(scheduled, resolved, strict=True):
+        alone, _ = predicted(catalogue, [] if drafted.neutral else [(drafted, schedule)], progress)
+        done.summary["predicted_kl"] = None if rewrites else alone
+        done.summary["notes"] += _about_prediction(drafted, alone, rewrites)
+    total, whole = predicted(catalogue, mine, progress)
+    if limits.max_predicted_kl is not None and total is not None:
+        # Held while it runs, whatever the run decides and however often a token is written.
+        total = limits.max_predicted_kl if rewrites else min(total, limits.max_predicted_kl)
+    elif rewrites and mine:
+        total = None
+    told = {
+        "combine": params.combine,
+        "joint": joint,
+        "control": params.control,
+        "limits": None if params.limits is None else told_limits(limits) | {"predicted_kl_scale": scale},
+        "measure_kl": params.measure_kl,
+        "predicted_kl": total,
+        "predicted_kl_cross_terms": None if whole is None else whole.cross,
+    }
+    return Allocation(tuple(resolved), _budget(limits, mine, whole, None if rewrites else progress), told)
+
+
+def told_limits(limits: Limits) -> dict[str, Any]:
+    """Limits as JSON; `holds`: what each limit on KL is held on."""
+    held = {"max_kl": "measured_kl", "max_predicted_kl": "predicted_kl"}
+    return asdict(limits) | {"holds": {name: what for name, what in held.items() if getattr(limits, name) is not None}}
+
+
+def predicted(
+    catalogue: Catalogue, scheduled: Scheduled, progress: Sequence[float] | None
+) -> tuple[float | None, Bill | None]:
+    """Nats a response token that interventions are predicted to cost together, and their bill; None where the cost of
+    one is not known, and no bill also where there are none."""
+    prices = [drafted.price for drafted, _ in scheduled if drafted.price is not None]
+    if len(prices) < len(scheduled):
+        return None, None
+    whole = bill(catalogue, prices)
+    if whole is None:
+        return 0.0, None
+    gains = along(progress, [schedule.table for _, schedule in scheduled])
+    return whole.over(course(progress), gains)[1], whole
+
+
+def _about_prediction(drafted: Draft, alone: float | None, rewrites: bool) -> list[str]:
+    if alone is None:
+        return [f"no predicted KL: {drafted.unpriced}"]
+    if rewrites and not drafted.neutral:
+        return ["no predicted KL: tokens may be written more than once"]
+    return [] if drafted.governor is None else ["the predicted KL is that of the most it may push"]
+
+
+def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:
+    """Scale interventions to the limit on predicted KL; the factor, 1 or less."""
+    if limits.max_predicted_kl is None:
+        return 1.0
+    for drafted, _ in mine:
+        if drafted.price is None:
+            raise RequestError(
+                f"max_predicted_kl needs calibrated costs, {drafted.param}: {drafted.unpriced}; max_kl is measured and "
+                "needs none",
+                "limits.max_predicted_kl",
+            )
+    if any(drafted.governor is not None for drafted, _ in mine):
+        # What it comes to is up to the run, and so is what is left of it.
+        return 1.0
+    total, _ = predicted(catalogue, mine, progress)
+    assert total is not None
+    return scale_to(limits.max_predicted_kl, limits, [drafted for drafted, _ in mine], total)
+
+
+def _budget(
+    limits: Limits, mine: Scheduled, whole: Bill | None, progress: Sequence[float] | None
+) -> PredictedBudget | None:
+    if limits.max_predicted_kl is None:
+        return None
+    groups = tuple(tuple(drafted.pushes) for drafted, _ in mine)
+    planned = None if progress is None else tuple(progress)
+    return PredictedBudget(limits.max_predicted_kl, limits.on_exceed == "refuse", whole, groups, planned)
+
+
+def _check_choices(catalogue: Catalogue, params: GenerationParams, limits: Limits) -> None:
+    if params.combine not in COMBINE:
+        raise RequestError(f"combine must be {' or '.join(COMBINE)}, got {params.combine!r}", "combine")
+    if params.control is not None and params.control not in CONTROLS:
+        raise RequestError(f"control must be one of {list(CONTROLS)}, got {params.control!r}", "control")
+    if limits.max_predicted_kl is not None and params.control not in (None, "sign_flip"):
+        raise RequestError(
+            f"max_predicted_kl needs calibrated costs, which the directions of control {params.control!r} have not; "
+            "max_kl is measured and needs none",
+            "limits.max_predicted_kl",
+        )
+    for param, asked in (("measure_kl", params.measure_kl), ("limits.max_kl", limits.max_kl is not None)):
+        name = param.rpartition(".")[2]
+        if asked and params.cfg_scale > 0:
+            raise RequestError(f"{name} is measured, for rows without guidance: leave cfg_scale out", param)
+        if asked and catalogue.facts.parameterisation == "score":
+            raise RequestError(
+                f"{name} is measured, for models that predict tokens; {catalogue.facts.family} predicts ratios", param
+            )

@@ -1,0 +1,55 @@
+"""Limits on what a row pushes, checked and applied at admission."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from steerserve.engine.admission.interventions.draft import Draft
+from steerserve.engine.api.params import Limits
+from steerserve.engine.request.kl_budget import ROUNDING
+from steerserve.errors import RequestError
+from steerserve.steering.bounds import Bound
+from steerserve.steering.names import ON_EXCEED
+
+MOST: Final = 1e6
+"""Largest limit: beyond any push that can be asked for."""
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise RequestError for limits that are none."""
+    for name in ("max_kl", "max_predicted_kl", "max_delta"):
+        value = getattr(limits, name)
+        if value is not None and not 0 < value <= MOST:
+            raise RequestError(f"{name} must be above 0 and at most {MOST:g}, got {value!r}", f"limits.{name}")
+    if limits.on_exceed not in ON_EXCEED:
+        raise RequestError(f"on_exceed must be {' or '.join(ON_EXCEED)}, got {limits.on_exceed!r}", "limits.on_exceed")
+
+
+def scale_to(limit: float, limits: Limits, drafts: Sequence[Draft], predicted: float) -> float:
+    """Scale the drafts, which are predicted to cost so much, down to the limit on the predicted KL, whatever their
+    schedules: the factor, 1 or less; raises RequestError where the limits refuse instead."""
+    if predicted <= limit * ROUNDING:
+        return 1.0
+    if limits.on_exceed == "refuse":
+        raise RequestError(
+            f"the interventions are predicted to cost {predicted:.6g} nats a token; max_predicted_kl is {limit:g}",
+            "limits.max_predicted_kl",
+        )
+    factor = math.sqrt(limit / predicted)
+    for drafted in drafts:
+        assert drafted.price is not None
+        drafted.price = replace(drafted.price, strength=drafted.price.strength * factor)
+        drafted.strength *= factor**2 if drafted.unit == "kl" else factor
+        drafted.size *= factor
+        for push in drafted.pushes:
+            push.strength *= factor
+    return factor
+
+
+def set_bound(drafts: Sequence[Draft], limits: Limits) -> None:
+    """Give the drafts' pushes the limits' bound on |delta| / |h|."""
+    if limits.max_delta is not None:
+        bound = Bound(limits.max_delta, limits.on_exceed == "refuse")
+        for push in (push for drafted in drafts for push in drafted.pushes):
+            push.bound = bound

@@ -1,0 +1,167 @@
+"""Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from schedulers import GainTable
+from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
+from steerserve.engine.admission.interventions.draft import Draft
+from steerserve.engine.api.params import SLICES, Choice, FeatureRef, Intervention
+from steerserve.engine.request.intervention import Readout, Resolved
+from steerserve.errors import NotFoundError
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute
+from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
+from steerserve.steering.push import Push
+
+
+def resolve(
+    catalogue: Catalogue, drafted: Draft, compiled: CompiledSchedule, progress: Sequence[float] | None
+) -> Resolved:
+    """A draft with its gains; progress is that of each step, None where it depends on the model."""
+    one, table, loop, governor = drafted.one, compiled.table, drafted.loop, drafted.governor
+    for push in drafted.pushes:
+        push.gains, push.within, push.dial = table.gains, table.within, None if governor is None else governor.dial
+    predicted = None
+    if progress is not None and governor is None:
+        gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
+        predicted = [round(drafted.size * gain, 6) for gain in gains]
+    never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_VALUE
+    scope = drafted.scope
+    summary = {
+        "name": _name(one),
+        "operator": one.op,
+        "direction": one.direction if drafted.attribute else "sae" if one.feature else "vector",
+        "strength": drafted.strength,
+        "unit": "factor" if one.op in PURE_NUMBERS else drafted.unit,
+        **_came_to(drafted),
+        **drafted.control,
+        "scope": list(scope) if isinstance(scope, tuple) else scope,
+        "schedule": _shown(drafted.schedule) | {"norm": table.norm, "gains": [round(g, 6) for g in compiled.gains]}
+        if loop is None
+        else loop.told(),
+        "strength_per_step": predicted,
+        "rho": table.rho,
+        "sites": [
+            {
+                "layer": push.layer,
+                **_strength_at(push),
+                "sae_sha256": _sae_hash(drafted.attribute, push),
+                **({"control_feature": drafted.picked[push.layer]} if drafted.picked else {}),
+            }
+            for push in drafted.pushes
+        ],
+        "attribute_sha256": drafted.attribute.sha256 if drafted.attribute else None,
+        "vector_sha256": _vector_hash(catalogue, one),
+        "notes": [
+            *([table.note] if table.note else []),
+            *_never_better(table),
+            *_never_read(drafted),
+            *([f"strength {drafted.strength:g} changes nothing: not applied"] if drafted.neutral else []),
+            *(["no step falls where the schedule pushes: not applied"] if never else []),
+            *([] if governor is None else governor.notes(drafted.size)),
+        ],
+    }
+    if one.when is not None:
+        summary["when"] = one.when
+    pushes, governor = ((), None) if drafted.neutral else (tuple(drafted.pushes), governor)
+    return Resolved(summary, pushes, governor, drafted.price, one.mandatory)
+
+
+def readout(catalogue: Catalogue, name: str, param: str) -> Readout:
+    """A reading of an attribute at the first of its layers, over the response."""
+    attribute = catalogue.attribute(name, param)
+    layer = attribute.layers[0]
+    push = Push(layer, attribute.directions[layer, "sae"], "read", 0.0, torch.zeros(SLICES), "response")
+    return Readout(name, push, attribute.sites[layer].residual_norm)
+
+
+def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> Readout:
+    """A reading of a feature's activation after the pushes at its SAE's layer, over the positions the SAE is for."""
+    sae = catalogue.sae(feature.sae, f"{param}.sae")
+    try:
+        direction = sae.direction(feature.index).cpu()
+    except NotFoundError as error:
+        raise NotFoundError(str(error), f"{param}.index") from error
+    scope = {"mask": "masked", "visible": "committed", None: "response"}[sae.facts.policy]
+    push = Push(sae.facts.layer, direction, "read", 0.0, torch.zeros(SLICES), scope, sae=sae, feature=feature.index)
+    return Readout(f"{feature.sae}:{feature.index}", push, 1.0)
+
+
+def _came_to(drafted: Draft) -> dict[str, Any]:
+    """What a strength in nats is in the attribute's own unit, by the cost that was calibrated: a prediction."""
+    if drafted.unit != "kl" or drafted.attribute is None:
+        return {}
+    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit, "by": "predicted_kl"}}
+
+
+def _never_better(table: GainTable) -> list[str]:
+    if table.rho is None or table.rho >= 1 + 1e-9:
+        return []
+    return ["rho is 1: this attribute gains nothing from a schedule"]
+
+
+def _strength_at(push: Push) -> dict[str, Any]:
+    """A push's strength in hidden units and, where it sets a feature's latent, in units of its activation."""
+    if not isinstance(push.sae, SparseAutoencoder) or push.feature is None or push.op not in SETS_LATENT:
+        return {"strength_hidden": push.strength}
+    return {
+        "strength_hidden": push.strength * push.sae.row_norm(push.feature),
+        "strength_activation": push.strength,
+    }
+
+
+def _never_read(drafted: Draft) -> list[str]:
+    """A note where an encoder does not read the feature's own row, by which a latent is set."""
+    [push] = drafted.pushes if drafted.one.feature is not None else [None]
+    if push is None or push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
+        return []
+    assert push.feature is not None
+    if push.sae.reads_back(push.feature):
+        return []
+    return [
+        f"the encoder of {push.sae.facts.id} reads {push.sae.own(push.feature):.3g} of feature {push.feature}'s own "
+        f"decoder row: what is set is its part of the reconstruction, not what the encoder reads"
+    ]
+
+
+def _vector_hash(catalogue: Catalogue, one: Intervention) -> str | None:
+    name = one.vector.name if one.vector is not None else None
+    return None if name is None else catalogue.vectors[name].sha256
+
+
+def _name(one: Intervention) -> str:
+    if one.feature is not None:
+        return f"{one.feature.sae}:{one.feature.index}"
+    return one.attribute or (one.vector.name if one.vector else None) or "vector"
+
+
+def _sae_hash(attribute: Attribute | None, push: Push) -> str | None:
+    if attribute is not None:
+        return attribute.sites[push.layer].sae_sha256
+    return push.sae.facts.sha256 if isinstance(push.sae, SparseAutoencoder) else None
+
+
+def _shown(choice: Choice) -> dict[str, Any]:
+    return {"type": choice} if isinstance(choice, str) else dict(choice)
+
+
+def overlaps(interventions: Sequence[Resolved]) -> list[list[float]]:
+    """Largest |cosine| between a direction of one and a direction of the other, for every pair, over all their layers.
+
+    Between layers too: what is written to the residual stream at one layer can be taken out of it at a later one.
+    Interventions without a push overlap with none.
+    """
+    directions = [push.direction for one in interventions for push in one.pushes]
+    found = [[0.0] * len(interventions) for _ in interventions]
+    if not directions:
+        return found
+    stacked = torch.stack(directions).double()
+    cosines = (stacked @ stacked.T).abs().tolist()
+    owner = [index for index, one in enumerate(interventions) for _ in one.pushes]
+    for row, i in zip(cosines, owner, strict=True):
+        for cosine, j in zip(row, owner, strict=True):
+            found[i][j] = max(found[i][j], cosine)
+    return found

@@ -1,0 +1,100 @@
+"""The seam: the one contract between everything above (server, command line, calibration) and an engine."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from steerserve.engine.api.events import Event
+from steerserve.engine.api.params import GenerationParams
+
+
+class Admitted(Protocol):
+    """A checked request, ready to be added; its state belongs to it alone."""
+
+    @property
+    def id(self) -> str:
+        """Unique within the engine; the `request_id` of its events."""
+        ...
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Canvas tokens before the response, BOS included; text is decoded behind them."""
+        ...
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """Canvas tokens behind the response."""
+        ...
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What would be applied: see `Engine.admit`."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs denoising loops of many requests at once. Any thread may call `admit`; all else is one thread's."""
+
+    def admit(self, params: GenerationParams) -> Any:
+        """Check everything and resolve every name, without queueing: raises RequestError or NotFoundError with the
+        field to blame. The `plan` of the result is JSON: canvas and steps, and for each intervention the operator,
+        site(s), unit, schedule (grid and gains), strength per step, rho where it has a profile, and notes. Its `order`
+        names the attribute it reads, where it reads one, and keeps it whatever is pushed later. Where it `revises`,
+        committed tokens may be taken back within the stretch (of `revised_within` positions; stretches follow one
+        another) that is being written, and no other."""
+        ...
+
+    def add(self, requests: list[Any]) -> None:
+        """Queue admitted requests, all of them or none; raises QueueFullError with the seconds after which to retry."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Free a request's row before the next step; it ends in `Failed(aborted=True)`. Unknown ids are ignored."""
+        ...
+
+    def steer(self, request_id: str, request: Any) -> int | None:
+        """Give a waiting or running request the interventions of another one, which was admitted and never added.
+
+        They hold from its next step on, whose number is returned; None where it has ended or is not known. The receipt
+        keeps what the earlier ones did; a Steered event tells when the others took their place."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One denoising step of the rows that are due; empty when nothing runs."""
+        ...
+
+    def close(self) -> None:
+        """Release the model; requests still running end in `Failed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text whose features are asked for: of one SAE, or of the pair of SAEs of one layer."""
+
+    text: str | tuple[int, ...]
+    """A mask token in it is a masked position."""
+    sae: str | None = None
+    layer: int | None = None
+    mask_ratio: float = 0.0
+    """Share of the text's tokens that are masked, at random."""
+    seed: int = 0
+    k: int = 8
+    """Features a token, the most active ones."""
+
+
+class Features(Protocol):
+    """What an engine can tell of the features of its SAEs. Any thread may call all but `read`."""
+
+    def listed(self, sae: str | None, query: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """So many features from `offset` on, in order of SAE and index, and how many there are: all of them, or those
+        whose label holds the query or whose index it is. Each is JSON: its SAE, index, label and statistics. Raises
+        NotFoundError for an SAE that is not loaded."""
+        ...
+
+    def prepare(self, reading: Reading) -> Any:
+        """Check a reading and resolve its names; raises RequestError or NotFoundError with the field to blame."""
+        ...
+
+    def read(self, prepared: Any) -> list[dict[str, Any]]:
+        """What each token activates, in order, as JSON: one forward of the model, in the engine's own thread."""
+        ...

@@ -1,0 +1,1 @@
+"""Which rows run next: the queue, and what they take of memory."""

@@ -1,0 +1,1 @@
+"""The rows of a step as tensors, and the steered forward passes made of them."""

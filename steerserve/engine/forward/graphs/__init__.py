@@ -1,0 +1,1 @@
+"""Forward passes recorded once and replayed, steering included."""

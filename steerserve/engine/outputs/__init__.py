@@ -1,0 +1,1 @@
+"""What a row answers: its text, receipt, traces and verdicts."""

@@ -1,0 +1,151 @@
+"""The receipt: what steering was in fact applied, returned with every steered answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.admission.interventions.allocation import told_limits
+from steerserve.engine.admission.interventions.cost import bill
+from steerserve.engine.api.params import Limits
+from steerserve.engine.request.intervention import Resolved
+from steerserve.engine.request.kl_budget import Course
+from steerserve.engine.request.request import Request
+from steerserve.steering.push import Push
+
+
+def approximated(request: Request) -> list[dict[str, Any]]:
+    """What a receipt says: the plan's, with what came of it."""
+    told = {
+        "transfer": {"positions_at_bound": request.at_bound},
+        "cache": request.cache.told() if request.cache is not None else {},
+        "early_exit": {"positions_dropped": request.params.max_tokens - request.length},
+    }
+    return [one | told.get(one["what"], {}) for one in request.plan["approximate"]]
+
+
+Held = tuple[Resolved, int, int]
+"""An intervention with the steps [first, last + 1) at which it held."""
+
+
+def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
+    """JSON of a finished row (the plan must have been flushed); None where neither steering nor anything approximate
+    was asked for.
+
+    What was replaced while the row ran comes first, with the steps [from_step, until_step) at which it held."""
+    approximate = approximated(request)
+    asked = request.interventions or request.earlier or request.reactions is not None or request.refinement is not None
+    if not asked and not approximate:
+        return None
+    lowered = _lowered(request)
+    told = [
+        _intervention(one, lowered) | {"from_step": first, "until_step": end} for one, first, end in request.earlier
+    ]
+    begun = {"from_step": request.since} if request.since else {}
+    told += [_intervention(one, lowered) | begun for one in request.interventions]
+    held = [*request.earlier, *((one, request.since, request.step) for one in request.interventions)]
+    for entry, one in zip(told, held, strict=True):
+        entry["predicted_kl"] = _predicted(request, catalogue, [one])[0]
+    total, cross = _predicted(request, catalogue, [one for one in held if not one[0].mandatory])
+    params = request.params
+    return {
+        "interventions": told,
+        "approximate": approximate,
+        "steps": request.step,
+        "forward_passes": request.forward_passes,
+        "reads": request.read_of,
+        **({} if request.reactions is None else request.reactions.receipt()),
+        **({} if request.refinement is None else request.refinement.receipt()),
+        "combine": params.combine,
+        "control": params.control,
+        "predicted_kl": total,
+        "predicted_kl_cross_terms": cross,
+        "measured_kl": request.measured_kl,
+        "limits": None if params.limits is None else _limits(request, params.limits, held),
+    }
+
+
+def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> tuple[float | None, str | None]:
+    """Nats a response token that interventions cost together under the gains they had, and between which the cross
+    terms are known; None where the cost of one that pushed is not."""
+    pushing = [one for one in held if one[0].pushes]
+    prices = [one.price for one, _, _ in pushing if one.price is not None]
+    if len(prices) < len(pushing):
+        return None, None
+    whole = bill(catalogue, prices)
+    if whole is None:
+        return 0.0, None
+    length = request.params.max_tokens
+    run = Course(
+        tuple(one.committed / length for one in request.made), tuple(one.commits / length for one in request.made)
+    )
+    return whole.over(run, _gains(request, pushing))[1], whole.cross
+
+
+def _gains(request: Request, held: Sequence[Held]) -> Tensor:
+    """The gain [F, I] that each intervention had at each forward, 0 where it did not hold."""
+    gains = torch.zeros(len(request.made), len(held), dtype=torch.float64)
+    for i, (one, _, _) in enumerate(held):
+        at = [f for f, forward in enumerate(request.made) if any(one is other for other in forward.under)]
+        gains[at, i] = torch.tensor(one.pushes[0].applied.gains, dtype=torch.float64)
+    return gains
+
+
+def _lowered(request: Request) -> bool:
+    """Whether a limit on KL made its own pushes smaller."""
+    scaled = request.params.limits is not None and request.plan["limits"]["predicted_kl_scale"] < 1
+    predicted = request.budget is not None and request.budget.cut > 0
+    return scaled or predicted or any(one.factor < 1 for one in request.made)
+
+
+def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str, Any]:
+    """The limits, and what they made smaller: `kl_steps`, the steps whose gains the measured KL lowered,
+    `kl_repeats`, the forward passes that were made again for that, `predicted_kl_scale`, by which all strengths were
+    multiplied before the run, `predicted_kl_steps`, the steps whose gains the predicted KL lowered, and
+    `delta_positions`, positions x steps x layers."""
+    budget = request.budget
+    return told_limits(limits) | {
+        "clipped": {
+            "kl_steps": sum(one.factor < 1 for one in request.made),
+            "kl_repeats": sum(one.tries - 1 for one in request.made),
+            "predicted_kl_scale": request.plan["limits"]["predicted_kl_scale"],
+            "predicted_kl_steps": 0 if budget is None else budget.cut,
+            "delta_positions": sum(push.applied.clipped for one, _, _ in held for push in one.pushes),
+        },
+    }
+
+
+def _intervention(one: Resolved, lowered: bool) -> dict[str, Any]:
+    """The plan's summary with what came of it: the strengths of the forward passes made instead of those
+    predicted; `clipped`: at how many layers a limit made it smaller, `lowered` being that on KL."""
+    applied = any(push.applied.positions for push in one.pushes)
+    notes = list(one.summary["notes"])
+    if not applied and (not notes or one.governor is not None):
+        notes.append(
+            "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
+        )
+    gains = one.pushes[0].applied.gains if one.pushes else []
+    strength = one.summary.get("came_to", one.summary)["strength"]
+    return {
+        **one.summary,
+        "applied": applied,
+        "strength_per_step": [round(strength * gain, 6) for gain in gains],
+        "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
+        "clipped": sum(push.applied.clipped > 0 or lowered and not one.mandatory for push in one.pushes),
+        "notes": notes,
+        **({} if one.governor is None else one.governor.receipt()),
+    }
+
+
+def _site(push: Push, site: dict[str, Any]) -> dict[str, Any]:
+    done = push.applied
+    return {
+        **site,
+        "positions_touched": done.positions,
+        "positions_clipped": done.clipped,
+        "steps_touched": done.steps,
+        "delta_ratio_mean": done.ratio_sum / done.positions if done.positions else 0.0,
+        "delta_ratio_max": done.ratio_max,
+    }

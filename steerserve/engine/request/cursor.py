@@ -1,0 +1,153 @@
+"""How a row goes through its blocks, and back to earlier ones where tokens are masked again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from schedulers import Transfer
+from steerserve.engine.request.canvas import Standing
+from steerserve.engine.request.controllers import Reactions
+
+
+def usual_step(transfer: Transfer, length: int, steps: int, masked: int) -> int:
+    """The latest of a block's steps before which as many of its positions are masked as are now; by the masked share
+    where the transfer does not say beforehand."""
+    planned = transfer.masked(length, steps)
+    if planned is not None:
+        return max(step for step, left in enumerate(planned) if left >= masked)
+    return min(steps - 1, steps * (length - masked) // length)
+
+
+@dataclass(eq=False, kw_only=True)
+class Course(Standing):
+    """The blocks and steps in which a row's response is written."""
+
+    steps: int
+    """Of all blocks together; the most there may be, where they do not bind the transfer."""
+    block_length: int
+    transfer: Transfer
+    reactions: Reactions | None = None
+    """What ends the row or rewrites it; None where nothing does."""
+    step: int = 0
+    """Denoising steps done."""
+    block: int = 0
+    block_step: int = 0
+    block_total: int = field(init=False)
+    """Masked positions of the current block when it began."""
+    prefix: int = 0
+    """Response tokens committed without a gap from the left that nothing takes back any more."""
+    rewound: int | None = None
+    """The block to go back to, where tokens have been masked again since the last step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.block_total = self.block_length
+
+    @property
+    def blocks(self) -> int:
+        return self.params.max_tokens // self.block_length
+
+    @property
+    def block_steps(self) -> int:
+        """Steps of one block, or the most that it may make: see `Transfer.binds`."""
+        return self.steps * self.block_length // self.params.max_tokens
+
+    @property
+    def block_span(self) -> tuple[int, int]:
+        """Canvas positions [first, last + 1) of the current block."""
+        first = self.start + self.block * self.block_length
+        return first, min(first + self.block_length, self.stop)
+
+    @property
+    def over(self) -> bool:
+        """Whether every step has been made."""
+        return self.block * self.block_length >= self.length
+
+    @property
+    def ending(self) -> bool:
+        """Whether this is the step after a block's last, which some transfers have for what is still masked."""
+        return self.block_step == self.block_steps
+
+    @property
+    def bounded(self) -> bool:
+        """Whether this step is one that ends a block for want of steps alone: its transfer would go on, but may not."""
+        return not self.transfer.binds and self.block_step == self.block_steps - 1
+
+    @property
+    def steps_left(self) -> int:
+        """At most so many steps more."""
+        rounds = 0 if self.refinement is None else self.refinement.steps_left
+        return max(0 if self.over else 1, (self.blocks - self.block) * self.block_steps - self.block_step) + rounds
+
+    @property
+    def aborted(self) -> bool:
+        """Whether a condition of its own has ended it."""
+        return self.reactions is not None and self.reactions.aborted is not None
+
+    @property
+    def stands(self) -> int:
+        """Response positions from the left of which none is taken back any more, once it is committed."""
+        before = self.block * self.block_length if self.transfer.remasks else self.length
+        if self.aborted:
+            return self.length
+        if self.refinement is not None and self.refinement.going:
+            return 0
+        if self.over or self.reactions is None or not self.reactions.rewrites:
+            return before
+        return min(before, self.reactions.span(self.block_span, (self.start, self.stop))[0] - self.start)
+
+    def rewind(self, position: int) -> None:
+        """Go back to the block of a canvas position, which has been masked again, with the next step."""
+        self.rewound = (position - self.start) // self.block_length
+
+    def write_again(self, place: tuple[int, int]) -> None:
+        """Begin a round of its refinement, positions of its response having been masked: see `beginning`."""
+        self.block, self.block_step = place
+
+    def beginning(self, positions: Sequence[int]) -> tuple[int, int]:
+        """The block and its step at which to write positions of the response anew, ascending."""
+        block = positions[0] // self.block_length
+        masked = sum(position < (block + 1) * self.block_length for position in positions)
+        return block, usual_step(self.transfer, self.block_length, self.block_steps, masked)
+
+    def advance(self) -> None:
+        """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
+        an earlier one, or an earlier step, where tokens have been masked again."""
+        self.step += 1
+        self.block_step += 1
+        if self.rewound is not None:
+            # What is masked again may lie behind a stretch that is being written anew.
+            self.block, self.rewound = min(self.block, self.rewound), None
+            self._go_on()
+        else:
+            first, last = self.block_span
+            full = self.mask_id not in self.canvas[first:last]
+            steps = self.block_steps + (self.transfer.ending != "none" and not full)
+            if self.block_step >= steps or full and not self.transfer.remasks:
+                self.block += 1
+                self.block_step = 0
+                self.block_total = self.block_length
+                if self._rewritten:
+                    self._go_on()
+        while self.prefix < self.stands and self.canvas[self.start + self.prefix] != self.mask_id:
+            self.prefix += 1
+
+    @property
+    def _rewritten(self) -> bool:
+        """Whether blocks behind the one being written may be full."""
+        again = self.reactions is not None and bool(self.reactions.remasked)
+        return again or self.refinement is not None and self.refinement.best is not None
+
+    def _go_on(self) -> None:
+        """To where a block lacks tokens, past those that were written before an earlier one was written again."""
+        while not self.over and not self._lacking():
+            self.block += 1
+        if not self.over:
+            self.block_step = usual_step(self.transfer, self.block_length, self.block_steps, self._lacking())
+
+    def _lacking(self) -> int:
+        """Masked positions of the current block, less those that its refinement began with: a model that drew its own
+        mask token there has left them."""
+        first, last = self.block_span
+        masked = [i - self.start for i in range(first, last) if self.canvas[i] == self.mask_id]
+        best = None if self.refinement is None else self.refinement.best
+        return sum(best is None or best.tokens[i] != self.mask_id for i in masked)

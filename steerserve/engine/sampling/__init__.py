@@ -1,0 +1,1 @@
+"""Candidates for masked positions, which of them commit, and the commit itself."""

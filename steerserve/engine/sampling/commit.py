@@ -1,0 +1,94 @@
+"""What a step changes in its rows, and the events that tell it.
+
+What is to change is found first, on the host: memory may run out then, and nothing has changed that was not told.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steerserve.engine import noise
+from steerserve.engine.api.events import Committed, Revised, Stepped
+from steerserve.engine.forward.batch import Batch
+from steerserve.engine.request.request import Request
+
+Place = tuple[int, int]
+"""A row of the batch and a canvas position."""
+Commit = tuple[int, int, float]
+"""A canvas position, a token, and the log of its probability."""
+
+
+def stepped(requests: Sequence[Request], more: int = 1) -> list[Stepped]:
+    """Tell of the step that those of `requests` which ask for it are making, `more` than they have made."""
+    return [Stepped(one.id, one.step + more, one.passes) for one in requests if one.params.tell_steps]
+
+
+def commits(batch: Batch, row: Tensor, position: Tensor, token: Tensor, probability: Tensor) -> list[list[Commit]]:
+    """What each row commits, of token [N] at (row [N], canvas position [N])."""
+    found: list[list[Commit]] = [[] for _ in batch.requests]
+    # Whole numbers are exact in float64: one transfer from the device instead of four.
+    told = torch.stack([row.double(), position.double(), token.double(), probability.log()], dim=1)
+    for row_, position_, token_, lp in told.tolist():
+        # A model that may draw its own mask token leaves the position masked: nothing was committed.
+        if int(token_) != batch.facts.mask_id:
+            found[int(row_)].append((int(position_), int(token_), lp))
+    return found
+
+
+def commit(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> list[Committed]:
+    """Write what each row commits."""
+    events = []
+    for request, mine in zip(requests, found, strict=True):
+        request.made[-1].commits = len(mine)
+        # One position commits at each step in any case.
+        request.at_bound += max(0, len(mine) - 1) if request.bounded else 0
+        for p, t, lp in mine:
+            request.canvas[p] = t
+            if request.params.logprobs:
+                request.logprobs[p - request.start] = lp
+        if mine:
+            positions = tuple(p - request.start for p, _, _ in mine)
+            logprobs = tuple(lp for _, _, lp in mine) if request.params.logprobs else None
+            events.append(Committed(request.id, request.step, positions, tuple(t for _, t, _ in mine), logprobs))
+    return events
+
+
+def revisions(batch: Batch, requests: Sequence[Request]) -> list[Place]:
+    """The committed positions of `requests`, rows of the batch, whose draws say that they are masked again at this
+    step."""
+    due = [one for one in requests if one.transfer.remasks]
+    if not due:
+        return []
+    row, position = batch.held()
+    uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
+    chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
+    now, revising = batch.now, batch.members([one in due for one in batch.requests])
+    for transfer, mine in batch.transfers:
+        own = transfer.remask(now.block_step, now.block_steps)
+        if own is not None:
+            chance = torch.where(mine & revising, own, chance)
+    taken = uniform < chance[row]
+    return [(r, p) for r, p in torch.stack([row[taken], position[taken]], dim=1).tolist()]
+
+
+def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
+    """Mask committed positions again; see `Batch.mask`."""
+    found: list[list[int]] = [[] for _ in requests]
+    for r, p in places:
+        requests[r].canvas[p] = requests[r].mask_id
+        found[r].append(p - requests[r].start)
+    told = zip(requests, found, strict=True)
+    return [Revised(request.id, request.step, tuple(positions)) for request, positions in told if positions]
+
+
+def cut_behind_end(request: Request, end_ids: tuple[int, ...]) -> bool:
+    """Drop what lies behind the first end token of a row that asked for it; whether anything did."""
+    if not request.params.early_exit:
+        return False
+    ends = [i for i, token in enumerate(request.response[:-1]) if token in end_ids]
+    if not ends:
+        return False
+    request.length = ends[0] + 1
+    del request.canvas[request.stop :]
+    return True

@@ -1,0 +1,78 @@
+"""Who is calling: the key in the Authorization header, and the limits on how often it may be used."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from steerserve.server.auth.caller import calling
+from steerserve.server.auth.keys import MAX_KEY_LENGTH, Key, Keyring
+from steerserve.server.auth.policy import Policy
+from steerserve.server.auth.rate import Rates
+from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
+from steerserve.server.http.pages import PAGES
+from steerserve.server.telemetry.record import VISIT
+
+OPEN: Final = frozenset({"/", "/docs", "/health", "/ready", *PAGES})
+"""Paths that need no key to be read, spelt exactly as the router spells them: any other spelling needs one."""
+READ: Final = ("GET", "HEAD")
+"""The methods that read."""
+WORK: Final = "POST"
+"""The method that asks for work of the engine, which a key may have so much of at once."""
+CHANGE: Final = "PATCH"
+"""The method that changes what runs. To look something up, or to end a generation, is not counted."""
+
+_BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([\x21-\x7e]{1,%d})" % MAX_KEY_LENGTH)
+
+
+class Access:
+    """Lets a request through with the policy of its key; without a keyring everybody, under no policy's limits."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring | None) -> None:
+        self.app = app
+        self.keyring = keyring
+        self.rates = Rates()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = VISIT.get()
+        if self.keyring is None:
+            with calling(Policy()):
+                await self.app(scope, receive, send)
+            return
+        if scope["path"] in OPEN and scope["method"] in READ:
+            with calling(None):
+                await self.app(scope, receive, send)
+            return
+        try:
+            key = identify(scope["headers"], self.keyring)
+            visit.key = key.name
+            with calling(key.policy):
+                if scope["method"] not in (WORK, CHANGE):
+                    await self.app(scope, receive, send)
+                    return
+                with self.rates.counted(key, changes=scope["method"] == CHANGE):
+                    await self.app(scope, receive, send)
+        except (UnauthorizedError, RateLimitError) as error:
+            answer = answer_to(error)
+            visit.reason = answer.code
+            await answer.response()(scope, receive, send)
+
+
+def identify(headers: Iterable[tuple[bytes, bytes]], keyring: Keyring) -> Key:
+    """The key that the one Authorization header presents; raises UnauthorizedError, which never repeats it."""
+    given = [value for name, value in headers if name.lower() == b"authorization"]
+    if not given:
+        raise UnauthorizedError("a key is needed: Authorization: Bearer KEY", presented=False)
+    if len(given) > 1:
+        raise UnauthorizedError("there must be one Authorization header", presented=True)
+    found = _BEARER.fullmatch(given[0])
+    if found is None:
+        raise UnauthorizedError("the Authorization header must be: Bearer KEY", presented=True)
+    key = keyring.find(found[1].decode("ascii"))
+    if key is None:
+        raise UnauthorizedError("the key is not known", presented=True)
+    return key

@@ -1,0 +1,1 @@
+"""Layers around every request: connections, deadlines, sizes, disconnects, observation."""

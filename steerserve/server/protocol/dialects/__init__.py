@@ -1,0 +1,1 @@
+"""Requests in the forms of other steering products: Ember, Neuronpedia, EasySteer."""

@@ -1,0 +1,1 @@
+"""The record of each request, and the logs, metrics and traces made from it."""
