@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts
@@ -98,8 +99,26 @@ def with_one_end(folder: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], tup
     return (raw | {"eos_token_id": found[0]}, tuple(found)) if found else (raw, ())
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves the parameters of modules that are made under it as they are allocated.
+
+    A shell's are on `meta` and get no values; drawing them there would import all of torch's compiler, which takes
+    longer than to load a small model.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The function's result, or the tensor that it would have filled."""
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _shell(family: Family, raw: dict[str, Any], ends: tuple[int, ...]) -> DiffusionLM:
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         shell = family.from_config(raw)
     more = tuple(end for end in ends if end not in shell.facts.end_ids)
     shell.facts = replace(shell.facts, more_end_ids=shell.facts.more_end_ids + more)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks
 
@@ -81,9 +82,15 @@ class Place:
             assert "error" not in answer, f"{block.text}\n{answer}"
 
     def python(self, block: Block) -> None:
-        """Run a program."""
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(self.here(block.text), f"line {block.line}", "exec"), {"__name__": "__main__"})
+        """Run a program, and close the clients that it leaves open."""
+        names: dict[str, Any] = {"__name__": "__main__"}
+        try:
+            with contextlib.chdir(self.folder), contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(self.here(block.text), f"line {block.line}", "exec"), names)
+        finally:
+            for value in names.values():
+                if isinstance(value, OpenAI):
+                    value.close()
 
     def here(self, text: str) -> str:
         """A text of the documents with the address of this server."""
@@ -93,14 +100,18 @@ class Place:
         """Have the server plan a request, or what a document shows of one: nothing is generated."""
         shown = json.loads(block.text)
         body = shown if "model" in shown else BASE | shown
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.address}/v1/steering/preview", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with self.open("/v1/steering/preview", body) as answer:
                 assert json.loads(answer.read())["plans"]
         except urllib.error.HTTPError as error:
             with error:
                 raise AssertionError(f"line {block.line}: {body}\n{error.read().decode()}") from None
+
+    def open(self, path: str, body: dict[str, Any]) -> Any:
+        """The server's answer to a request, open to be read; raises HTTPError."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}{path}", json.dumps(body).encode(), headers)
+        return urllib.request.urlopen(request, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +119,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made = Place(tmp_path_factory.mktemp("examples"))
     yield made
     made.stop()
+
+
+def test_the_readme_shows_a_receipt_as_there_are(place: Place) -> None:
+    """Each field of its excerpt is one of the answer to the request above it."""
+    [request] = [block.text for block in blocks(ROOT / "README.md") if "curl" in block.text]
+    [shown] = [block.text for block in blocks(ROOT / "README.md") if block.language == "text"]
+    place.serve([])
+    with place.open("/v1/completions", json.loads(shlex.split(request)[-1])) as answer:
+        told = answer.read().decode()
+    fields = re.findall(r'"(\w+)": ', shown)
+    assert len(fields) > 10 and [name for name in fields if f'"{name}":' not in told] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")], ids=lambda p: p.name)

@@ -36,3 +36,11 @@ def test_every_document_is_linked_from_another() -> None:
         if not target.startswith("http") and target.partition("#")[0]
     }
     assert [page.name for page in PAGES if page.parent == ROOT / "docs" and page not in linked] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/limits.md"])
+def test_every_path_that_a_page_names_is_there(page: str) -> None:
+    """Paths are named from the root, or within `steerserve`."""
+    named = re.findall(r"`([\w.-]+/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
+    there = [name for name in named if "NAME" not in name and not name.startswith("build/")]
+    assert [name for name in there if not any((at / name).exists() for at in (ROOT, ROOT / "steerserve"))] == []

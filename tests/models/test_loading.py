@@ -1,6 +1,8 @@
 """Loading is strict: whatever does not fit is an ArtifactError that names it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -246,3 +248,17 @@ def test_llada_is_sampled_as_published_and_ends_a_turn_with_its_own_token() -> N
         others_facts = [LladaDiffusionLM.from_config(published | ids | one).facts for one in others]
     assert (facts.turn_end_id, facts.bos_id) == (126348, None)
     assert [one.turn_end_id for one in others_facts] == [None, None]
+
+
+def test_a_model_is_loaded_without_torch_s_compiler(tmp_path: Path) -> None:
+    """Its import takes longer than to load a small model."""
+    write(tmp_path, "bert")
+    program = f"""
+import sys
+from pathlib import Path
+from steerserve.models import load_model
+load_model(Path({str(tmp_path)!r}))
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
