@@ -40,7 +40,7 @@ class FeedbackLoops:
 
 
 class Monitor:
-    """The readouts and controllers of a batch's rows. What lasts is the rows' own: a batch may be rebuilt at any step."""
+    """The readouts and controllers of a batch's rows. What lasts is the rows' own: a batch may be rebuilt any time."""
 
     def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
         self.requests = requests
