@@ -240,7 +240,7 @@ def drain(served: DiffusionEngine) -> list[Event]:
     """Step until nothing is left; every event in order."""
     events: list[Event] = []
     for _ in range(10_000):
-        if not served.unfinished and not served.scoring and not served.aborted:
+        if not served.batcher.unfinished and not served.scoring and not served.aborted:
             return events
         events += served.step()
     raise AssertionError("the engine does not come to an end")

@@ -18,12 +18,12 @@ from steerserve.engine.sampling.predictions import TorchPredictions
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward": ((PackedForward, "forward"),),
     "head and sampling": ((TorchPredictions, "draw"),),
-    "order": ((torch_engine, "skip_idle"), (torch_engine, "choose_blindly"), (torch_engine, "choose")),
+    "order": ((torch_engine, "skip_empty_steps"), (torch_engine, "select_before_sampling"), (torch_engine, "select")),
     "commit": (
-        (torch_engine, "revisions"),
-        (torch_engine, "commits"),
-        (torch_engine, "commit"),
-        (DiffusionEngine, "_collect"),
+        (torch_engine, "positions_to_remask"),
+        (torch_engine, "collect_commits"),
+        (torch_engine, "apply_commits"),
+        (DiffusionEngine, "_finish"),
     ),
     "batch": ((torch_engine, "Batch"),),
 }

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from steerserve.config import EngineConfig
 from steerserve.engine.admission.admit import admit
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.api.events import Done, Event, Failed, Steered
+from steerserve.engine.api.events import Done, Event, Failed, Trace
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.api.text import certain, continuation, vocabulary
+from steerserve.engine.batching.batcher import Batcher
 from steerserve.engine.batching.memory import Costs, MemoryLimits, footprint, free_bytes
 from steerserve.engine.batching.queue import Queue
-from steerserve.engine.feedback.limits import account, end
-from steerserve.engine.feedback.react import react, read
+from steerserve.engine.feedback.limits import Refused, account, end
+from steerserve.engine.feedback.react import Read, react, read
 from steerserve.engine.feedback.refine import refine
 from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
@@ -31,6 +32,9 @@ from steerserve.engine.outputs.verdicts import judge, judgements, reader
 from steerserve.engine.prompt_scoring import Scoring
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.commit import (
+    Alternatives,
+    Commit,
+    Place,
     apply_commits,
     collect_commits,
     cut_behind_end,
@@ -38,8 +42,7 @@ from steerserve.engine.sampling.commit import (
     remask,
     stepped,
 )
-from steerserve.engine.sampling.predictions import Predictions, TorchPredictions, note_alternatives
-from steerserve.engine.sampling.sampler import Draw
+from steerserve.engine.sampling.predictions import Predictions, TorchPredictions, alternatives_of
 from steerserve.engine.sampling.selection import select, select_before_sampling, skip_empty_steps
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -47,12 +50,35 @@ from steerserve.models import DiffusionLM
 logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Failing steps in a row after which the engine gives up: by then it is not one batch's fault."""
-STEPS_A_ROW = 64
-"""Steps that fit into memory for each row more after some that did not."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What one forward pass of a batch came to, before any row has changed."""
+
+    row: Tensor
+    """Rows [N] of the batch of which a position commits."""
+    position: Tensor
+    """Canvas positions [N] that commit."""
+    token: Tensor
+    """What they commit [N]."""
+    commits: list[list[Commit]]
+    """The same for each row, on the host, with log-probabilities."""
+    alternatives: dict[Place, Alternatives]
+    """The likeliest tokens at positions that commit, of rows that ask for them."""
+    remasked: list[Place]
+    """Committed positions that are masked again."""
+    traces: list[Trace]
+    read: Read
+    """What the readouts of each row told."""
+    refused: Refused
+    """Rows whose pushes went over a limit on their size that refuses."""
+    unsteered: dict[int, int]
+    """Rows of the forward whose pushes were due at a layer that the forward did not come by, with that layer."""
 
 
 class DiffusionEngine:
-    """See `steerserve.engine.api.base.Engine`."""
+    """Runs denoising steps of many rows at once: see `steerserve.engine.api.base.Engine`."""
 
     def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
@@ -61,22 +87,11 @@ class DiffusionEngine:
         self.vocabulary = vocabulary(tokenizer)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.waiting = Queue(model.facts)
         free = free_bytes(model, self.device) if config.max_batch_bytes is None else config.max_batch_bytes
-        self.limits = MemoryLimits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
-        self.rows: list[Request] = []
-        """The rows that run."""
+        limits = MemoryLimits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
+        self.batcher = Batcher(model.facts, limits, config.max_rows)
         self.batches: list[Batch] = []
-        """Them as tensors, those with a cache apart; none until the next step makes them."""
-        self.room: float = config.max_rows
-        """Rows of one forward: half after one that did not fit into memory, then one more every few steps that do."""
-        self.aborted: set[str] = set()
-        self.steered: list[Steered] = []
-        """Changes of steering since the last step, which have yet to be told."""
-        self.shortened = False
-        """Whether a canvas lost positions in the last step, so that the batch has to be made anew."""
-        self.steps = 0
-        """Steps made so far, the clock of the queue."""
+        """The rows that run as tensors, those with a cache apart; none until the next step makes them."""
         self.failures = 0
         """Steps in a row that failed."""
         self.scoring = Scoring(model.facts, self._admit)
@@ -85,14 +100,24 @@ class DiffusionEngine:
         """Moving average of the time of one step of one row."""
 
     @property
-    def running(self) -> list[Request]:
-        """The rows of the next forward, as far as they are chosen."""
-        return [request for request in self.rows if not request.finished]
+    def steps(self) -> int:
+        """Steps made so far."""
+        return self.batcher.steps
 
     @property
-    def unfinished(self) -> list[Request]:
-        """The rows that run and those that wait."""
-        return [*self.running, *iter(self.waiting)]
+    def waiting(self) -> Queue:
+        """The rows that wait."""
+        return self.batcher.waiting
+
+    @property
+    def running(self) -> list[Request]:
+        """The rows of the next forward, as far as they are chosen."""
+        return self.batcher.running
+
+    @property
+    def aborted(self) -> set[str]:
+        """The rows that end before the next step."""
+        return self.batcher.aborted
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -103,7 +128,7 @@ class DiffusionEngine:
         """See `Engine.admit`; safe from any thread."""
         request = self._admit(params)
         self.scoring.check(request)
-        self.limits.check(footprint(request, self.model.facts))
+        self.batcher.limits.check(footprint(request, self.model.facts))
         return request
 
     def add(self, requests: list[Request]) -> None:
@@ -116,45 +141,46 @@ class DiffusionEngine:
                 f"the queue holds {held} of {self.config.max_queue} rows: no room for {len(requests)}",
                 self.retry_after(),
             )
-        self.waiting.add([one for one in requests if one.writes], self.steps)
+        self.batcher.add([one for one in requests if one.writes])
         for request in requests:
             if not request.writes:
                 self.scoring.add(request, empty_result(request))
 
     def retry_after(self) -> float:
         """Seconds until half of what waits will have run, at the measured rate; at least one."""
-        return max(1.0, self.step_seconds * sum(request.steps_left for request in self.unfinished) / 2)
+        return max(1.0, self.step_seconds * sum(request.steps_left for request in self.batcher.unfinished) / 2)
 
     def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
-        self.aborted.add(request_id)
+        self.batcher.aborted.add(request_id)
 
     @torch.inference_mode()
     def steer(self, request_id: str, request: Request) -> int | None:
         """See `Engine.steer`."""
-        for mine in self.unfinished:
+        for mine in self.batcher.unfinished:
             if mine.id == request_id and request_id not in self.aborted:
-                for batch in self.batches:
-                    batch.close()
-                # Closed once: a row that has to wait has by then set aside what it was handed.
-                self.batches = []
-                mine.steer(request)
-                self.steered.append(Steered(mine.id, mine.step, tuple(mine.plan["interventions"])))
+                # Before the change: what the pushes did so far is handed back to the row.
+                self._close_batches()
+                self.batcher.steer(mine, request)
                 return mine.step
         return None
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self.waiting.clear()
+        self.batcher.clear()
         self.scoring.clear()
-        self.rows, self.batches = [], []
+        self.batches = []
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """See `Engine.step`. A step that fails ends the rows it ran, not the engine, unless the next ones fail too."""
+        """Make one denoising step of the rows that are due: see `Engine.step`.
+
+        A step that runs out of memory is made again with fewer rows. One that fails ends the rows it ran, and the
+        engine only if the next ones fail too. What was done before it failed is told in any case.
+        """
         events: list[Event] = []
         try:
-            if not self._try_step(events):
+            if not self._fits(events):
                 # Only now: what a step holds is held by its exception too.
                 self._make_room(events)
         except Exception:
@@ -163,147 +189,123 @@ class DiffusionEngine:
                 raise
             logger.exception("a step failed; its %d rows end here", len(self.running))
             events += [Failed(request.id, "the step failed") for request in self.running]
-            self.rows, self.batches = [], []
+            self.batcher.rows, self.batches = [], []
         if self.scoring:
             kept = sum(footprint(request, self.model.facts).kept for request in self.running)
-            events += self.scoring.step(self.model, self.limits, kept)
+            events += self.scoring.step(self.model, self.batcher.limits, kept)
         return events
 
     def _admit(self, params: GenerationParams) -> Request:
         return admit(params, self.catalogue, self.tokenizer, self.config)
 
-    def _try_step(self, events: list[Event]) -> bool:
-        """Whether the step fit into memory; what was done of it is added to `events` in any case."""
+    def _fits(self, events: list[Event]) -> bool:
+        """Make the step; whether it fit into memory. What was done is added to `events` in any case."""
         try:
-            self._choose_rows(events)
-            if self.rows:
-                self.steps += 1
-                self.batches = self.batches or self._batches()
-                for batch in self.batches:
-                    self._denoise(batch, events)
+            self._schedule(events)
+            ran = bool(self.batches)
+            for batch in self.batches:
+                began = time.perf_counter()
+                if skip_empty_steps(batch, events):
+                    # Their blocks' last steps passed without a forward; one of the other rows would count as theirs.
+                    self._finish(batch, events)
+                    continue
+                self._apply(batch, self._run(batch), events)
+                self._finish(batch, events)
+                self._clock((time.perf_counter() - began) / len(batch.requests))
+            if ran:
                 self.failures = 0
-                self.room = min(self.room + 1 / STEPS_A_ROW, self.config.max_rows)
+                self.batcher.made_step()
         except (torch.OutOfMemoryError, MemoryError):
             return False
         return True
 
+    def _schedule(self, events: list[Event]) -> None:
+        """Choose the rows of the step, and bring the tensors to them."""
+        told, aborted = self.batcher.drain_notices()
+        events += told
+        events += self.scoring.drop(aborted)
+        if self.batcher.schedule():
+            self._close_batches()
+        if self.batcher.rows:
+            self.batcher.steps += 1
+            self.batches = self.batches or self._batches()
+
     def _batches(self) -> list[Batch]:
         """The rows as tensors: those that make everything anew at each step, and those that keep a cache."""
+        rows = self.batcher.rows
         kinds: list[tuple[type[Batch], list[Request]]] = [
-            (Batch, [request for request in self.rows if request.cache is None]),
-            (CachedBatch, [request for request in self.rows if request.cache is not None]),
+            (Batch, [request for request in rows if request.cache is None]),
+            (CachedBatch, [request for request in rows if request.cache is not None]),
         ]
-        return [kind(rows, self.model.facts, self.device, self.dtype) for kind, rows in kinds if rows]
+        return [kind(mine, self.model.facts, self.device, self.dtype) for kind, mine in kinds if mine]
 
-    def _make_room(self, events: list[Event]) -> None:
-        """After a step that did not fit into memory: half of its rows wait for the others; a row that does not fit
-        alone ends here."""
-        ran, drafted = len(self.running), any(request.drafted for request in self.running)
+    def _close_batches(self) -> None:
+        """Hand what outlives the tensors back to the rows; the next step makes them anew."""
         for batch in self.batches:
-            batch.forget()
-            # Of a row that has ended only the telling did not fit, of one with a draft only the judging.
-            self._collect(batch, events)
-            # Only now: what a row that goes on is to remember may have changed.
             batch.close()
-        rows = self.running
-        for request in rows:
-            request.forget_attempt()
-        if ran == 1 and rows and not drafted:
-            logger.error("row %s does not fit into memory by itself", rows[0].id)
-            events.append(Failed(rows[0].id, "out of memory"))
-        elif rows:
-            self.room = max(1, ran // 2)
-            logger.warning("%d rows did not fit into memory: %d at a time now", ran, self.room)
-            self.waiting.put_back(rows)
-        # Last: rows that could not be put back are still there to end with the step.
-        self.rows, self.batches = [], []
+        self.batches = []
 
-    def _denoise(self, batch: Batch, events: list[Event]) -> None:
-        """Forward with steering, sample, order, commit, emit: what is done is added to `events` at once, so that it has
-        been told whatever fails after it."""
-        began = time.perf_counter()
-        if skip_empty_steps(batch, events):
-            # Their blocks' last steps went by without a forward; one that the other rows make would count as theirs.
-            self._collect(batch, events)
-            return
+    def _run(self, batch: Batch) -> StepResult:
+        """Make the forward pass, sample candidates and select those that commit. No row has changed yet: a result that
+        memory runs out for is thrown away, and the step is made again.
+
+        Where a row would go over its limit on KL the forward is made again with smaller pushes of that row. The other
+        rows come out of it the same: their forward is the same one.
+        """
         row, position = batch.candidates()
         worth = select_before_sampling(batch, row, position)
         row, position = row[worth], position[worth]
-        seen, drawn, chosen = self._attempt(batch, row, position)
+        predictions = self._predict(batch, row, position)
+        while True:
+            drawn = predictions.draw(row, position)
+            chosen = select(batch, row, position, drawn)
+            if not lowers(batch.requests, predictions.divergence(row[chosen], position[chosen]), batch.plan):
+                break
+            predictions = self._predict(batch, row, position, again=True)
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
-        note_alternatives(batch, seen, row, position)
-        lost = batch.lost()
-        traces, values, refused = due_traces(batch), read(batch), batch.plan.refused()
-        taken = positions_to_remask(batch, batch.requests)
-        found = collect_commits(batch, row, position, token, drawn.probability[chosen])
-        batch.mask(taken)
-        batch.write(row, position, token)
+        return StepResult(
+            row,
+            position,
+            token,
+            alternatives=alternatives_of(batch, predictions, row, position),
+            unsteered=batch.lost(),
+            traces=due_traces(batch),
+            read=read(batch),
+            refused=batch.plan.refused(),
+            remasked=positions_to_remask(batch, batch.requests),
+            commits=collect_commits(batch, row, position, token, drawn.probability[chosen]),
+        )
+
+    def _apply(self, batch: Batch, found: StepResult, events: list[Event]) -> None:
+        """Change the tensors and the rows by what a step came to, and add what there is to tell to `events`."""
+        batch.mask(found.remasked)
+        batch.write(found.row, found.position, found.token)
         batch.remember()
         # Up to here memory may run out, and the step is made again as if it had not been begun.
         batch.count()
         events += stepped(batch.requests)
-        events += keep_traces(batch.requests, traces)
-        events += remask(batch.requests, taken)
-        events += apply_commits(batch.requests, found)
-        again = react(batch, values, events)
+        events += keep_traces(batch.requests, found.traces)
+        events += remask(batch.requests, found.remasked)
+        events += apply_commits(batch.requests, found.commits, found.alternatives)
+        again = react(batch, found.read, events)
         for request in batch.requests:
-            self.shortened |= cut_behind_end(request, batch.facts.end_ids)
+            self.batcher.shortened |= cut_behind_end(request, batch.facts.end_ids)
             request.advance()
-        account(batch.requests, batch.rows, refused, events)
-        end(batch.requests, unapplied(batch.rows, lost), events)
+        account(batch.requests, batch.rows, found.refused, events)
+        end(batch.requests, unapplied(batch.rows, found.unsteered), events)
         batch.mask(again)
-        self._collect(batch, events)
-        cost = (time.perf_counter() - began) / len(batch.requests)
-        self.step_seconds = cost if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * cost
 
-    def _choose_rows(self, events: list[Event]) -> None:
-        """Drop aborted rows, let waiting ones join while there is room, and rebuild the batch if anything changed."""
-        aborted, self.aborted = self.aborted, set()
-        steered, self.steered = self.steered, []
-        events += steered
-        gone = [request for request in self.unfinished if request.id in aborted]
-        events += [Failed(request.id, "aborted", aborted=True) for request in gone]
-        events += self.scoring.drop(aborted)
-        for request in gone:
-            request.finished = True
-        if gone:
-            self.waiting.drop(aborted)
-        staying, limits = self.running, replace(self.limits, rows=self.room)
-        if steered:
-            staying = self.waiting.give_way(staying, limits, {event.request_id for event in steered})
-        joining = self.waiting.take(staying, limits)
-        shortened, self.shortened = self.shortened, False
-        changed = bool(joining or steered or shortened or len(staying) < len(self.rows))
-        self.rows = staying + joining
-        if changed:
-            for batch in self.batches:
-                batch.close()
-            self.batches = []
-
-    def _attempt(self, batch: Batch, row: Tensor, position: Tensor) -> tuple[Predictions, Draw, Tensor]:
-        """Make the forward pass, draw candidates at (row [N], position [N]) and choose those that commit [N] bool; all
-        of it again, with smaller pushes of a row, where that would put it over its limit on KL. The other rows come out
-        of it the same: their forward is the same one."""
-        seen = self._see(batch, row, position)
-        while True:
-            drawn = seen.draw(row, position)
-            chosen = select(batch, row, position, drawn)
-            if not lowers(batch.requests, seen.divergence(row[chosen], position[chosen]), batch.plan):
-                return seen, drawn, chosen
-            seen = self._see(batch, row, position, again=True)
-
-    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:
+    def _predict(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:
         """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for;
         again: see `Batch.forward`."""
         return TorchPredictions(batch, self.model, row, position, again)
 
-    def _collect(self, batch: Batch, events: list[Event]) -> None:
-        """Finish the rows whose text is settled: no mask or no step left, or an EOS or stop string in the prefix."""
+    def _finish(self, batch: Batch, events: list[Event]) -> None:
+        """End the rows whose text can change no more, and begin the next round of those that refine theirs."""
         ends = self.model.facts.end_ids
         refine(batch, self._judged, ends, self._text, events)
-        done = [
-            request for request in batch.requests if not request.finished and is_finished(request, ends, self._text)
-        ]
+        running = [request for request in batch.requests if not request.finished]
+        done = [request for request in running if is_finished(request, ends, self._text)]
         if done:
             batch.flush()
             end(done, missed(done), events)
@@ -320,8 +322,24 @@ class DiffusionEngine:
             if request.params.prompt_logprobs:
                 self.scoring.add(request, one)
         if not self.running:
-            self.rows, self.batches = [], []
-            self.room = self.room if self.waiting else self.config.max_rows
+            self.batcher.leave()
+            self.batches = []
+
+    def _make_room(self, events: list[Event]) -> None:
+        """After a step that did not fit into memory: finish what can be, and let fewer rows run."""
+        ran, judging = len(self.running), any(request.drafted for request in self.running)
+        for batch in self.batches:
+            batch.forget()
+            # Of a row that has ended only the telling did not fit, of one with a draft only the judging.
+            self._finish(batch, events)
+            # Only now: what a row that goes on is to remember may have changed.
+            batch.close()
+        events += self.batcher.preempt(ran, judging)
+        self.batches = []
+
+    def _clock(self, seconds: float) -> None:
+        """Take the time of one step of one row into the average."""
+        self.step_seconds = seconds if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * seconds
 
     def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
         """See `judgements`; of what rows have written so far."""

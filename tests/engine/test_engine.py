@@ -103,7 +103,7 @@ def test_the_text_ends_at_the_first_end_token(tmp_path: Path) -> None:
 def test_stopping_at_an_end_token_is_the_text_of_running_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = tiny.engine(tiny.bert(), tmp_path, max_rows=64)
     early = with_eos(served, block_length=4, steps=12)
-    monkeypatch.setattr("steerserve.engine.engine.settled", lambda request, *_: request.steps_left <= 0)
+    monkeypatch.setattr("steerserve.engine.engine.is_finished", lambda request, *_: request.steps_left <= 0)
     late = with_eos(served, block_length=4, steps=12)
     texts = {request.params.seed: result.text for request, result in late}
     assert any(request.step < 12 for request, _ in early)

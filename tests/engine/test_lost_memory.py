@@ -109,7 +109,7 @@ def _rounded(site: dict[str, Any]) -> dict[str, Any]:
 def run(served: DiffusionEngine, asked: list[GenerationParams], *at: int) -> tuple[list[Request], list[Event], int]:
     """Requests and events of a run in which memory runs out at these of its calls to torch; how many calls it made."""
     requests = [served.admit(params) for params in asked]
-    served.room = len(asked)
+    served.batcher.room = len(asked)
     served.add(requests)
     with Failing(*at) as calls:
         events = tiny.drain(served)

@@ -33,7 +33,7 @@ def test_steps_and_passes_are_true_as_of_every_event(tmp_path: Path, fields: dic
     quiet = served.admit(replace(PLAIN, seed=0, tell_steps=False, **fields))
     served.add([*rows, quiet])
     told = dict.fromkeys((row.id for row in rows), (0, 0))
-    while served.unfinished:
+    while served.batcher.unfinished:
         changed = set()
         for event in served.step():
             if isinstance(event, Stepped):

@@ -3,7 +3,7 @@
 What is to change is found first, on the host: memory may run out then, and nothing has changed that was not told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ Place = tuple[int, int]
 """A row of the batch and a canvas position."""
 Commit = tuple[int, int, float]
 """A canvas position, a token, and the log of its probability."""
+Alternatives = tuple[tuple[int, float], ...]
+"""Tokens with their log-probabilities, likeliest first."""
 
 
 def stepped(requests: Sequence[Request], more: int = 1) -> list[Stepped]:
@@ -38,9 +40,13 @@ def collect_commits(
     return found
 
 
-def apply_commits(requests: Sequence[Request], found: Sequence[Sequence[Commit]]) -> list[Committed]:
-    """Write what each row commits."""
+def apply_commits(
+    requests: Sequence[Request], found: Sequence[Sequence[Commit]], alternatives: Mapping[Place, Alternatives]
+) -> list[Committed]:
+    """Write what each row commits, and the alternatives where it asks for them."""
     events = []
+    for (row, place), likeliest in alternatives.items():
+        requests[row].top_logprobs[place - requests[row].start] = likeliest
     for request, mine in zip(requests, found, strict=True):
         request.made[-1].commits = len(mine)
         # One position commits at each step in any case.

@@ -9,6 +9,7 @@ from steerserve.engine import noise
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.gains import pushing
 from steerserve.engine.forward.head import blocks, pad_rows
+from steerserve.engine.sampling.commit import Alternatives, Place
 from steerserve.engine.sampling.sampler import Draw, Settings, alternatives, bar_ends, draw
 from steerserve.models import DiffusionLM
 
@@ -97,18 +98,16 @@ class TorchPredictions:
         return self._hidden[row, state], unguided
 
 
-def note_alternatives(batch: Batch, seen: Predictions, row: Tensor, position: Tensor) -> None:
-    """Record them for the positions that commit, (row [N], canvas position [N])."""
+def alternatives_of(batch: Batch, predictions: Predictions, row: Tensor, position: Tensor) -> dict[Place, Alternatives]:
+    """The likeliest tokens at the positions that commit, (row [N], canvas position [N]), of rows that ask for them."""
     counts = [r.params.top_logprobs if r.params.logprobs else 0 for r in batch.requests]
     if not any(counts):
-        return
+        return {}
     asked = torch.tensor([count > 0 for count in counts], device=row.device)[row]
     row, position = row[asked], position[asked]
-    found = seen.alternatives(row, position, max(counts))
-    for r, p, tokens, values in zip(row.tolist(), position.tolist(), *(one.tolist() for one in found), strict=True):
-        request = batch.requests[r]
-        pairs = tuple(zip(tokens, values, strict=True))
-        request.top_logprobs[p - request.start] = pairs[: request.params.top_logprobs]
+    found = predictions.alternatives(row, position, max(counts))
+    told = zip(row.tolist(), position.tolist(), *(one.tolist() for one in found), strict=True)
+    return {(r, p): tuple(zip(tokens, values, strict=True))[: counts[r]] for r, p, tokens, values in told}
 
 
 def settings_of(batch: Batch, row: Tensor, position: Tensor) -> Settings:

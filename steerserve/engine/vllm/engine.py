@@ -43,7 +43,7 @@ class VllmEngine(DiffusionEngine):
         super().__init__(shell, tokenizer, catalogue, config)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         # What is free here says nothing of the workers' memory, which vLLM sets aside when it starts.
-        self.limits = replace(self.limits, bytes=config.max_batch_bytes)
+        self.batcher.limits = replace(self.batcher.limits, bytes=config.max_batch_bytes)
         self.workers = workers
         self.known: set[str] = set()
         """Digests of the directions that the workers keep."""
@@ -75,9 +75,9 @@ class VllmEngine(DiffusionEngine):
         self.workers.close()
 
     def _batches(self) -> list[Batch]:
-        return [VllmBatch(self.rows, self.model.facts, self.workers, self.known)]
+        return [VllmBatch(self.batcher.rows, self.model.facts, self.workers, self.known)]
 
-    def _see(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:  # noqa: ARG002
+    def _predict(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:  # noqa: ARG002
         assert isinstance(batch, VllmBatch)
         batch.ask(row, position)
         return batch

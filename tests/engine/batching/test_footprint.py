@@ -145,7 +145,7 @@ def test_the_estimate_is_above_what_a_step_takes_and_not_far(
     served.add(rows)
     with Peak() as peak:
         served.step()
-    estimate = served.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), MemoryUse()))
+    estimate = served.batcher.limits.costs.bytes_of(sum((footprint(row, model.facts) for row in rows), MemoryUse()))
     assert estimate / 5 < peak.most < estimate
 
 

@@ -145,7 +145,7 @@ def test_rows_taken_back_are_due_when_they_were(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path, max_rows=2)
     requests = [served.admit(replace(PLAIN, seed=seed)) for seed in range(4)]
     served.add(requests)
-    taken = served.waiting.take([], served.limits)
+    taken = served.waiting.take([], served.batcher.limits)
     assert taken == requests[:2]
     served.waiting.put_back(reversed(taken))
     assert list(served.waiting) == requests

@@ -219,7 +219,7 @@ def test_the_count_of_interventions_includes_those_of_the_key(tmp_path: Path) ->
 
 
 def test_nothing_is_admitted_for_nobody() -> None:
-    with pytest.raises(LookupError):
+    with pytest.raises(PermissionError, match="a caller who is not known"):
         Guard(TextEngine()).admit(GenerationParams())
 
 

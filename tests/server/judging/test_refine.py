@@ -390,7 +390,7 @@ class HeldEngine(DiffusionEngine):
         self.free, self.held, self.go_on = 10, threading.Event(), threading.Event()
 
     def step(self) -> Any:
-        if self.rows and self.steps >= self.free:
+        if self.batcher.rows and self.steps >= self.free:
             self.held.set()
             assert self.go_on.wait(PATIENCE)
         return super().step()
