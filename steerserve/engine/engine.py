@@ -246,8 +246,10 @@ class DiffusionEngine:
         self.batches = []
 
     def _run(self, batch: Batch) -> StepResult:
-        """Make the forward pass, sample candidates and select those that commit. No row has changed yet: a result that
-        memory runs out for is thrown away, and the step is made again.
+        """Make the forward pass, sample candidates and select those that commit.
+
+        No row has changed yet but for the note of the attempt (`Request.begin`): where memory runs out, that note is
+        dropped with the result, and the step is made again.
 
         Where a row would go over its limit on KL the forward is made again with smaller pushes of that row. The other
         rows come out of it the same: their forward is the same one.
