@@ -49,7 +49,7 @@ def labelled_texts(
     }
     if empty := [label for label, texts in mixed.items() if not texts]:
         raise ArtifactError(
-            f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(group, values)}"
+            f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(values)}"
         )
     return mixed
 
@@ -89,8 +89,8 @@ def held_out_texts(data: Path, most: int, every: bool = False) -> list[str]:
     return found
 
 
-def _told(group: Group, values: Counter[str]) -> str:
-    """What the rows hold in a group's field, the commonest first, and what is left out of them."""
+def _told(values: Counter[str]) -> str:
+    """What the rows hold in a field, the commonest first, and what is left out of them."""
     if set(values) <= {ABSENT}:
         return "no row has that field"
     told = ", ".join(f"{value!r} ({count})" for value, count in values.most_common(SHOWN))
