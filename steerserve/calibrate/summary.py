@@ -55,7 +55,8 @@ def outcome_lines(attribute: Attribute) -> list[str]:
     lines = [
         f"{attribute.name}: layers {layers}, strength {attribute.strength:g} {attribute.unit}",
         f"  {won['share']:.0%} of {won['texts']} steered texts have it ({low:.0%} to {high:.0%}), "
-        f"{without:.0%} of unsteered ones ({lowest:.0%} to {highest:.0%}); loss {won['loss_ratio']:.2f} times the unsteered one",
+        f"{without:.0%} of unsteered ones ({lowest:.0%} to {highest:.0%}); "
+        f"loss {won['loss_ratio']:.2f} times the unsteered one",
     ]
     if attribute.probe is not None:
         lines.append(f"  its probe is right on {attribute.probe.accuracy:.0%} of texts it was not trained on")

@@ -48,9 +48,7 @@ def labelled_texts(
         for label, lists in found.items()
     }
     if empty := [label for label, texts in mixed.items() if not texts]:
-        raise ArtifactError(
-            f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(values)}"
-        )
+        raise ArtifactError(f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(values)}")
     return mixed
 
 
