@@ -32,8 +32,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
-        if self.revision is not None and not self.revision:
-            raise ValueError("revision must not be empty")
+        for name in ("revision", "served_name"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must not be empty")
 
 
 @dataclass(frozen=True)
@@ -155,5 +156,9 @@ class ServerConfig:
             _require("max_queue_steps", self.max_queue_steps, 1)
         if self.metrics_port is not None:
             _require("metrics_port", self.metrics_port, 0, 65535)
+        for origin in self.cors_origin:
+            # As a browser sends it; another spelling would never match, and nothing would say why.
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", origin):
+                raise ValueError(f"cors_origin must be * or such as https://example.org, got {origin!r}")
         if self.otel_endpoint is not None and not self.otel_endpoint.startswith(("http://", "https://")):
             raise ValueError(f"otel_endpoint must be an http or https URL, got {self.otel_endpoint!r}")

@@ -136,6 +136,11 @@ def test_a_flag_that_is_given_reaches_its_field(port: int, rows: int, seconds: f
         ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--runs", "5"),
         ("calibrate", "--data", "{empty}", "--model", "{empty}", "--probes", "{empty}", "--probe-texts", "0"),
         ("calibrate", "--data", "d", "--model", "m", "--sae", "s", "--out", "o", "--runs", "5"),
+        ("calibrate", "--data", "{empty}", "--out", "{file}"),
+        ("calibrate", "--data", "{empty}", "--out", "{file}/deep/out"),
+        ("train", "tokenizer", "--data", "{empty}", "--out", "{file}"),
+        ("train", "dlm", "--data", "{empty}", "--tokenizer", "{empty}", "--out", "{file}"),
+        ("train", "sae", "--data", "{empty}", "--model", "{empty}", "--out", "{file}", "--layers", "0"),
         ("serve", "--port", "70000"),
     ],
     ids=" ".join,
@@ -143,8 +148,21 @@ def test_a_flag_that_is_given_reaches_its_field(port: int, rows: int, seconds: f
 def test_wrong_input_is_one_line_and_exit_code_2(
     command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert leave([part.replace("{empty}", str(tmp_path)) for part in command]) == 2
-    assert re.fullmatch(r"steerserve: [^\n]+\n", capsys.readouterr().err)
+    (tmp_path / "file").touch()
+    places = {"{empty}": str(tmp_path), "{file}": str(tmp_path / "file")}
+    assert leave([re.sub(r"\{\w+\}", lambda found: places[found[0]], part) for part in command]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"steerserve: [^\n]+\n", error)
+    assert "is a file, not a folder" in error or not any("{file}" in part for part in command)
+
+
+def test_an_unknown_flag_is_refused_by_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave(["serve", "--prot", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("steerserve serve: error: unrecognized arguments: --prot 1 (did you mean --port?)")
+    assert "`steerserve serve --help`" in error and error.count("\n") == 2
+    assert leave(["train", "sae", "--laers=1"]) == 2
+    assert capsys.readouterr().err.startswith("steerserve train sae: error: ")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,21 @@ def test_server_bounds_are_held(name: str, value: float) -> None:
         ServerConfig(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "origin", ["", "example.org", "https://example.org/", "https://Example.org", "https://", "http://a b"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="cors_origin must be"):
+        ServerConfig(cors_origin=("https://example.org", origin))
+    ServerConfig(cors_origin=("*", "http://127.0.0.1:3000", "https://example.org", "chrome-extension://abc"))
+
+
+@pytest.mark.parametrize("name", ["revision", "served_name"])
+def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must not be empty"):
+        ModelConfig(**{name: ""})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("sha256", ["", "abc", "0" * 63, "g" * 64, "0" * 65, "0" * 64 + "\n"])
 def test_a_pin_is_a_whole_digest(sha256: str) -> None:
     with pytest.raises(ValueError, match="sha256 must be 64 hexadecimal digits"):

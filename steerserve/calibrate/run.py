@@ -66,7 +66,14 @@ def calibrate(
         "saes": {str(layer): saes[layer].facts.sha256 for layer in sorted(saes)},
         "recipe": recipe.to_json(),
     }
-    hashes = file_hashes(data, tasks)
+    try:
+        hashes = file_hashes(data, tasks)
+    except ArtifactError as error:
+        if recipe.tasks is not None:
+            raise
+        raise ArtifactError(
+            f"{error}: those are for the bundled attributes; --tasks names a file of your own"
+        ) from error
     trained = probe_recipe or ProbeRecipe(seed=recipe.seed)
     origins = {task.name: origin(task, hashes, common | {"probes": asdict(trained)}) for task in tasks}
     due = [task for task in tasks if not already_made(out / task.name, origins[task.name])]

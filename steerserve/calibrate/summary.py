@@ -48,15 +48,19 @@ def outcome_lines(attribute: Attribute) -> list[str]:
         if tuple(one["layers"]) == tuple(attribute.layers) and one["strength"] == attribute.strength
     )
     low, high = wilson(round(won["share"] * won["texts"]), won["texts"])
+    # As many texts, of the same noise.
+    without = tried["unsteered"]["share"]
+    lowest, highest = wilson(round(without * won["texts"]), won["texts"])
     layers = ", ".join(map(str, attribute.layers))
     lines = [
         f"{attribute.name}: layers {layers}, strength {attribute.strength:g} {attribute.unit}",
         f"  {won['share']:.0%} of {won['texts']} steered texts have it ({low:.0%} to {high:.0%}), "
-        f"{tried['unsteered']['share']:.0%} of unsteered ones; loss {won['loss_ratio']:.2f} times the unsteered one",
+        f"{without:.0%} of unsteered ones ({lowest:.0%} to {highest:.0%}); "
+        f"loss {won['loss_ratio']:.2f} times the unsteered one",
     ]
     if attribute.probe is not None:
         lines.append(f"  its probe is right on {attribute.probe.accuracy:.0%} of texts it was not trained on")
-    if low <= tried["unsteered"]["share"]:
+    if low <= highest:
         lines.append("  WARNING: the push is not surely better than none; try more texts, or another layer's SAE")
     if tried["note"] is not None:
         lines.append(f"  WARNING: {tried['note']}")

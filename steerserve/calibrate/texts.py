@@ -1,5 +1,6 @@
 """Labelled texts of one split, drawn evenly from the files of a group."""
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -14,6 +15,9 @@ from steerserve.train.classifiers import held_out_sets
 
 MIN_WORDS = 5
 """Shorter texts (the phrases of SST-2, say) show too little of any attribute."""
+ABSENT = "no such field"
+SHOWN = 8
+"""Values of a field that an error lists, at most."""
 
 
 def labelled_texts(
@@ -27,9 +31,11 @@ def labelled_texts(
     if unknown := [stem for stem in group.files if stem not in known]:
         raise ArtifactError(f"{data} has no files {unknown}; it has {sorted(known)}")
     found: dict[str, list[list[str]]] = {label: [] for label in group.labels}
+    values: Counter[str] = Counter()
     for stem in group.files:
         texts: dict[str, list[str]] = {label: [] for label in group.labels}
         for row in corpus.rows(known[stem]):
+            values[str(row[group.field]) if group.field in row else ABSENT] += 1
             every = group.all_texts and split == "calibrate"
             if _wanted(row, group, min_words) and (every or corpus.split_of(row["text"]) == split):
                 texts[str(row[group.field])].append(row["text"])
@@ -42,7 +48,7 @@ def labelled_texts(
         for label, lists in found.items()
     }
     if empty := [label for label, texts in mixed.items() if not texts]:
-        raise ArtifactError(f"{group.files}: no text of the split {split!r} has {group.field} {empty}")
+        raise ArtifactError(f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(values)}")
     return mixed
 
 
@@ -79,6 +85,14 @@ def held_out_texts(data: Path, most: int, every: bool = False) -> list[str]:
     if not found:
         raise ArtifactError(f"{data}: no text falls into the held-out split; more texts are needed")
     return found
+
+
+def _told(values: Counter[str]) -> str:
+    """What the rows hold in a field, the commonest first, and what is left out of them."""
+    if set(values) <= {ABSENT}:
+        return "no row has that field"
+    told = ", ".join(f"{value!r} ({count})" for value, count in values.most_common(SHOWN))
+    return f"the rows have {told}; texts of fewer than {MIN_WORDS} words are left out"
 
 
 def _wanted(row: dict[str, Any], group: Group, min_words: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steerserve.commands.command import BUNDLED, CommandParser, add_command, check_folders
+from steerserve.commands.command import BUNDLED, CommandParser, add_command, check_folders, check_output
 from steerserve.commands.flags import FlagGroup
 from steerserve.errors import SteerserveError
 from steerserve.extras import require_extra
@@ -97,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quick and ("probes" in folders or "profile" in folders):
         raise SteerserveError("--quick is a preset of the search for attributes: leave it out with --profile, --probes")
     check_folders(arguments, "model", "sae", "data", "profile", "probes")
+    for name in ("out", "profile", "probes"):
+        if name in folders:
+            check_output(f"--{name}", getattr(arguments, name))
     require_extra("train", "sklearn", "scipy", "tqdm")
     keep_freed_memory()
     placed: Any = MODEL.build(arguments)
@@ -120,7 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
         saes = arguments.sae or BUNDLED / "saes"
         made = calibrate(model, saes, arguments.data, arguments.out, built, placed, trained)
         lines = serve_lines(arguments.model, arguments.sae, arguments.out, list(made))
-        sys.stderr.write("\n".join([f"{len(made)} attributes made, those that were there already kept", *lines, ""]))
+        sys.stderr.write(
+            "\n".join([f"attributes made: {len(made)}; those that were there already are kept", *lines, ""])
+        )
     return 0
 
 

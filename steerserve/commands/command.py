@@ -1,10 +1,12 @@
 """What every subcommand has in common: its parser, its folders and how it fails on a wrong one."""
 
 import argparse
+import os
 import textwrap
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import steerserve
 from steerserve.errors import ArtifactError
@@ -19,11 +21,19 @@ class CommandParser(argparse.ArgumentParser):
     fill: Callable[[argparse.ArgumentParser], None] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """See argparse; the parser of a subcommand is entered here."""
+        """Add the arguments, then parse. An unknown flag is refused here, by the parser that knows the others."""
         fill, self.fill = self.fill, None
         if fill is not None:
             fill(self)
-        return super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """End with the error alone: under the usage of a command with many flags it would not be seen."""
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` shows what it takes\n")
 
 
 class Once(argparse.Action):
@@ -91,6 +101,15 @@ def check_folders(arguments: argparse.Namespace, *names: str) -> None:
         for folder in value if isinstance(value, list) else [value]:
             if folder is not None and not folder.is_dir():
                 raise ArtifactError(f"--{name.replace('_', '-')}: {folder} is not a folder")
+
+
+def check_output(flag: str, folder: Path) -> None:
+    """Raise ArtifactError for a folder that cannot be written to or made, before anything slow begins."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ArtifactError(f"{flag} {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{flag} {folder}: {there} cannot be written to")
 
 
 def check_files(arguments: argparse.Namespace, **paths: Path | None) -> None:

@@ -32,6 +32,8 @@ GENERATION = FlagGroup(
         "row",
         "priority",
         "logprobs",
+        "top_logprobs",
+        "tell_steps",
         "interventions",
         "trace",
         "limits",

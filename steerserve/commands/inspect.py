@@ -79,9 +79,14 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from steerserve.pointers import refuse_pointer
     from steerserve.steering.attribute import load_attribute
     from steerserve.steering.probe import read_probe
 
+    if not (folder / "attribute.json").is_file():
+        raise ArtifactError(f"{folder} is no attribute: it has no attribute.json")
+    for name in ("attribute.json", "directions.safetensors"):
+        refuse_pointer(folder / name)
     try:
         raw = json.loads((folder / "attribute.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "directions.safetensors")

@@ -53,18 +53,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load everything, then serve until a signal; 1 if the server could not start (a port in use, say), 70 if its
-    engine failed."""
+    """Load everything, then serve until a signal; 1 if the server could not start, 70 if its engine failed."""
     began = time.perf_counter()
     check_folders(arguments, "model", "sae", "attributes")
     server_config, engine_config = SERVER.build(arguments), ENGINE.build(arguments)
     model_config, sae_config, backend = MODEL.build(arguments), SAES.build(arguments), BACKEND.build(arguments)
     check_files(arguments, tokenizer=model_config.tokenizer)
+    from steerserve.server.process import ServerProcess, check_address
+
     if server_config.keys is not None:
         from steerserve.server.auth.keys import read_keys
 
         # Before the model is opened, which may take minutes.
         read_keys(server_config.keys)
+    check_address("--port", server_config.host, server_config.port)
+    if server_config.metrics_port is not None:
+        check_address("--metrics-port", server_config.host, server_config.metrics_port)
     keep_freed_memory()
 
     from rich.console import Console
@@ -73,7 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     from steerserve.server.app import create_app
     from steerserve.server.auth.guard import try_mandatory
     from steerserve.server.auth.keys import Keyring
-    from steerserve.server.process import ServerProcess
     from steerserve.server.telemetry.logs import LineHandler, Lines, RequestLog, standard
     from steerserve.server.telemetry.tracing import Tracing, exporter_to
 

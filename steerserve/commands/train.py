@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerserve.commands.command import CommandParser, add_command, check_folders
+from steerserve.commands.command import CommandParser, add_command, check_folders, check_output
 from steerserve.commands.flags import FlagGroup
 from steerserve.commands.values import layer_list
 from steerserve.errors import ArtifactError
@@ -118,6 +118,7 @@ def _add_folders(parser: argparse.ArgumentParser, **helps: str) -> None:
 def train_tokenizer(arguments: argparse.Namespace) -> int:
     """Write tokenizer.json and vocabulary.json (pieces, and where each starts from)."""
     check_folders(arguments, "data", "encoder")
+    check_output("--out", arguments.out)
 
     from steerserve.train import corpus
     from steerserve.train.encoder import read_vocabulary
@@ -139,6 +140,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
 def train_dlm(arguments: argparse.Namespace) -> int:
     """Train or go on, then write the model folder."""
     check_folders(arguments, "data", "tokenizer", "encoder")
+    check_output("--out", arguments.out)
     require_extra("train", "tqdm")
     keep_freed_memory()
 
@@ -182,6 +184,7 @@ def _read_vocabulary(folder: Path) -> "Vocabulary":
 def train_sae(arguments: argparse.Namespace) -> int:
     """Train one SAE a layer and policy into the output folder."""
     check_folders(arguments, "data", "model")
+    check_output("--out", arguments.out)
     require_extra("train", "sae_lens", "tqdm")
     keep_freed_memory()
 

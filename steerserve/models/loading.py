@@ -68,6 +68,10 @@ def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
     raw, ends = with_one_end(folder, raw)
     try:
         shell = _shell(family, raw, ends)
+        # Dream's own loop takes the mask of this file, which would be another token than its model was trained with.
+        mask = read_generation_config(folder).get("mask_token_id", shell.facts.mask_id)
+        if mask != shell.facts.mask_id:
+            raise ArtifactError(f"{FILE}: mask_token_id is {mask!r}, by config.json it is {shell.facts.mask_id}")
         weights = read_weights(folder, originals)
         tensors = family.adapt(raw, dict(weights.tensors))
     except ArtifactError as error:
@@ -133,4 +137,6 @@ def _check_ids(facts: ModelFacts) -> None:
     ids += [("eos", end) for end in facts.more_end_ids]
     for name, token in [*ids, *(("special", token) for token in facts.forbidden_ids)]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < facts.vocab_size:
-            raise ArtifactError(f"config.json: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}")
+            raise ArtifactError(
+                f"config.json, {FILE}: {name} token {token!r} is no id from 0 to {facts.vocab_size - 1}"
+            )

@@ -1,15 +1,17 @@
 """The server as a process: its listeners, its signals, and how it ends."""
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
-from socket import socket
 from types import FrameType
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from fastapi import FastAPI
@@ -78,7 +80,7 @@ class ServerProcess(Server):
             return DID_NOT_START
         return ENGINE_FAILED if self._app.state.worker.intake.failed else STOPPED
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where (port 0 is one that the system picks)."""
         self._serve_metrics()
         try:
@@ -99,7 +101,7 @@ class ServerProcess(Server):
         """Whether to stop: told to, or nothing is left to serve with."""
         return await super().on_tick(counter) or self._app.state.worker.intake.failed
 
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new work, let running rows finish for a while, end the rest with an answer, then close."""
         # Before uvicorn's own: it cancels what still runs after its time-out, and a cancelled answer is cut off,
         # where the worker ends each row with a proper one.
@@ -136,6 +138,33 @@ class ServerProcess(Server):
             raise SteerserveError(f"--metrics-port {port}: {error}") from error
         host, port = self._metrics[0].server_address[:2]
         self._said(f"metrics at {address_of(str(host), port)}/metrics")
+
+
+def check_address(flag: str, host: str, port: int) -> None:
+    """Raise SteerserveError, naming the flag, where nothing can listen: to be asked before a model is loaded."""
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise SteerserveError(f"--host {host}: {error.strerror}") from error
+    faults = [fault for family, _, _, _, place in places if (fault := _fault(family, place)) is not None]
+    # A name may have addresses of a kind that this machine does not speak.
+    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    if telling := [one for one in faults if one.errno not in missing] or (faults if len(faults) == len(places) else []):
+        where = f"--host {host}" if telling[0].errno in missing else f"{flag} {port}"
+        raise SteerserveError(f"{where}: {telling[0].strerror}")
+
+
+def _fault(family: int, place: Any) -> OSError | None:
+    """Why nothing can listen at an address; None where something can."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(place)
+    except OSError as error:
+        return error
+    return None
 
 
 def address_of(host: str, port: int) -> str:

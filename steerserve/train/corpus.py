@@ -7,11 +7,13 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from steerserve.errors import ArtifactError
+from steerserve.pointers import refuse_pointer
 
 Split = Literal["valid", "bench", "calibrate"]
 
@@ -41,21 +43,51 @@ def split_of(text: str) -> Split:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file, with texts of tokenised sets (SST-2) put back into ordinary spacing."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if "text" not in row:
-                raise ArtifactError(f"{path}: every row needs a `text`, got the fields {sorted(row)}")
-            if path.name.startswith("sst2"):
-                row["text"] = _PUNCTUATION_GAP.sub("", row["text"]).replace("-lrb- ", "(").replace(" -rrb-", ")")
-            yield row
+    """The rows of one file, with texts of tokenised sets (SST-2) put back into ordinary spacing.
+
+    Raises ArtifactError, with the line, where the file cannot be read or a row has no text.
+    """
+    refuse_pointer(path)
+    number = 0
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.isspace():
+                    continue
+                row = _row(line, f"{path}, line {number}")
+                if path.name.startswith("sst2"):
+                    row["text"] = _PUNCTUATION_GAP.sub("", row["text"]).replace("-lrb- ", "(").replace(" -rrb-", ")")
+                yield row
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read after line {number}: {error}") from error
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ArtifactError(f"{place}: not a JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise ArtifactError(f"{place}: every row must be a JSON object with a `text`, got {type(row).__name__}")
+    if "text" not in row:
+        raise ArtifactError(f"{place}: every row needs a `text`, got the fields {sorted(row)}")
+    if not isinstance(row["text"], str):
+        raise ArtifactError(f"{place}: `text` must be a string, got {type(row['text']).__name__}")
+    return row
 
 
 def files(data: Path) -> dict[str, Path]:
-    """Training files of a data directory by stem, official dev sets left out."""
-    found = {path.name.split(".")[0]: path for path in sorted(data.rglob("*.jsonl*"))}
-    found = {stem: path for stem, path in found.items() if not stem.endswith("_dev")}
+    """Training files of a data directory by stem, official dev sets left out; raises ArtifactError for none, and for
+    two of one stem."""
+    found: dict[str, Path] = {}
+    for path in sorted(data.rglob("*.jsonl*")):
+        stem = path.name.split(".")[0]
+        if not path.name.endswith((".jsonl", ".jsonl.gz")) or stem.endswith("_dev") or not path.is_file():
+            continue
+        if stem in found:
+            raise ArtifactError(f"{found[stem]} and {path} have one name, {stem!r}: rename one, or take it out")
+        found[stem] = path
     if not found:
         raise ArtifactError(f"no .jsonl or .jsonl.gz file under {data}")
     return found

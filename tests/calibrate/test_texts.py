@@ -76,3 +76,10 @@ def test_missing_files_and_labels_are_named(data: Path) -> None:
         labelled_texts(data, Group(("three",), "kind", ("left",), None), "bench", 5, 0)
     with pytest.raises(ArtifactError, match="has kind .'down'"):
         labelled_texts(data, Group(("one",), "kind", ("left", "down"), None), "bench", 5, 0)
+
+
+def test_what_a_field_holds_is_told_where_a_label_is_missing(data: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"'left' \(\d+\).*'right' \(\d+\)"):
+        labelled_texts(data, Group(("one",), "kind", ("down",), None), "calibrate", 5, 0)
+    with pytest.raises(ArtifactError, match="no row has that field"):
+        labelled_texts(data, Group(("one",), "knid", ("left",), None), "calibrate", 5, 0)

@@ -54,3 +54,17 @@ def test_an_end_that_is_no_token_is_refused(tiny_model: Path, tmp_path: Path, fi
     path.write_text(json.dumps(raw | {"eos_token_id": value}))
     with pytest.raises(ArtifactError, match="eos"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "mdlm"])
+def test_two_files_that_name_two_masks_are_refused(tiny_model: Path, tmp_path: Path, family: str) -> None:
+    folder = make_family(tmp_path / "model", family, tiny_model)
+    mask = open_checkpoint(folder).facts.mask_id
+    path = folder / "generation_config.json"
+    for said in (mask, None):
+        path.write_text(json.dumps({"mask_token_id": said}))
+        assert open_checkpoint(folder).facts.mask_id == mask
+    for other in (mask + 1, str(mask)):
+        path.write_text(json.dumps({"mask_token_id": other}))
+        with pytest.raises(ArtifactError, match=f"generation_config.json: mask_token_id is {other!r}, .*{mask}"):
+            open_checkpoint(folder)

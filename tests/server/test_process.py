@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from steerserve.server.process import is_loopback
+from steerserve.cli import main
+from steerserve.errors import SteerserveError
+from steerserve.server.process import check_address, is_loopback
 from tests.server.planned_engine import SECRET, entry, keys_file
 from tests.server.sockets import PATIENCE, eventually, read_all, request
 
@@ -238,3 +240,24 @@ def test_loopback_addresses_are_known(host: str, loopback: bool) -> None:
 def test_a_server_that_anybody_reaches_says_so() -> None:
     with served(host="0.0.0.0") as server:
         assert "whoever reaches 0.0.0.0 is served" in "".join(server.said)
+
+
+def test_an_address_that_cannot_be_listened_on_is_refused_by_its_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SteerserveError, match=f"--metrics-port {port}: Address already in use"):
+            check_address("--metrics-port", "127.0.0.1", port)
+    check_address("--port", "127.0.0.1", port)
+    check_address("--port", "localhost", 0)
+    for nowhere in ("999.1.1.1", "192.0.2.1"):
+        with pytest.raises(SteerserveError, match=f"--host {nowhere}: "):
+            check_address("--port", nowhere, 8000)
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--model", str(tiny_model), "--port", port]) == 2
+    assert capsys.readouterr().err == f"steerserve: --port {port}: Address already in use\n"

@@ -37,6 +37,40 @@ def test_an_empty_directory_and_a_row_without_text_are_refused(tmp_path: Path) -
         list(corpus.rows(tmp_path / "bad.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "b", "label": 1\n', "line 2: not a JSON object"),
+        (b'{"text": "a"}\n["b"]\n', "line 2: .*JSON object.*got list"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b'{"text": 7}\n', "line 1: `text` must be a string, got int"),
+        (b'{"text": "caf\xe9"}\n', "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    cut = gzip.compress(b'{"text": "a"}\n' * 9)[:-9]
+    file = tmp_path / ("texts.jsonl.gz" if content is None else "texts.jsonl")
+    file.write_bytes(cut if content is None else content)
+    with pytest.raises(ArtifactError, match=f"texts.jsonl.*{message}"):
+        list(corpus.rows(file))
+
+
+def test_empty_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n \n')
+    assert [row["text"] for row in corpus.rows(tmp_path / "texts.jsonl")] == ["a", "b"]
+
+
+def test_no_file_silently_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "texts.jsonl.bak").write_text("old")
+    assert corpus.files(tmp_path) == {"texts": tmp_path / "texts.jsonl"}
+    (tmp_path / "deep" / "texts.v2.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(ArtifactError, match=r"texts\.jsonl.*have one name, 'texts'"):
+        corpus.files(tmp_path)
+
+
 def test_tokenised_sentences_get_their_spacing_back(tmp_path: Path) -> None:
     path = tmp_path / "sst2_train.jsonl"
     path.write_text(json.dumps({"text": "it 's a film , and -lrb- almost -rrb- ca n't miss ."}) + "\n")

@@ -134,8 +134,8 @@ class GenerationParams:
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
     prompt_logprobs: bool = False
-    """Whether to tell the log-probability of each token of the prompt but the first, with `top_logprobs` alternatives:
-    see `steerserve.engine.prompt_scoring`."""
+    """Whether to tell the log-probability of each token of the prompt but the first, masked one at a time, with
+    `top_logprobs` alternatives; a forward pass a token."""
     tell_steps: bool = False
     """Whether a Stepped event tells of each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())
