@@ -87,6 +87,19 @@ def test_the_rows_own_pushes_are_in_them(tmp_path: Path) -> None:
     assert told == {"forward_passes": length - 2, "positions_touched": (length - 2) * length * len(pushes(request))}
 
 
+def test_every_receipt_tells_the_forward_passes_of_the_prompt(tmp_path: Path) -> None:
+    """Also of a row that pushes nothing, and has a receipt for something else."""
+    served = tiny.engine(tiny.bert(), tmp_path)
+    writes = replace(ASKED, max_tokens=6, seed=5)
+    never = {"progress": {"above": 1.0}}
+    for asked in (replace(writes, abort_when=never), replace(writes, transfer={"type": "threshold", "value": 0.5})):
+        [(request, result)] = tiny.run(served, asked)
+        assert result.receipt is not None
+        passes = request.plan["prompt_passes"]
+        assert result.receipt["prompt"] == {"forward_passes": passes, "positions_touched": 0}
+        assert result.receipt["forward_passes"] + passes == result.forward_passes
+
+
 def pushes(request: Request) -> list[Any]:
     return [push for one in request.interventions for push in one.pushes]
 
