@@ -39,12 +39,11 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
     asked = request.interventions or request.earlier or request.reactions is not None or request.refinement is not None
     if not asked and not approximate:
         return None
-    lowered = _lowered(request)
     told = [
-        _intervention(one, lowered) | {"from_step": first, "until_step": end} for one, first, end in request.earlier
+        _intervention(request, one) | {"from_step": first, "until_step": end} for one, first, end in request.earlier
     ]
     begun = {"from_step": request.since} if request.since else {}
-    told += [_intervention(one, lowered) | begun for one in request.interventions]
+    told += [_intervention(request, one) | begun for one in request.interventions]
     held = [*request.earlier, *((one, request.since, request.step) for one in request.interventions)]
     for entry, one in zip(told, held, strict=True):
         entry["predicted_kl"] = _predicted(request, catalogue, [one])[0]
@@ -93,11 +92,13 @@ def _gains(request: Request, held: Sequence[Held]) -> Tensor:
     return gains
 
 
-def _lowered(request: Request) -> bool:
-    """Whether a limit on KL made its own pushes smaller."""
+def _lowered(request: Request, one: Resolved) -> bool:
+    """Whether a limit on KL made an intervention smaller: before the run, or at a forward at which it pushed."""
     scaled = request.params.limits is not None and request.plan["limits"]["predicted_kl_scale"] < 1
-    predicted = request.budget is not None and request.budget.cut > 0
-    return scaled or predicted or any(one.factor < 1 for one in request.made)
+    holds = any(one is other for other in request.interventions)
+    if scaled and holds and not one.mandatory:
+        return True
+    return any(one is other for forward in request.made for other in forward.lowered)
 
 
 def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str, Any]:
@@ -117,9 +118,10 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
     }
 
 
-def _intervention(one: Resolved, lowered: bool) -> dict[str, Any]:
+def _intervention(request: Request, one: Resolved) -> dict[str, Any]:
     """The plan's summary with what came of it: the strengths of the forward passes made instead of those
-    predicted; `clipped`: at how many layers a limit made it smaller, `lowered` being that on KL."""
+    predicted; `clipped`: at how many layers a limit made it smaller."""
+    lowered = _lowered(request, one)
     applied = any(push.applied.positions for push in one.pushes)
     notes = list(one.summary["notes"])
     if not applied and (not notes or one.governor is not None):
@@ -133,7 +135,7 @@ def _intervention(one: Resolved, lowered: bool) -> dict[str, Any]:
         "applied": applied,
         "strength_per_step": [round(strength * gain, 6) for gain in gains],
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
-        "clipped": sum(push.applied.clipped > 0 or lowered and not one.mandatory for push in one.pushes),
+        "clipped": sum(push.applied.clipped > 0 or lowered for push in one.pushes),
         "notes": notes,
         **({} if one.governor is None else one.governor.receipt()),
     }
