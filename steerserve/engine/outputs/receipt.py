@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.interventions.allocation import told_limits
+from steerserve.engine.admission.interventions.allocation import BEFOREHAND, told_limits
 from steerserve.engine.admission.interventions.cost import bill
+from steerserve.engine.admission.interventions.resolve import NOT_APPLIED
 from steerserve.engine.api.params import Limits
 from steerserve.engine.request.intervention import Resolved
 from steerserve.engine.request.kl_budget import Course
@@ -123,10 +124,12 @@ def _intervention(request: Request, one: Resolved) -> dict[str, Any]:
     predicted; `clipped`: at how many layers a limit made it smaller."""
     lowered = _lowered(request, one)
     applied = any(push.applied.positions for push in one.pushes)
-    notes = list(one.summary["notes"])
-    if not applied and (not notes or one.governor is not None):
+    notes = [note for note in one.summary["notes"] if note not in BEFOREHAND]
+    if not applied and not any(note.endswith(NOT_APPLIED) for note in notes):
         notes.append(
-            "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
+            "nothing was changed: a limit on KL left nothing of it"
+            if lowered
+            else "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
         )
     gains = one.pushes[0].applied.gains if one.pushes else []
     strength = one.summary.get("came_to", one.summary)["strength"]
