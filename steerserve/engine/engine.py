@@ -72,7 +72,7 @@ class TorchEngine:
         """Steps made so far, the clock of the queue."""
         self.failures = 0
         """Steps in a row that failed."""
-        self.scoring = Scoring(model.facts, self._admit)
+        self.scoring = Scoring(catalogue, self._admit)
         """The rows that have written what they will, and whose prompts have yet to be scored."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""

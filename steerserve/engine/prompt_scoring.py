@@ -12,16 +12,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.validate import scored_places
 from steerserve.engine.api.events import Done, Event, Failed, Result, Scored, Stepped
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batching.memory import MemoryLimits, MemoryUse, footprint
 from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.outputs.receipt import receipt
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.sampler import scores
 from steerserve.errors import RequestError
-from steerserve.models import DiffusionLM, ModelFacts
+from steerserve.models import DiffusionLM
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +44,27 @@ class Ended:
         """Forward passes made for the row so far."""
         return self.result.forward_passes + len(self.found)
 
-    def done(self) -> Done:
+    def done(self, catalogue: Catalogue) -> Done:
         """The row's end, once all has been found."""
         request, result = self.request, self.result
         if request.params.prompt_logprobs:
             prompt = tuple(self.found.get(place) for place in range(len(request.prompt_ids)))
             result = replace(result, prompt=prompt, forward_passes=self.passes)
-            if request.interventions or result.receipt is not None:
+            # Of a row that writes nothing this is all that its pushes did.
+            whole = result.receipt if request.writes else receipt(request, catalogue)
+            if whole is not None:
                 told = {"forward_passes": len(self.found), "positions_touched": self.touched}
-                result = replace(result, receipt=(result.receipt or {"interventions": []}) | {"prompt": told})
+                result = replace(result, receipt=whole | {"prompt": told})
         return Done(request.id, result)
 
 
 class Scoring:
     """The rows whose prompts are scored, some places at a step of the engine, of as many rows as fit into a forward."""
 
-    def __init__(self, facts: ModelFacts, admit: Callable[[GenerationParams], Request]) -> None:
-        self._facts = facts
+    def __init__(self, catalogue: Catalogue, admit: Callable[[GenerationParams], Request]) -> None:
+        self._facts = catalogue.facts
         self._admit = admit
+        self._catalogue = catalogue
         self._rows: list[Ended] = []
         self._most: float = math.inf
         """Places of one forward; fewer after one that did not fit into memory."""
@@ -115,7 +120,7 @@ class Scoring:
         done = [one for one in self._rows if not self._left(one)]
         self._rows = [one for one in self._rows if one not in done]
         self._most = self._most if self._rows else math.inf
-        return [*events, *(one.done() for one in done)]
+        return [*events, *(one.done(self._catalogue) for one in done)]
 
     def _left(self, one: Ended) -> list[int]:
         """The places that have yet to be scored."""
@@ -186,5 +191,9 @@ def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: D
     for i, (one, place) in enumerate(chunk):
         pairs = tuple(zip(tokens[i], values[i], strict=True))[: counts[i]]
         one.found[place] = Scored(one.request.prompt_ids[place], own[i], pairs)
-        one.touched += sum(push.applied.positions for each in rows[i].interventions for push in each.pushes)
+        for mine, its in zip(one.request.interventions, rows[i].interventions, strict=True):
+            for push, scored in zip(mine.pushes, its.pushes, strict=True):
+                one.touched += scored.applied.positions
+                if not one.request.writes:
+                    push.applied.add(scored.applied)
     return missed(rows) | unapplied(batch.rows, lost)

@@ -18,7 +18,9 @@ from steerserve.steering.push import Push
 
 
 def approximated(request: Request) -> list[dict[str, Any]]:
-    """What a receipt says: the plan's, with what came of it."""
+    """What a receipt says: the plan's, with what came of it; nothing of a row that writes nothing."""
+    if not request.writes:
+        return []
     told = {
         "transfer": {"positions_at_bound": request.at_bound},
         "cache": request.cache.told() if request.cache is not None else {},
@@ -69,10 +71,10 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
 
 def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> tuple[float | None, str | None]:
     """Nats a response token that interventions cost together under the gains they had, and between which the cross
-    terms are known; None where the cost of one that pushed is not."""
+    terms are known; None where the cost of one that pushed is not, or there is no response."""
     pushing = [one for one in held if one[0].pushes]
     prices = [one.price for one, _, _ in pushing if one.price is not None]
-    if len(prices) < len(pushing):
+    if len(prices) < len(pushing) or not request.writes:
         return None, None
     whole = bill(catalogue, prices)
     if whole is None:
