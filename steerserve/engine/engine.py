@@ -94,7 +94,7 @@ class DiffusionEngine:
         """The rows that run as tensors, those with a cache apart; none until the next step makes them."""
         self.failures = 0
         """Steps in a row that failed."""
-        self.scoring = Scoring(model.facts, self._admit)
+        self.scoring = Scoring(catalogue, self._admit)
         """The rows that have written what they will, and whose prompts have yet to be scored."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.validate import scored_places
 from steerserve.engine.api.events import Done, Event, Failed, Result, Scored, Stepped
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batching.memory import MemoryLimits, MemoryUse, footprint
+from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.outputs.receipt import receipt
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.sampler import scores
 from steerserve.errors import RequestError
-from steerserve.models import DiffusionLM, ModelFacts
+from steerserve.models import DiffusionLM
 
 logger = logging.getLogger(__name__)
 
@@ -41,24 +44,27 @@ class Ended:
         """Forward passes made for the row so far."""
         return self.result.forward_passes + len(self.found)
 
-    def done(self) -> Done:
+    def done(self, catalogue: Catalogue) -> Done:
         """The row's end, once all has been found."""
         request, result = self.request, self.result
         if request.params.prompt_logprobs:
             prompt = tuple(self.found.get(place) for place in range(len(request.prompt_ids)))
             result = replace(result, prompt=prompt, forward_passes=self.passes)
-            if request.interventions:
+            # Of a row that writes nothing this is all that its pushes did.
+            whole = result.receipt if request.writes else receipt(request, catalogue)
+            if whole is not None:
                 told = {"forward_passes": len(self.found), "positions_touched": self.touched}
-                result = replace(result, receipt=(result.receipt or {"interventions": []}) | {"prompt": told})
+                result = replace(result, receipt=whole | {"prompt": told})
         return Done(request.id, result)
 
 
 class Scoring:
     """The rows whose prompts are scored, some places at a step of the engine, of as many rows as fit into a forward."""
 
-    def __init__(self, facts: ModelFacts, admit: Callable[[GenerationParams], Request]) -> None:
-        self._facts = facts
+    def __init__(self, catalogue: Catalogue, admit: Callable[[GenerationParams], Request]) -> None:
+        self._facts = catalogue.facts
         self._admit = admit
+        self._catalogue = catalogue
         self._rows: list[Ended] = []
         self._most: float = math.inf
         """Places of one forward; fewer after one that did not fit into memory."""
@@ -92,12 +98,13 @@ class Scoring:
 
     def step(self, model: DiffusionLM, limits: MemoryLimits, kept: int) -> list[Event]:
         """Score some places, and end the rows that have all of theirs; kept: positions whose keys and values other rows
-        have in memory. What fails ends the rows it was made for, and no other."""
+        have in memory. What fails ends the rows it was made for, and no other; so does a push that does not take."""
         chunk: list[tuple[Ended, int]] = []
+        unsteered: dict[str, Failed] = {}
         try:
             rows = self._chosen(chunk, limits, kept)
             if rows:
-                _score(chunk, rows, model)
+                unsteered = _score(chunk, rows, model)
         except (torch.OutOfMemoryError, MemoryError):
             self._most = max(1, len(chunk) // 2)
             if len(chunk) == 1:
@@ -105,14 +112,15 @@ class Scoring:
         except Exception:
             logger.exception("the prompts of %d rows could not be scored", len({one.request.id for one, _ in chunk}))
             return self._fail(chunk, "the step failed")
-        events: list[Event] = []
+        events: list[Event] = [*unsteered.values()]
+        self._rows = [one for one in self._rows if one.request.id not in unsteered]
         for one in {id(ended): ended for ended, _ in chunk}.values():
-            if one.request.params.tell_steps:
+            if one.request.id not in unsteered and one.request.params.tell_steps:
                 events.append(Stepped(one.request.id, one.result.steps, one.passes))
         done = [one for one in self._rows if not self._left(one)]
         self._rows = [one for one in self._rows if one not in done]
         self._most = self._most if self._rows else math.inf
-        return [*events, *(one.done() for one in done)]
+        return [*events, *(one.done(self._catalogue) for one in done)]
 
     def _left(self, one: Ended) -> list[int]:
         """The places that have yet to be scored."""
@@ -127,6 +135,7 @@ class Scoring:
             # So that it is known whose row it is that cannot be admitted.
             chunk.append((ended, place))
             request = self._admit(self._asked(ended.request, place))
+            request.id = ended.request.id
             together = taken + footprint(request, self._facts)
             if rows and (len(rows) >= self._most or not limits.hold(together)):
                 chunk.pop()
@@ -166,12 +175,14 @@ class Scoring:
         )
 
 
-def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: DiffusionLM) -> None:
-    """Make one forward of rows of one masked position each, and note what it says of the tokens that stand there."""
+def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: DiffusionLM) -> dict[str, Failed]:
+    """Make one forward of rows of one masked position each, and note what it says of the tokens that stand there; the
+    ends of those rows that it did not steer."""
     parameter = next(model.parameters())
     batch = Batch(rows, model.facts, parameter.device, parameter.dtype)
     row, position = batch.candidates()
     hidden = batch.forward(model, (row, position))[row, batch.state(position)]
+    lost = batch.lost()
     batch.settle()
     batch.flush()
     token = torch.tensor([one.request.prompt_ids[place] for one, place in chunk], device=hidden.device)
@@ -180,4 +191,9 @@ def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: D
     for i, (one, place) in enumerate(chunk):
         pairs = tuple(zip(tokens[i], values[i], strict=True))[: counts[i]]
         one.found[place] = Scored(one.request.prompt_ids[place], own[i], pairs)
-        one.touched += sum(push.applied.positions for each in rows[i].interventions for push in each.pushes)
+        for mine, its in zip(one.request.interventions, rows[i].interventions, strict=True):
+            for push, scored in zip(mine.pushes, its.pushes, strict=True):
+                one.touched += scored.applied.positions
+                if not one.request.writes:
+                    push.applied.add(scored.applied)
+    return missed(rows) | unapplied(batch.rows, lost)

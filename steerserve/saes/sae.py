@@ -20,6 +20,10 @@ more of the features of each bundled SAE that are ever active are above it; belo
 push of more than 20 rows."""
 
 
+FAR: Final = 1e4
+"""Hidden units that are many times any state."""
+
+
 @dataclass(frozen=True)
 class SaeFacts:
     """What is known of an SAE on disk."""
@@ -95,6 +99,7 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("decoder_norm", tensors["W_dec"].norm(dim=1))
         self.activation = activation
         self._own: dict[int, float] = {}
+        self._reached: dict[int, bool] = {}
 
     def pre(self, hidden: Tensor) -> Tensor:
         """Pre-activations [..., features] of hidden states [..., hidden_size]."""
@@ -145,10 +150,23 @@ class SparseAutoencoder(nn.Module):
         """Whether the encoder reads a feature's own decoder row, so that a push along it sets what is read."""
         return self.own(feature) >= LEAST_OWN
 
+    def reached(self, feature: int) -> bool:
+        """Whether the activation lets a feature through once its own decoder row is pushed far enough: a TopK does not
+        where k others read more of that row than it does."""
+        if feature not in self._reached:
+            # So far that nothing but the row counts.
+            pushed = self.b_dec + self.W_dec[feature] * (FAR / self.decoder_norm[feature])
+            self._reached[feature] = bool(self.encode(pushed[None])[0, feature] != 0)
+        return self._reached[feature]
+
     def per_latent(self, feature: int) -> float:
         """Hidden units along a feature's direction that change what the encoder reads of it by 1; where it does not
         read it back, those that change its part of the reconstruction by that of an activation of 1."""
         return self.row_norm(feature) / (self.own(feature) if self.reads_back(feature) else 1.0)
+
+    def lets_through(self, target: float) -> bool:
+        """Whether a latent set to target is one that an active feature may have."""
+        return target != 0 if self.activation.signed else target > 0
 
     def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:
         """The value [...] from which a feature's latent is set to target, of hidden states [..., hidden_size].
@@ -158,8 +176,7 @@ class SparseAutoencoder(nn.Module):
         active and says elsewhere how far it is from being so. Set to target, the activation lets it through or reads
         0: under TopK where k others are larger, under JumpReLU where the threshold is.
         """
-        through = target != 0 if self.activation.signed else target > 0
-        if not through or not self.reads_back(feature):
+        if not self.lets_through(target) or not self.reads_back(feature):
             return self.encode(hidden)[..., feature].float()
         # Multiplied and summed, not contracted: a row is read alike beside any others.
         column = self.W_enc[:, feature].float()

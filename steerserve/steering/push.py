@@ -33,6 +33,15 @@ class Applied:
     gains: list[float] = field(default_factory=list)
     """Gain at each step made."""
 
+    def add(self, other: "Applied") -> None:
+        """Count what an equal push did beside it, whose steps are none of its own: all but the gains."""
+        self.positions += other.positions
+        self.steps += other.steps
+        self.ratio_sum += other.ratio_sum
+        self.ratio_max = max(self.ratio_max, other.ratio_max)
+        self.clipped += other.clipped
+        self.missed += other.missed
+
 
 @dataclass(eq=False)
 class GainOverride:

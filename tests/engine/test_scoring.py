@@ -87,6 +87,36 @@ def test_the_rows_own_pushes_are_in_them(tmp_path: Path) -> None:
     assert told == {"forward_passes": length - 2, "positions_touched": (length - 2) * length * len(pushes(request))}
 
 
+def test_a_receipt_of_scores_alone_has_the_pushes_that_they_were_made_under(tmp_path: Path) -> None:
+    served = tiny.engine(tiny.bert(), tmp_path, max_rows=3)
+    off = replace(PUSH, attribute="topic/sports", scope="committed")
+    asked = replace(ASKED, interventions=(PUSH, off), transfer={"type": "threshold", "value": 0.5})
+    [(request, result), (_, plain)] = tiny.run(served, asked, replace(asked, interventions=()))
+    told, passes, length = result.receipt, request.plan["prompt_passes"], len(request.prompt_ids)
+    assert plain.receipt is None and told is not None
+    on, other = told["interventions"]
+    assert (on["applied"], other["applied"]) == (True, False)
+    assert [site["positions_touched"] for site in on["sites"]] == [passes * length] * 2
+    assert [site["steps_touched"] for site in on["sites"]] == [passes] * 2
+    assert all(0 < site["delta_ratio_mean"] <= site["delta_ratio_max"] for site in on["sites"])
+    assert told["prompt"] == {"forward_passes": passes, "positions_touched": 2 * passes * length}
+    assert (told["steps"], told["forward_passes"], told["approximate"]) == (0, 0, [])
+    assert (told["predicted_kl"], told["measured_kl"], on["predicted_kl"]) == (None, None, None)
+
+
+def test_every_receipt_tells_the_forward_passes_of_the_prompt(tmp_path: Path) -> None:
+    """Also of a row that pushes nothing, and has a receipt for something else."""
+    served = tiny.engine(tiny.bert(), tmp_path)
+    writes = replace(ASKED, max_tokens=6, seed=5)
+    never = {"progress": {"above": 1.0}}
+    for asked in (replace(writes, abort_when=never), replace(writes, transfer={"type": "threshold", "value": 0.5})):
+        [(request, result)] = tiny.run(served, asked)
+        assert result.receipt is not None
+        passes = request.plan["prompt_passes"]
+        assert result.receipt["prompt"] == {"forward_passes": passes, "positions_touched": 0}
+        assert result.receipt["forward_passes"] + passes == result.forward_passes
+
+
 def pushes(request: Request) -> list[Any]:
     return [push for one in request.interventions for push in one.pushes]
 

@@ -192,6 +192,25 @@ def test_where_the_encoder_does_not_read_its_own_row_the_reconstruction_is_set()
     torch.testing.assert_close(pushed(of_feature("clamp", 3.0, 5, sae), states), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "activation", [TopK(4), AbsTopK(4), GroupMax(8), JumpRelu(torch.tensor(0.3)), Relu()], ids=repr
+)
+def test_a_feature_is_reached_where_a_far_clamp_reads_back(activation: Activation) -> None:
+    """Also where encoder columns and decoder rows have little to do with each other."""
+    generator, states = torch.Generator().manual_seed(6), hidden(1)
+    tensors = weights()
+    noise = torch.randn(tensors["W_enc"].shape, generator=generator)
+    tensors["W_enc"] = tensors["W_enc"] / 2 + 0.1 * noise
+    sae, found = sae_of(activation, tensors), set()
+    for feature in range(FEATURES):
+        if not sae.reads_back(feature):
+            continue
+        after = read(sae, pushed(of_feature("clamp", 3e3, feature, sae), states), feature)
+        assert (after > 0).all() == (after > 0).any() == sae.reached(feature), feature
+        found.add(sae.reached(feature))
+    assert found == ({True} if isinstance(activation, JumpRelu | Relu) else {True, False})
+
+
 def test_a_direction_without_a_latent_is_clamped_by_its_projection() -> None:
     states = hidden(2)
     one = replace(of_feature("clamp", 3.0, 5, sae_of(Relu())), sae=None, feature=None)

@@ -44,6 +44,7 @@ def hold_to_budgets(requests: Sequence[Request], plan: PackedForward) -> None:
         gains = [plan.gain(group[0]) for group in budget.groups]
         factor = budget.factor(request.made[-1].committed / request.params.max_tokens, masked, gains)
         if factor < 1.0:
+            _note_lowered(request, plan)
             for push in (push for group in budget.groups for push in group):
                 plan.scale(push, factor)
 
@@ -72,11 +73,13 @@ def lowers(requests: Sequence[Request], nats: Sequence[float], plan: PackedForwa
 
 def _first_factor(request: Request) -> float:
     """By how much the gains of a row are multiplied when a step is first tried: not at all before its limit on KL has
-    lowered any, so that a limit which is never reached changes nothing."""
+    lowered any, so that a limit which is never reached changes nothing. What other interventions came to that held
+    before says nothing of these."""
     limit = request.kl_limit
     if limit is None or request.refuses:
         return 1.0
-    before = next((one for one in reversed(request.made) if one.tried is not None), None)
+    mine = (one for one in reversed(request.made) if one.under is request.interventions)
+    before = next((one for one in mine if one.tried is not None), None)
     if before is None or before.tried is None or before.factor == 1:
         return 1.0
     left = limit - request.measured_nats
@@ -94,9 +97,19 @@ def _aimed(tried: tuple[float, float], left: float) -> float:
 
 
 def _lower(request: Request, plan: PackedForward, factor: float) -> None:
+    _note_lowered(request, plan)
     request.made[-1].factor *= factor
     for push in request.own:
         plan.scale(push, factor)
+
+
+def _note_lowered(request: Request, plan: PackedForward) -> None:
+    """Keep which interventions push at the step that was set, before their gains are made smaller."""
+    lowered = request.made[-1].lowered
+    for one in request.interventions:
+        pushes = not one.mandatory and bool(one.pushes) and plan.gain(one.pushes[0]) != 0
+        if pushes and not any(one is other for other in lowered):
+            lowered.append(one)
 
 
 def _rounded(factor: float) -> float:

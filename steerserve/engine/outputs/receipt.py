@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.interventions.allocation import told_limits
+from steerserve.engine.admission.interventions.allocation import BEFOREHAND, told_limits
 from steerserve.engine.admission.interventions.cost import total_cost
+from steerserve.engine.admission.interventions.resolve import NOT_APPLIED
 from steerserve.engine.api.params import Limits
 from steerserve.engine.request.intervention import ActiveIntervention
 from steerserve.engine.request.kl_budget import Trajectory
@@ -17,7 +18,9 @@ from steerserve.steering.push import Push
 
 
 def approximated(request: Request) -> list[dict[str, Any]]:
-    """What a receipt says: the plan's, with what came of it."""
+    """What a receipt says: the plan's, with what came of it; nothing of a row that writes nothing."""
+    if not request.writes:
+        return []
     told = {
         "transfer": {"positions_at_bound": request.at_bound},
         "cache": request.cache.told() if request.cache is not None else {},
@@ -39,12 +42,11 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
     asked = request.interventions or request.earlier or request.triggers is not None or request.refinement is not None
     if not asked and not approximate:
         return None
-    lowered = _lowered(request)
     told = [
-        _intervention(one, lowered) | {"from_step": first, "until_step": end} for one, first, end in request.earlier
+        _intervention(request, one) | {"from_step": first, "until_step": end} for one, first, end in request.earlier
     ]
     begun = {"from_step": request.since} if request.since else {}
-    told += [_intervention(one, lowered) | begun for one in request.interventions]
+    told += [_intervention(request, one) | begun for one in request.interventions]
     held = [*request.earlier, *((one, request.since, request.step) for one in request.interventions)]
     for entry, one in zip(told, held, strict=True):
         entry["predicted_kl"] = _predicted(request, catalogue, [one])[0]
@@ -69,10 +71,10 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
 
 def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> tuple[float | None, str | None]:
     """Nats a response token that interventions cost together under the gains they had, and between which the cross
-    terms are known; None where the cost of one that pushed is not."""
+    terms are known; None where the cost of one that pushed is not, or there is no response."""
     pushing = [one for one in held if one[0].pushes]
     prices = [one.price for one, _, _ in pushing if one.price is not None]
-    if len(prices) < len(pushing):
+    if len(prices) < len(pushing) or not request.writes:
         return None, None
     whole = total_cost(catalogue, prices)
     if whole is None:
@@ -93,11 +95,13 @@ def _gains(request: Request, held: Sequence[Held]) -> Tensor:
     return gains
 
 
-def _lowered(request: Request) -> bool:
-    """Whether a limit on KL made its own pushes smaller."""
+def _lowered(request: Request, one: ActiveIntervention) -> bool:
+    """Whether a limit on KL made an intervention smaller: before the run, or at a forward at which it pushed."""
     scaled = request.params.limits is not None and request.plan["limits"]["predicted_kl_scale"] < 1
-    predicted = request.budget is not None and request.budget.cut > 0
-    return scaled or predicted or any(one.factor < 1 for one in request.made)
+    holds = any(one is other for other in request.interventions)
+    if scaled and holds and not one.mandatory:
+        return True
+    return any(one is other for forward in request.made for other in forward.lowered)
 
 
 def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str, Any]:
@@ -117,14 +121,17 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
     }
 
 
-def _intervention(one: ActiveIntervention, lowered: bool) -> dict[str, Any]:
+def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
     """The plan's summary with what came of it: the strengths of the forward passes made instead of those
-    predicted; `clipped`: at how many layers a limit made it smaller, `lowered` being that on KL."""
+    predicted; `clipped`: at how many layers a limit made it smaller."""
+    lowered = _lowered(request, one)
     applied = any(push.applied.positions for push in one.pushes)
-    notes = list(one.summary["notes"])
-    if not applied and (not notes or one.controller is not None):
+    notes = [note for note in one.summary["notes"] if note not in BEFOREHAND]
+    if not applied and not any(note.endswith(NOT_APPLIED) for note in notes):
         notes.append(
-            "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
+            "nothing was changed: a limit on KL left nothing of it"
+            if lowered
+            else "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
         )
     gains = one.pushes[0].applied.gains if one.pushes else []
     strength = one.summary.get("came_to", one.summary)["strength"]
@@ -133,7 +140,7 @@ def _intervention(one: ActiveIntervention, lowered: bool) -> dict[str, Any]:
         "applied": applied,
         "strength_per_step": [round(strength * gain, 6) for gain in gains],
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
-        "clipped": sum(push.applied.clipped > 0 or lowered and not one.mandatory for push in one.pushes),
+        "clipped": sum(push.applied.clipped > 0 or lowered for push in one.pushes),
         "notes": notes,
         **({} if one.controller is None else one.controller.receipt()),
     }

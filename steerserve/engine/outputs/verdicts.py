@@ -46,6 +46,10 @@ def judge(
         asking, judgements(texts, [requests[i] for i in asking], catalogue, model, tokenizer), strict=True
     ):
         results[i] = replace(results[i], verdicts=found, forward_passes=results[i].forward_passes + passed)
+        told, refinement = results[i].receipt, requests[i].refinement
+        if told is not None and refinement is not None:
+            judged = told["refined"] | {"judging_passes": refinement.passes + passed}
+            results[i] = replace(results[i], receipt=told | {"refined": judged})
     for i, request in enumerate(requests):
         if request.refinement is not None:
             passes = results[i].forward_passes + request.refinement.passes

@@ -1,6 +1,6 @@
 """What a row asked for, resolved: its interventions and its readings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from steerserve.engine.request.controllers import InterventionController
@@ -53,3 +53,5 @@ class Forward:
     """By how much the limit on KL multiplied the gains of the row's own pushes."""
     tried: tuple[float, float] | None = None
     """The last such factor above 0 that was tried, and the nats that it came to; None where nothing was pushed."""
+    lowered: list[ActiveIntervention] = field(default_factory=list)
+    """Those of the row's own interventions that pushed at it and that a limit on KL made smaller."""

@@ -192,6 +192,28 @@ def test_changes_while_it_runs_do_not_begin_the_limit_anew(served: DiffusionEngi
         assert (receipt["measured_kl"] > spent) == bool(changed)
 
 
+def test_what_takes_the_place_of_pushes_that_were_lowered_begins_as_asked(served: DiffusionEngine) -> None:
+    """What the first came to says nothing of the second, and of each the receipt tells whether it was lowered."""
+    limit = free_kl(served, replace(PLAIN, interventions=(VECTOR,))) / 4
+    weak = replace(VECTOR, strength=0.02)
+    for first, second in ((VECTOR, weak), (weak, VECTOR)):
+        params = replace(PLAIN, interventions=(first,), limits=Limits(max_kl=limit))
+        request = served.admit(params)
+        served.add([request])
+        events = served.step() + served.step()
+        served.steer(request.id, served.admit(replace(params, interventions=(second,))))
+        before, after = told(tiny.results(events + tiny.drain(served))[request.id])["interventions"]
+        strong, other = (before, after) if first is VECTOR else (after, before)
+        assert min(strong["strength_per_step"]) < VECTOR.strength and strong["clipped"] == 1
+        assert set(other["strength_per_step"]) == {weak.strength} and other["clipped"] == 0
+
+
+def test_a_push_that_was_off_while_another_was_lowered_was_not(served: DiffusionEngine) -> None:
+    late = replace(ATTRIBUTE, schedule={"type": "window", "start": 0.99, "stop": 1.0})
+    _, _, result = run(served, replace(PLAIN, interventions=(late, VECTOR), limits=Limits(max_kl=1e-3)))
+    assert [one["clipped"] for one in told(result)["interventions"]] == [0, 1]
+
+
 def test_a_row_that_was_pushed_before_it_was_measured_has_no_measured_kl(served: DiffusionEngine) -> None:
     request = served.admit(replace(PLAIN, interventions=(VECTOR,)))
     served.add([request])

@@ -479,6 +479,17 @@ def test_a_row_may_end_itself_in_a_round(served: DiffusionEngine) -> None:
     assert result.verdicts[ARCHAIC] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_row_that_ends_in_its_draft_counts_the_judging_of_what_it_answers(
+    served: DiffusionEngine,
+) -> None:
+    half = {"progress": {"at_least": 0.5}}
+    _, _, result, receipt = solo(served, replace(PLAIN, order="confidence", block_length=4, abort_when=half))
+    assert result.verdicts is not None and result.finish_reason == "content_filter"
+    assert (receipt["first_score"], receipt["judging_passes"]) == (None, 1)
+    assert result.receipt is not None
+    assert result.forward_passes == result.receipt["forward_passes"] + 1
+
+
 def test_a_row_over_its_limit_at_the_end_of_its_draft_is_not_judged(served: DiffusionEngine) -> None:
     push = Intervention(attribute=ARCHAIC, strength=20.0, schedule={"type": "window", "start": 0.8, "stop": 1.0})
     params = replace(PLAIN, interventions=(push,), limits=Limits(max_delta=0.01, on_exceed="refuse"))

@@ -156,6 +156,27 @@ def test_a_worker_that_does_not_steer_fails_its_rows(tmp_path: Path, family: str
     assert isinstance(other[-1], Done)
 
 
+@pytest.mark.parametrize("written", [0, 12])
+@pytest.mark.parametrize("breaks", [*AT_ONCE, *AT_THE_END])
+def test_a_prompt_that_is_not_scored_under_its_pushes_fails_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, breaks: Break
+) -> None:
+    """The hook stops working when the response is written, where there is one, and the first places are scored."""
+    served = tiny.engine(tiny.bert(), tmp_path, max_rows=2)
+    asked = replace(PLAIN, prompt="the king won and lost", max_tokens=written, logprobs=True, prompt_logprobs=True)
+    steered = replace(asked, interventions=(replace(PUSH, scope="all"), OTHER))
+    requests = [served.admit(steered), served.admit(replace(asked, row=1))]
+    served.add(requests)
+    events: list[Event] = []
+    while served.batcher.unfinished:
+        events += served.step()
+    breaks(monkeypatch, served)
+    events += tiny.drain(served)
+    [mine, other] = [[one for one in events if one.request_id == request.id] for request in requests]
+    assert isinstance(mine[-1], Failed) and mine[-1].unsteered and "layer 1" in mine[-1].message
+    assert isinstance(other[-1], Done) and other[-1].result.prompt is not None
+
+
 @pytest.mark.parametrize(
     "interventions",
     [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from schedulers import GainTable, JointTable, compile_joint
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
@@ -81,6 +81,12 @@ def _member(drafted: InterventionDraft, known: Sequence[str]) -> tuple[str, floa
     if drafted.own == 0:
         raise RequestError("combine 'joint' takes no strength of 0; leave the intervention out", f"{param}.strength")
     return attribute.name, drafted.own
+
+
+REWRITTEN: Final = "no predicted KL: tokens may be written more than once"
+MOST: Final = "the predicted KL is that of the most it may push"
+BEFOREHAND: Final = frozenset({REWRITTEN, MOST})
+"""Notes on what a plan predicts that are not true of a receipt, which has the cost of what was pushed."""
 
 
 Scheduled = list[tuple[InterventionDraft, CompiledSchedule]]
@@ -180,8 +186,8 @@ def _about_prediction(drafted: InterventionDraft, alone: float | None, rewrites:
     if alone is None:
         return [f"no predicted KL: {drafted.why_no_cost}"]
     if rewrites and not drafted.neutral:
-        return ["no predicted KL: tokens may be written more than once"]
-    return [] if drafted.controller is None else ["the predicted KL is that of the most it may push"]
+        return [REWRITTEN]
+    return [] if drafted.controller is None else [MOST]
 
 
 def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:

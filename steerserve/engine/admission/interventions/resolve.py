@@ -1,7 +1,7 @@
 """Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -15,6 +15,9 @@ from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
 from steerserve.steering.push import Push
+
+NOT_APPLIED: Final = ": not applied"
+"""How a note ends that says beforehand why nothing is pushed."""
 
 
 def resolve(
@@ -63,8 +66,8 @@ def resolve(
             *([table.note] if table.note else []),
             *_never_better(table),
             *_never_read(drafted),
-            *([f"strength {drafted.strength:g} changes nothing: not applied"] if drafted.neutral else []),
-            *(["no step falls where the schedule pushes: not applied"] if never else []),
+            *([f"strength {drafted.strength:g} changes nothing{NOT_APPLIED}"] if drafted.neutral else []),
+            *([f"no step falls where the schedule pushes{NOT_APPLIED}"] if never else []),
             *([] if controller is None else controller.notes(drafted.size)),
         ],
     }
@@ -118,17 +121,24 @@ def _strength_at(push: Push) -> dict[str, Any]:
 
 
 def _never_read(drafted: InterventionDraft) -> list[str]:
-    """A note where an encoder does not read the feature's own row, by which a latent is set."""
+    """A note where an encoder does not read the feature's own row, by which a latent is set, or reads it and leaves the
+    feature out all the same."""
     [push] = drafted.pushes if drafted.one.feature is not None else [None]
     if push is None or push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
         return []
-    assert push.feature is not None
-    if push.sae.reads_back(push.feature):
-        return []
-    return [
-        f"the encoder of {push.sae.facts.id} reads {push.sae.own(push.feature):.3g} of feature {push.feature}'s own "
-        f"decoder row: what is set is its part of the reconstruction, not what the encoder reads"
-    ]
+    sae, feature = push.sae, push.feature
+    assert feature is not None
+    if not sae.reads_back(feature):
+        return [
+            f"the encoder of {sae.facts.id} reads {sae.own(feature):.3g} of feature {feature}'s own decoder row: what "
+            f"is set is its part of the reconstruction, not what the encoder reads"
+        ]
+    if push.op == "clamp" and sae.lets_through(push.strength) and not sae.reached(feature):
+        return [
+            f"the {sae.facts.activation} of {sae.facts.id} leaves feature {feature} out however far its decoder row is "
+            f"pushed, of which other features read more: what is set is what it would read if it were not"
+        ]
+    return []
 
 
 def _vector_hash(catalogue: Catalogue, one: Intervention) -> str | None:
