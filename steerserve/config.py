@@ -112,7 +112,7 @@ class ServerConfig:
     """Address to listen on."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = 1048576
     """Largest request body in bytes; a larger one is answered 413."""
     max_rows_per_request: int = 64
     """Rows one request may ask for: prompts times n, doubled by a baseline."""

@@ -161,11 +161,17 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _values(text: str) -> list[Any]:
     """The JSON values of a text, one or several with white space between them."""
-    decoder, found = json.JSONDecoder(), []
-    while text := text.lstrip():
-        value, end = decoder.raw_decode(text)
+    decoder, found, place = json.JSONDecoder(), [], 0
+    text = text.rstrip()
+    while place < len(text):
+        if text[place].isspace():
+            place += 1
+            continue
+        if found and text[place] == ",":
+            raise json.JSONDecodeError("no comma stands between entries, except in a list", text, place)
+        # Of the whole text, so that an error tells its line.
+        value, place = decoder.raw_decode(text, place)
         found.append(value)
-        text = text[end:]
     return found
 
 

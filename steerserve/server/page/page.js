@@ -2,6 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 const POINTS = 9; // of a schedule that is drawn
+const EXAMPLE = "topic/sports"; // the attribute of a new push, where it is served: its effect is easy to see
 
 let running = null; // the AbortController of the stream
 let run = null; // what the last stream has told
@@ -61,7 +62,9 @@ async function load() {
 // One push: which attribute, how hard, and when. A drawn schedule is sent as `piecewise`.
 function addPush() {
   const which = element("select", { ariaLabel: "attribute" });
-  fill(which, attributes.map((one) => one.name));
+  const known = attributes.map((one) => one.name);
+  fill(which, known);
+  if (known.includes(EXAMPLE)) which.value = EXAMPLE;
   const strength = element("input", { type: "range", min: -3, max: 3, step: 0.05, value: 1, ariaLabel: "strength" });
   const shown = element("output");
   const schedule = element("select", { ariaLabel: "schedule" });

@@ -86,6 +86,16 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         read(tmp_path / "missing.toml")
 
 
+def test_a_comma_between_entries_is_named_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(f"{json.dumps(entry('a'))},\n{json.dumps(entry('b'))}\n")
+    with pytest.raises(ArtifactError, match="no comma stands between entries, except in a list: line 1 column"):
+        read(file)
+    file.write_text(f"{json.dumps(entry('a'))}\n\n {json.dumps(entry('b'))[:-1]}\n")
+    with pytest.raises(ArtifactError, match="line 3 column"):
+        read(file)
+
+
 def test_keys_and_names_are_there_once(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="name 'a'"):
         read(keys_file(tmp_path, entry("a"), entry("a", "other")))
