@@ -101,7 +101,11 @@ def test_a_receipt_of_scores_alone_has_the_pushes_that_they_were_made_under(tmp_
     assert all(0 < site["delta_ratio_mean"] <= site["delta_ratio_max"] for site in on["sites"])
     assert told["prompt"] == {"forward_passes": passes, "positions_touched": 2 * passes * length}
     assert (told["steps"], told["forward_passes"], told["approximate"]) == (0, 0, [])
-    assert (told["predicted_kl"], told["measured_kl"], on["predicted_kl"]) == (None, None, None)
+    assert (told["predicted_kl"], told["measured_kl"], on["predicted_kl"], told["reads"]) == (None, None, None, None)
+    fed = replace(PUSH, attribute="topic/sports", strength=0.3, scope=None, schedule={"type": "feedback"})
+    [(_, result)] = tiny.run(served, replace(ASKED, interventions=(PUSH, fed)))
+    assert result.receipt is not None and result.receipt["reads"] is None
+    assert result.receipt["interventions"][1]["applied"] and "feedback" not in result.receipt["interventions"][1]
 
 
 def test_every_receipt_tells_the_forward_passes_of_the_prompt(tmp_path: Path) -> None:

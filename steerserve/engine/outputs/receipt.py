@@ -57,7 +57,7 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
         "approximate": approximate,
         "steps": request.step,
         "forward_passes": request.forward_passes,
-        "reads": request.read_of,
+        "reads": request.read_of if request.writes else None,
         **({} if request.triggers is None else request.triggers.receipt()),
         **({} if request.refinement is None else request.refinement.receipt()),
         "combine": params.combine,
@@ -142,7 +142,8 @@ def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],
         "clipped": sum(push.applied.clipped > 0 or lowered for push in one.pushes),
         "notes": notes,
-        **({} if one.controller is None else one.controller.receipt()),
+        # Where nothing is written nothing is read, and nothing decided.
+        **({} if one.controller is None or not request.writes else one.controller.receipt()),
     }
 
 
