@@ -161,7 +161,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _values(text: str) -> list[Any]:
     """The JSON values of a text, one or several with white space between them."""
-    decoder, found, place = json.JSONDecoder(), [], 0
+    decoder, place = json.JSONDecoder(), 0
+    found: list[Any] = []
     text = text.rstrip()
     while place < len(text):
         if text[place].isspace():
