@@ -161,8 +161,9 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _values(text: str) -> list[Any]:
     """The JSON values of a text, one or several with white space between them."""
-    decoder, found, place = json.JSONDecoder(), [], 0
-    text = text.rstrip()
+    decoder, text = json.JSONDecoder(), text.rstrip()
+    found: list[Any] = []
+    place = 0
     while place < len(text):
         if text[place].isspace():
             place += 1
