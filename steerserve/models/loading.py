@@ -77,7 +77,16 @@ def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
     except ArtifactError as error:
         # A family sees only a parsed config: which folder it is from is known here.
         raise error if str(folder) in str(error) else ArtifactError(f"{folder}: {error}") from error
-    check_layout(str(folder), {name: tensor.shape for name, tensor in shell.state_dict().items()}, tensors)
+    try:
+        check_layout(str(folder), {name: tensor.shape for name, tensor in shell.state_dict().items()}, tensors)
+    except ArtifactError as error:
+        # A list of tensors does not say it; the key alone may be left from before.
+        if not isinstance(quantised := raw.get("quantization_config"), dict):
+            raise
+        raise ArtifactError(
+            f"{folder}: config.json: quantization_config names {quantised.get('quant_method', 'a method')!r}; "
+            f"quantised weights are not read, take the checkpoint in bfloat16 or float32. {error}"
+        ) from error
     return Checkpoint(folder, shell, weights, tensors)
 
 

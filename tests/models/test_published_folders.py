@@ -202,3 +202,12 @@ def test_parts_of_a_pretrained_bert_that_predict_no_token_are_left_out(tmp_path:
     }
     save_file(old, tmp_path / "model.safetensors")
     assert torch.allclose(states(load_model(tmp_path)), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_quantised_weights_are_refused_as_such(tmp_path: Path) -> None:
+    plain = states(made(tmp_path, "dream"))
+    config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert torch.equal(states(load_model(tmp_path)), plain)
+    add_tensors(tmp_path, model__layers__0__self_attn__q_proj__qweight=torch.zeros(2, 2, dtype=torch.int32))
+    with pytest.raises(ArtifactError, match="quantization_config names 'gptq'; quantised weights are not read"):
+        load_model(tmp_path)
