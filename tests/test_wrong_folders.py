@@ -162,8 +162,8 @@ def refused(capsys: pytest.CaptureFixture[str], command: list[str | Path], said:
 def commands(folder: Path) -> dict[str, list[str | Path]]:
     model, out = folder / "model", folder / "out"
     return {
-        # A port that no server may take: one that starts by mistake ends at once, with another code.
-        "serve": ["serve", "--model", model, "--host", "192.0.2.1"],
+        # Whatever port is free: none of these folders is good enough for a server to listen.
+        "serve": ["serve", "--model", model, "--port", "0"],
         "generate": ["generate", "the", "--model", model],
         "inspect": ["inspect", "model", model],
         "calibrate": ["calibrate", "--model", model, "--sae", folder / "saes", "--data", folder / "data", "--out", out],

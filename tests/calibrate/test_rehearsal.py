@@ -222,7 +222,7 @@ def test_texts_that_are_not_there_are_missed_before_anything_is_computed(folder:
     tasks = tmp_path / "tasks.json"
     tasks.write_text(json.dumps([made.TASKS[2] | {"contrast": "drew"}]))
     hot: dict[str, Any] = {"temperature": 1.0}
-    with pytest.raises(ArtifactError, match=r"no text of the split 'calibrate' has deed \['drew'\]"):
+    with pytest.raises(ArtifactError, match=r"no text to use has deed \['drew'\]"):
         calibrated(folder, tmp_path / "out", **hot, tasks=tasks)
     few = r"\('who',\): too few texts to train on and to measure by: \['\w+'"
     with pytest.raises(ArtifactError, match=few):

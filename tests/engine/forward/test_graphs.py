@@ -269,7 +269,8 @@ def test_a_shape_holds_the_batch_and_wastes_little(count: int, width: int, longe
     width = min(width, longest)
     shape = GraphShape.around(count, width, (1,), longest)
     if shape is None:
-        assert count > 4 or count * width > recorded.MOST_TOKENS - OVERHEAD["cuda"]
+        # One or two rows are never padded with others; a third one is, which costs a whole canvas.
+        assert count > 2 or count * width > recorded.MOST_TOKENS - OVERHEAD["cuda"]
         return
     assert count <= shape.rows <= recorded.MOST_ROWS and width <= shape.width <= longest
     assert shape.rows * shape.width <= min(recorded.MOST_TOKENS, count * width + OVERHEAD["cuda"])
