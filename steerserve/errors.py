@@ -1,4 +1,4 @@
-"""Every error steerserve raises on purpose, in one tree; the server maps it to HTTP in one place.
+"""Every error steerserve raises on purpose, in one tree; each says how the server answers it.
 
 SteerserveError
 ├── RequestError        the caller asked for something wrong (400)
@@ -9,15 +9,29 @@ SteerserveError
     └── SelfTestError   steering does not take on the model that would serve
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class SteerserveError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose, with how the server answers it."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+    """An error that keeps this code is answered without its message."""
+    param: str | None = None
+    """Path of the request's field that is to blame."""
+    retry_after: float | None = None
+    """Seconds after which to try again."""
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Headers of the answer beside those of `retry_after`."""
 
 
 class RequestError(SteerserveError):
     """A request that cannot be honoured. `param` is the path of the offending field, if one is to blame."""
 
-    code = "invalid_value"
+    status, type, code = 400, "invalid_request_error", "invalid_value"
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -27,7 +41,7 @@ class RequestError(SteerserveError):
 class NotFoundError(RequestError):
     """A request that names a model, attribute, SAE or generation that does not exist."""
 
-    code = "not_found"
+    status, code = 404, "not_found"
 
 
 class TooLongError(RequestError):
@@ -39,7 +53,10 @@ class TooLongError(RequestError):
 
 
 class QueueFullError(SteerserveError):
-    """The queue is at its limit, or the server drains. `retry_after` is in seconds."""
+    """The queue is at its limit, or the server drains."""
+
+    status, code = 503, "overloaded"
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

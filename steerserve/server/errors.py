@@ -1,4 +1,4 @@
-"""From errors to HTTP: the one place that knows which error is which status."""
+"""The errors of the server, and how any error is answered."""
 
 import math
 from collections.abc import Mapping
@@ -7,43 +7,66 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
-from steerserve.errors import NotFoundError, QueueFullError, RequestError, SteerserveError
+from steerserve.errors import QueueFullError, RequestError, SteerserveError
+
+CLOSE: Final = {"connection": "close"}
+"""What is left of the body is not waited for."""
+FINAL: Final = {"x-should-retry": "false"}
+"""The next attempt would end alike: the openai client repeats a 5xx unless it is told not to."""
 
 
 class BodyTooLargeError(SteerserveError):
     """The request's body is over the limit."""
 
+    status, type, code, headers = 413, "invalid_request_error", "body_too_large", CLOSE
+
 
 class HeadTooLargeError(SteerserveError):
     """The request's line and headers are over the limit."""
+
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class RowFailedError(SteerserveError):
     """A row of the request failed while it ran."""
 
+    code = "generation_failed"
+
 
 class UnsteeredError(RowFailedError):
     """A row of the request was to be steered and was not: steering does not take any more."""
+
+    code, headers = "steering_not_applied", FINAL
 
 
 class DeletedError(SteerserveError):
     """The generation was deleted while its answer was waited for."""
 
+    status, type, code = 410, "invalid_request_error", "deleted"
+
 
 class RequestTimeoutError(SteerserveError):
     """The request took longer than the server lets one take."""
+
+    status, code, headers = 504, "timeout", FINAL
 
 
 class BodyTimeoutError(SteerserveError):
     """The request's body did not arrive in time."""
 
+    status, type, code, headers = 408, "invalid_request_error", "body_timeout", CLOSE
+
 
 class EncodingError(SteerserveError):
     """The request's body is compressed, which the server does not undo."""
 
+    status, type, code, param = 415, "invalid_request_error", "unsupported_encoding", "Content-Encoding"
+
 
 class EngineDownError(SteerserveError):
-    """The engine has stopped and takes no work. `retry_after` is in seconds: what a restart took the last time."""
+    """The engine has stopped and takes no work. `retry_after` is what a restart took the last time."""
+
+    status, code = 503, "engine_down"
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -53,23 +76,30 @@ class EngineDownError(SteerserveError):
 class ShuttingDownError(QueueFullError):
     """The server drains; `retry_after` is what is left of it."""
 
+    code = "shutting_down"
+
 
 class UnauthorizedError(SteerserveError):
     """No key, or one that is not known. `presented` says whether there was one to look up."""
 
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
     def __init__(self, message: str, presented: bool) -> None:
         super().__init__(message)
-        self.presented = presented
+        challenge = 'Bearer realm="steerserve"' + ', error="invalid_token"' * presented
+        self.headers = {"www-authenticate": challenge}
 
 
 class PolicyError(RequestError):
     """The caller's key does not allow what the request asks for."""
 
-    code = "policy"
+    status, type, code = 403, "permission_error", "policy"
 
 
 class OverLimitError(SteerserveError):
     """A row went over a limit that its request sets (`param`), and is not to be served then."""
+
+    status, type, code = 422, "invalid_request_error", "limit_exceeded"
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -77,16 +107,14 @@ class OverLimitError(SteerserveError):
 
 
 class RateLimitError(SteerserveError):
-    """The caller is over a limit of its key: `code` says which, `retry_after` is in seconds."""
+    """The caller is over a limit of its key: `code` says which."""
+
+    status, type = 429, "rate_limit_error"
 
     def __init__(self, message: str, code: str, retry_after: float) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after = retry_after
-
-
-CLOSE: Final = {"connection": "close"}
-"""What is left of the body is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -117,46 +145,10 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 
 def answer_to(error: SteerserveError) -> ErrorAnswer:
-    """How an error raised on purpose is answered."""
-    message = str(error)
-    if isinstance(error, PolicyError):
-        return ErrorAnswer(403, message, "permission_error", error.param, error.code)
-    if isinstance(error, RequestError):
-        status = 404 if isinstance(error, NotFoundError) else 400
-        return ErrorAnswer(status, message, "invalid_request_error", error.param, error.code)
-    if isinstance(error, BodyTooLargeError):
-        return ErrorAnswer(413, message, "invalid_request_error", code="body_too_large", headers=CLOSE)
-    if isinstance(error, HeadTooLargeError):
-        return ErrorAnswer(431, message, "invalid_request_error", code="headers_too_large")
-    if isinstance(error, EncodingError):
-        return ErrorAnswer(415, message, "invalid_request_error", "Content-Encoding", "unsupported_encoding")
-    if isinstance(error, BodyTimeoutError):
-        return ErrorAnswer(408, message, "invalid_request_error", code="body_timeout", headers=CLOSE)
-    if isinstance(error, UnauthorizedError):
-        challenge = 'Bearer realm="steerserve"' + ', error="invalid_token"' * error.presented
-        headers = {"www-authenticate": challenge}
-        return ErrorAnswer(401, message, "invalid_request_error", code="invalid_api_key", headers=headers)
-    if isinstance(error, RateLimitError):
-        return ErrorAnswer(429, message, "rate_limit_error", code=error.code, headers=retry_headers(error.retry_after))
-    if isinstance(error, RequestTimeoutError):
-        # The next attempt would take as long: the openai client repeats a 5xx unless it is told not to.
-        return ErrorAnswer(504, message, code="timeout", headers={"x-should-retry": "false"})
-    if isinstance(error, ShuttingDownError):
-        return ErrorAnswer(503, message, code="shutting_down", headers=retry_headers(error.retry_after))
-    if isinstance(error, QueueFullError):
-        return ErrorAnswer(503, message, code="overloaded", headers=retry_headers(error.retry_after))
-    if isinstance(error, EngineDownError):
-        return ErrorAnswer(503, message, code="engine_down", headers=retry_headers(error.retry_after))
-    if isinstance(error, DeletedError):
-        return ErrorAnswer(410, message, "invalid_request_error", code="deleted")
-    if isinstance(error, OverLimitError):
-        return ErrorAnswer(422, message, "invalid_request_error", error.param, "limit_exceeded")
-    if isinstance(error, UnsteeredError):
-        # The next attempt would be no more steered than this one: see the timeout's.
-        return ErrorAnswer(500, message, code="steering_not_applied", headers={"x-should-retry": "false"})
-    if isinstance(error, RowFailedError):
-        return ErrorAnswer(500, message, code="generation_failed")
-    return ErrorAnswer(500, "internal error", code="internal_error")
+    """How an error raised on purpose is answered: as its class says."""
+    message = "internal error" if error.code == SteerserveError.code else str(error)
+    again = {} if error.retry_after is None else retry_headers(error.retry_after)
+    return ErrorAnswer(error.status, message, error.type, error.param, error.code, {**error.headers, **again})
 
 
 def unexpected(request_id: str) -> ErrorAnswer:
