@@ -54,7 +54,7 @@ def pushes(
 
 
 def receipts(engine: DiffusionEngine, params: GenerationParams, texts: int, batch: int) -> list[dict[str, Any]]:
-    """Of so many texts, which differ in their noise."""
+    """Rows of the same request that differ in their noise alone."""
     found = []
     for first in range(0, texts, batch):
         rows = [engine.admit(replace(params, row=row)) for row in range(first, min(first + batch, texts))]

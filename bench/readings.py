@@ -39,9 +39,9 @@ class Step:
     told: float
     """As the receipt has it, to six decimals."""
     unsteered: float
-    """Of the same canvas without any push."""
+    """What is read of the same canvas without any push."""
     own_row: float
-    """Of the same canvas under the push of this step."""
+    """What would be read of the pushed row itself."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
     let_go_at: float | None
     steps: list[Step]
     end: float
-    """Of the finished text, without any push."""
+    """What is read of the finished text without any push."""
 
 
 def measured(engine: DiffusionEngine, name: str, seed: int, strength: float) -> Run:

@@ -18,7 +18,7 @@ class Group:
     labels: tuple[str, ...]
     at_least: tuple[str, float] | None
     all_texts: bool = False
-    """See `Task.all_texts`."""
+    """Whether every text is used, also those that are held out for bench/ and for the bundled model."""
 
 
 @dataclass(frozen=True)

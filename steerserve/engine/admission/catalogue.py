@@ -99,7 +99,7 @@ class Catalogue:
     defaults: SamplerDefaults = SamplerDefaults()
     vectors: Mapping[str, NamedVector] = field(default_factory=dict)
     joint: JointProfile | None = None
-    """Of attributes pushed together; None where it was not measured."""
+    """The measured cost of pushing several attributes together; None where it was not measured."""
     compiled: CompiledSchedules = field(default_factory=CompiledSchedules, compare=False, repr=False)
 
     def attribute(self, name: str, param: str) -> Attribute:

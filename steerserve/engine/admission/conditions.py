@@ -114,7 +114,7 @@ def govern(
 
 
 def react(params: GenerationParams, catalogue: Catalogue, steps: int, max_steps: int) -> Triggers | None:
-    """What a row reacts to, of `steps` steps; None where it asks for nothing. Raises RequestError."""
+    """Resolve what ends a row of `steps` steps or rewrites it; None where nothing does. Raises RequestError."""
     if params.abort_when is None and params.remask_when is None:
         return None
     abort = None if params.abort_when is None else condition_of(params.abort_when, "abort_when")
