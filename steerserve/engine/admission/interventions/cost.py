@@ -43,7 +43,7 @@ def uncalibrated(attribute: Attribute, one: Intervention, scope: object) -> str 
 
 
 def token_cost(catalogue: Catalogue, attribute: Attribute) -> Tensor:
-    """K c [SLICES] of an attribute: a token that commits within a slice costs this times a^2 / 2 nats under a push a."""
+    """K c [SLICES] of an attribute: a token that commits within a slice costs this times a^2 / 2 nats, a the push."""
 
     def make() -> Tensor:
         profile = catalogue.compiled.profile(attribute)
