@@ -121,8 +121,12 @@ def test_one_that_is_gone_before_its_answer_fails_nothing(server: Listening) -> 
         client.sendall(request(b"x" * 1000, length=SIZE))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-    eventually(lambda: len(server.visits) == count + 20)
-    assert {visit.outcome for visit in server.visits[count:]} <= {"invalid", "disconnected"}
+    # One that is reset before its head has been read is never seen; those that are, end, and the next one is served.
+    assert server.exchange(b"GET /health HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 200"
+    )
+    eventually(lambda: any(visit.outcome == "ok" for visit in server.visits[count:]))
+    assert {visit.outcome for visit in server.visits[count:]} <= {"ok", "invalid", "disconnected"}
 
 
 def test_a_head_that_cannot_be_read_is_answered_while_it_is_sent(server: Listening) -> None:
