@@ -25,7 +25,7 @@ from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.api.events import Done, Event
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.engine import DiffusionEngine
-from steerserve.models.folder import family_of
+from steerserve.models.families import family_of
 from steerserve.runtime.load import load_runtime
 
 PROMPT, TOKENS, STEPS, WARM = 64, 128, 64, 4

@@ -74,6 +74,14 @@ MAY_IMPORT = {
 
 # Inside a package: the parts of a line may import those of the lines above it, and themselves.
 LEVELS = {
+    "steerserve.models": [
+        {"memory", "sigma", "attention", "capture", "state_dict"},
+        {"base", "llama"},
+        {"means", "families"},
+        {"checkpoint"},
+        {"text"},
+        {"loader"},
+    ],
     "steerserve.engine": [
         {"api", "noise"},
         {"request"},

@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_tokenizer, read_config, read_sampler_defaults
-from steerserve.models.weights import read_weights
+from steerserve.models.checkpoint.weights import read_weights
 from steerserve.pickles import load_pickle
 from steerserve.pointers import refuse_pointer
 from steerserve.saes.layouts.files import read_json, read_safetensors

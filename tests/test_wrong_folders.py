@@ -236,7 +236,7 @@ def test_a_wrong_pin_or_place(good: Path, capsys: pytest.CaptureFixture[str], fl
 def test_what_does_not_fit_is_refused_before_it_is_loaded(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerserve.models.opened.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("steerserve.models.loader.available_bytes", lambda _: 1000)
     said = r"model: [\d.]+ k parameters, [\d.]+ KiB in float32 do not fit: 1000 bytes available"
     refused(capsys, commands(good)["serve"], said)
 

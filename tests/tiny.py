@@ -17,11 +17,11 @@ from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
-from steerserve.models.bert import BertConfig, BertDiffusionLM
-from steerserve.models.dream import DreamConfig, DreamDiffusionLM
-from steerserve.models.llada import LladaConfig, LladaDiffusionLM
-from steerserve.models.mdlm import MdlmDiffusionLM
-from steerserve.models.sedd import SeddDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
+from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
+from steerserve.models.families.mdlm import MdlmDiffusionLM
+from steerserve.models.families.sedd import SeddDiffusionLM
 from steerserve.saes import FeatureStats, SaeFacts, SparseAutoencoder
 from steerserve.saes.activation import TopK
 from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeight, load_attribute

@@ -13,9 +13,9 @@ from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
-from steerserve.models.dream import DreamDiffusionLM
-from steerserve.models.llada import LladaDiffusionLM
-from steerserve.models.mdlm import MdlmDiffusionLM
+from steerserve.models.families.dream import DreamDiffusionLM
+from steerserve.models.families.llada import LladaDiffusionLM
+from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.numerics import round_rows_alike
 from steerserve.runtime.load import load_runtime
 

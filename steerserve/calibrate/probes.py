@@ -23,7 +23,7 @@ from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model
 from steerserve.models.means import mean_states
-from steerserve.models.tokenizer import literal
+from steerserve.models.text.tokenizer import literal
 from steerserve.steering.attribute import load_attributes
 from steerserve.steering.probe import Probe
 from steerserve.train.classifiers import Pieces, held_out_sets

@@ -58,8 +58,8 @@ def inspect_model(folder: Path, tokenizer_folder: Path | None = None) -> dict[st
     A model without a tokenizer of its own is shown nevertheless, unless one is named.
     """
     from steerserve.models import load_tokenizer, open_checkpoint, weights_sha256
-    from steerserve.models.placement import type_name
-    from steerserve.models.tokenizer import has_tokenizer
+    from steerserve.models.checkpoint.placement import type_name
+    from steerserve.models.text.tokenizer import has_tokenizer
 
     checkpoint = open_checkpoint(folder)
     tensors = dict(checkpoint.tensors)

@@ -14,7 +14,7 @@ from steerserve.extras import require_extra
 from steerserve.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from steerserve.models.bert import BertDiffusionLM
+    from steerserve.models.families.bert import BertDiffusionLM
     from steerserve.train.tokenizer import Vocabulary
 
 HELPS = {

@@ -12,7 +12,7 @@ from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.vllm.engine import REFUSED, VllmEngine, first_logits
 from steerserve.errors import ArtifactError
 from steerserve.models import OpenedModel
-from steerserve.models.placement import type_name
+from steerserve.models.checkpoint.placement import type_name
 from steerserve.runtime.self_test import check_steering
 
 

@@ -25,7 +25,7 @@ from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.engine.vllm.features import FarFeatures
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
-from steerserve.models.placement import type_name
+from steerserve.models.checkpoint.placement import type_name
 from steerserve.numerics import round_rows_alike
 from steerserve.runtime.backends import Folders, check_backend, check_graphs, told, vllm_engine
 from steerserve.runtime.cards import attribute_card, capabilities, sae_card, vector_card

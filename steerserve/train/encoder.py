@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steerserve.errors import ArtifactError
-from steerserve.models.bert import BertConfig, BertDiffusionLM
-from steerserve.models.folder import read_config
+from steerserve.models.checkpoint.config import read_config
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.pointers import refuse_pointer
 from steerserve.train.tokenizer import Vocabulary
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, trainers
 from torch import nn
 
 from steerserve.errors import ArtifactError
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.train.tokenizer import SPECIAL, Vocabulary, build_tokenizer
 
 INITIAL_DEVIATION = 0.02

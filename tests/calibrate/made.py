@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.models import DiffusionLM, weights_sha256
-from steerserve.models.bert import BertDiffusionLM
-from steerserve.models.dream import DreamDiffusionLM
-from steerserve.models.llada import LladaDiffusionLM
-from steerserve.models.mdlm import MdlmDiffusionLM
-from steerserve.models.sedd import SeddDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
+from steerserve.models.families.dream import DreamDiffusionLM
+from steerserve.models.families.llada import LladaDiffusionLM
+from steerserve.models.families.mdlm import MdlmDiffusionLM
+from steerserve.models.families.sedd import SeddDiffusionLM
 from tests import tiny
 from tests.conftest import SENTENCES
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerserve.calibrate.quality import distinct_pairs, text_losses
 from steerserve.models import DiffusionLM
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.train.losses import token_losses
 from tests.calibrate import made
 

@@ -17,7 +17,7 @@ from steerserve.errors import RequestError
 from steerserve.models import load_tokenizer
 from steerserve.runtime.load import Runtime, load_runtime
 from tests.conftest import SENTENCES
-from tests.models.test_tokenizer import learn
+from tests.models.text.test_tokenizer import learn
 
 PARAMS = GenerationParams(prompt="the team", max_tokens=6, steps=3, seed=1)
 PUSH = Intervention(

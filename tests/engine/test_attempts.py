@@ -10,7 +10,7 @@ import torch
 from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
-from steerserve.models.llada import LladaDiffusionLM
+from steerserve.models.families.llada import LladaDiffusionLM
 from tests import tiny
 from tests.engine import priced
 

@@ -12,7 +12,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.engine import MAX_FAILURES
 from steerserve.errors import RequestError
 from steerserve.models import Sites
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)

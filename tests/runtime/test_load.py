@@ -19,7 +19,7 @@ from steerserve.runtime.load import BUNDLED, load_runtime, served_name
 from steerserve.steering.attribute import load_attribute
 from tests import tiny
 from tests.calibrate.made import make_family, make_saes
-from tests.models.test_tokenizer import learn
+from tests.models.text.test_tokenizer import learn
 
 
 def attributes(tiny_model: Path, folder: Path, **changes: object) -> Path:
@@ -146,7 +146,7 @@ def test_a_pinned_pickle_is_not_replaced_by_a_conversion(tiny_model: Path, tmp_p
 
 
 def test_what_cannot_fit_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerserve.models.opened.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("steerserve.models.loader.available_bytes", lambda _: 1000)
     said: list[str] = []
     with pytest.raises(ArtifactError, match="do not fit: 1000 bytes available"):
         load_runtime(tiny_model, None, None, EngineConfig(), say=said.append)

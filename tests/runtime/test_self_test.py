@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steerserve.errors import SelfTestError
 from steerserve.models import DiffusionLM, ModelFacts, Sites
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.runtime.self_test import check_steering
 from tests import tiny
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.models.sigma import Geometric, LogLinear, Sigma, level_of_share
 from steerserve.train.activations import (
     NoisedBatch,

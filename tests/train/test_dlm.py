@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.train.dlm import DlmRecipe, Documents, draw_masks, evaluate, nelbo, rate, train
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer
 

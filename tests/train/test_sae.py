@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from steerserve.errors import ArtifactError
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.saes import load_saes
 from steerserve.train.sae import SaeRecipe, train_saes
 from steerserve.train.tokenizer import SPECIAL, build_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerserve.models.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.saes.activation import Relu
 from steerserve.saes.sae import Policy, SaeFacts, SparseAutoencoder
 from steerserve.train.activations import NoisedBatch, states

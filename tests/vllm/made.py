@@ -19,8 +19,8 @@ from steerserve.engine.vllm.arguments import Sources
 from steerserve.engine.vllm.client import start
 from steerserve.engine.vllm.engine import VllmEngine
 from steerserve.models import DiffusionLM, load_model, open_checkpoint
-from steerserve.models.dream import DreamDiffusionLM
-from steerserve.models.llada import LladaDiffusionLM
+from steerserve.models.families.dream import DreamDiffusionLM
+from steerserve.models.families.llada import LladaDiffusionLM
 from steerserve.saes import load_saes
 from steerserve.steering.attribute import Attribute, AttributeSite
 from tests import tiny

@@ -31,7 +31,7 @@ from steerserve.engine.request.kv_cache import RowCache
 from steerserve.engine.request.refinement import refinement, stretch_of
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError, TooLongError
-from steerserve.models.defaults import check_sampling
+from steerserve.models.checkpoint.generation_config import check_sampling
 from steerserve.saes import SparseAutoencoder
 
 MAX_STOPS = 16

@@ -10,7 +10,7 @@ from steerserve.engine.forward.packing import TILE
 from steerserve.engine.request.request import Request
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM, ModelFacts
-from steerserve.models.room import amount, available_bytes
+from steerserve.models.checkpoint.available_memory import amount, available_bytes
 
 _SHARE = 0.8
 """Of what is free, for forwards: the rest is for what the estimate does not see."""

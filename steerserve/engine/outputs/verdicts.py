@@ -14,7 +14,7 @@ from steerserve.engine.api.events import WORDLESS, Result
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from steerserve.models.means import mean_states
-from steerserve.models.tokenizer import literal
+from steerserve.models.text.tokenizer import literal
 from steerserve.steering.probe import Probe
 
 MOST: Final = 1e4

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, ModelFacts
-from steerserve.models.dream import DreamConfig, DreamDiffusionLM
-from steerserve.models.llada import LladaConfig, LladaDiffusionLM
+from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
+from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
 
 ARCHITECTURE: Final = "SteerserveDiffusionLM"
 """Name under which vLLM knows the model."""

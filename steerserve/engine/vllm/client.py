@@ -18,7 +18,7 @@ from steerserve.engine.vllm.arguments import KV_CACHE_BYTES, Sources, core_share
 from steerserve.engine.vllm.checkpoint import llama_config
 from steerserve.engine.vllm.pooler import POOLING_TASK
 from steerserve.models import DiffusionLM
-from steerserve.models.folder import read_config
+from steerserve.models.checkpoint.config import read_config
 
 
 class VllmClient:

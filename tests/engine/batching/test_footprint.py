@@ -18,7 +18,7 @@ from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward import head
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=4, temperature=1.0, ignore_eos=True)

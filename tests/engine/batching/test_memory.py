@@ -10,7 +10,7 @@ from torch import Tensor
 from steerserve.engine.api.events import Failed
 from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.models import Sites
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=8, steps=4, temperature=1.0, ignore_eos=True)

@@ -15,7 +15,7 @@ from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.steering.attribute import AttributeSite, FeatureWeight
 from tests import tiny
 

@@ -17,8 +17,8 @@ from steerserve.engine.forward.meter import ReadoutBatch
 from steerserve.engine.request.readouts import Readout
 from steerserve.engine.request.request import Request
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.models.bert import BertDiffusionLM
-from steerserve.models.dream import DreamDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
+from steerserve.models.families.dream import DreamDiffusionLM
 from steerserve.saes import SaeFacts, SparseAutoencoder
 from steerserve.saes.activation import Activation, JumpRelu, Relu
 from tests import tiny

@@ -11,7 +11,7 @@ from steerserve.engine.api.events import Done, Event, Trace
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, TraceParams, VectorRef
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from tests import tiny
 
 PLAIN = GenerationParams(prompt="the king", max_tokens=12, steps=6, seed=3)

@@ -13,7 +13,7 @@ from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import load_model
 from tests import tiny
-from tests.models import dream_reference
+from tests.models.families import dream_reference
 
 TURN_END, OTHER = 6, 7
 ENDS = (tiny.EOS, TURN_END, OTHER)

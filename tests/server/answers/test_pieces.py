@@ -13,7 +13,7 @@ from steerserve.models import load_tokenizer
 from steerserve.server.answers.pieces import MOST, WINDOW, PromptText, beside, tail, texts, words
 from steerserve.server.answers.wording import Words
 from tests import tiny
-from tests.models.test_tokenizer import dream, learn
+from tests.models.text.test_tokenizer import dream, learn
 from tests.server import text_engine
 
 Decode = Callable[[Sequence[int]], str]

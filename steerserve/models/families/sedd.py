@@ -12,8 +12,8 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes
-from steerserve.models.dit import DitConfig, DitDiffusionLM, check_heads
-from steerserve.models.dit_weights import adapt_dit
+from steerserve.models.families.dit import DitConfig, DitDiffusionLM, check_heads
+from steerserve.models.families.dit_weights import adapt_dit
 from steerserve.models.sigma import Geometric, LogLinear, Sigma
 
 _NEEDED = (

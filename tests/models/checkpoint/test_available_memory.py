@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerserve.errors import ArtifactError
-from steerserve.models.room import amount, available_bytes, check_room, count
+from steerserve.models.checkpoint.available_memory import amount, available_bytes, check_room, count
 
 CPU = torch.device("cpu")
 GIB = 1 << 30

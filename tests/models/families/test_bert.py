@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from steerserve.models import DiffusionLM
-from steerserve.models.bert import BertDiffusionLM
+from steerserve.models.families.bert import BertDiffusionLM
 from tests import tiny
 
 

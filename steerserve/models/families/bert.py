@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from steerserve.errors import ArtifactError
 from steerserve.models.attention import attend, padding_mask, taken
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, read_fields
-from steerserve.models.layout import leave_out_copies
 from steerserve.models.memory import Keep, Memory
+from steerserve.models.state_dict import leave_out_copies
 
 # All that this family implements; any other value is refused on load.
 _FIXED: dict[str, Any] = {

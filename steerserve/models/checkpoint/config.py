@@ -1,36 +1,11 @@
-"""The JSON files of a model folder, and the family that its `config.json` names."""
+"""The JSON files of a model folder: its configuration, and the special tokens of its tokenizer."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from steerserve.errors import ArtifactError
-from steerserve.models.bert import BertDiffusionLM
-from steerserve.models.dream import DreamDiffusionLM
-from steerserve.models.llada import LladaDiffusionLM
-from steerserve.models.mdlm import MdlmDiffusionLM
-from steerserve.models.sedd import SeddDiffusionLM
 from steerserve.pointers import refuse_pointer
-
-Family = (
-    type[BertDiffusionLM]
-    | type[DreamDiffusionLM]
-    | type[LladaDiffusionLM]
-    | type[MdlmDiffusionLM]
-    | type[SeddDiffusionLM]
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "bert": BertDiffusionLM,
-    "llada": LladaDiffusionLM,
-    "Dream": DreamDiffusionLM,
-    "mdlm": MdlmDiffusionLM,
-    "sedd": SeddDiffusionLM,
-}
-"""Families by the `model_type` of their `config.json`."""
-
-_SEDD_SECTIONS = ("graph", "noise", "model")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -53,19 +28,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{folder} is no model folder: it has no config.json")
     return read_object(path)
-
-
-def family_of(folder: Path, raw: Mapping[str, Any]) -> Family:
-    """The family of a parsed `config.json`; raises ArtifactError listing the known ones.
-
-    SEDD publishes its training configuration, which has no `model_type`: three objects tell it.
-    """
-    kind = raw.get("model_type")
-    if kind is None and all(isinstance(raw.get(section), Mapping) for section in _SEDD_SECTIONS):
-        kind = "sedd"
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ArtifactError(f"{folder}: model_type is {kind!r}, known families are {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[kind]
 
 
 def token_ids(folder: Path) -> dict[str, int]:

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts, SamplerDefaults
-from steerserve.models.chat import ChatTemplate, find_chat_template
-from steerserve.models.defaults import FILE, read_sampler_defaults, unused_settings
-from steerserve.models.loading import Checkpoint, open_checkpoint
-from steerserve.models.placement import choose_device, choose_dtype
-from steerserve.models.room import available_bytes, check_room
-from steerserve.models.tokenizer import open_tokenizer
-from steerserve.models.weights import weights_sha256
+from steerserve.models.checkpoint.available_memory import available_bytes, check_room
+from steerserve.models.checkpoint.generation_config import FILE, read_sampler_defaults, unused_settings
+from steerserve.models.checkpoint.loading import Checkpoint, open_checkpoint
+from steerserve.models.checkpoint.placement import choose_device, choose_dtype
+from steerserve.models.checkpoint.weights import weights_sha256
+from steerserve.models.text.chat import ChatTemplate, find_chat_template
+from steerserve.models.text.tokenizer import open_tokenizer
 
 
 @dataclass(frozen=True)

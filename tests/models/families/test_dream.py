@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.models import load_model
 from steerserve.models.base import deciding
-from tests.models.dream_reference import CONFIG, IDS, checkpoint, head_size, loaded, reference, tokens, write
+from tests.models.families.dream_reference import CONFIG, IDS, checkpoint, head_size, loaded, reference, tokens, write
 
 SIZES = pytest.mark.parametrize(
     "changes",

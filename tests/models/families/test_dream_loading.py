@@ -8,8 +8,8 @@ import torch
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model
-from steerserve.models.dream import DreamDiffusionLM
-from tests.models.dream_reference import CONFIG, MASK, checkpoint, loaded, tokens, write
+from steerserve.models.families.dream import DreamDiffusionLM
+from tests.models.families.dream_reference import CONFIG, MASK, checkpoint, loaded, tokens, write
 
 
 def test_shards_load_as_one_file(tmp_path: Path) -> None:

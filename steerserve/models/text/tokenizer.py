@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from steerserve.errors import ArtifactError
-from steerserve.models.folder import read_object
-from steerserve.models.pretrained import from_folder
+from steerserve.models.checkpoint.config import read_object
+from steerserve.models.checkpoint.pretrained import from_folder
 from steerserve.pointers import refuse_pointer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerserve.digests import files_sha256
 from steerserve.errors import ArtifactError
-from steerserve.models.folder import read_object
+from steerserve.models.checkpoint.config import read_object
 from steerserve.pickles import SUFFIX as CONVERTED
 from steerserve.pickles import convert, converted, load_pickle
 from steerserve.pointers import refuse_pointer

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model
-from steerserve.models.sedd import SeddDiffusionLM, log_score
+from steerserve.models.families.sedd import SeddDiffusionLM, log_score
 from steerserve.models.sigma import Geometric, LogLinear
-from tests.models import dit_reference as dit
+from tests.models.families import dit_reference as dit
 
 CONFIG: dict[str, Any] = {
     "ngpus": 8,

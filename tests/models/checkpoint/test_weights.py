@@ -12,9 +12,9 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, open_checkpoint, weights_sha256
-from steerserve.models.weights import read_weights, weight_files
+from steerserve.models.checkpoint.weights import read_weights, weight_files
 from tests import tiny
-from tests.models.test_loading import MODELS, shard, write
+from tests.models.checkpoint.test_loading import MODELS, shard, write
 from tests.test_alignment import move
 
 

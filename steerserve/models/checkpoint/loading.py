@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts
-from steerserve.models.defaults import FILE, read_generation_config
-from steerserve.models.folder import Family, family_of, read_config, token_ids
-from steerserve.models.layout import check_layout
-from steerserve.models.weights import Weights, read_weights
+from steerserve.models.checkpoint.config import read_config, token_ids
+from steerserve.models.checkpoint.generation_config import FILE, read_generation_config
+from steerserve.models.checkpoint.weights import Weights, read_weights
+from steerserve.models.families import Family, family_of
+from steerserve.models.state_dict import check_layout
 from steerserve.numerics import aligned
 
 

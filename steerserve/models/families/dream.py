@@ -26,9 +26,9 @@ from steerserve.models.base import (
     check_sizes,
     read_fields,
 )
-from steerserve.models.layout import leave_out_copies
 from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
+from steerserve.models.state_dict import leave_out_copies
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
 # load. A block size is that of Dream's block-wise successors, which bear the same model_type and are not shifted.

@@ -15,7 +15,7 @@ from tokenizers import models as kinds
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_tokenizer
-from steerserve.models.tokenizer import open_tokenizer
+from steerserve.models.text.tokenizer import open_tokenizer
 from tests import tiny
 
 TEXTS = (

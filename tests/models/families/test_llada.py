@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.models.llada import LladaDiffusionLM
+from steerserve.models.families.llada import LladaDiffusionLM
 from tests import tiny
 
 

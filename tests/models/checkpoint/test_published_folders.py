@@ -12,8 +12,8 @@ from torch import Tensor
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, load_model
 from tests import tiny
-from tests.models import dream_reference
-from tests.models.test_loading import write
+from tests.models.checkpoint.test_loading import write
+from tests.models.families import dream_reference
 
 
 def states(model: DiffusionLM) -> Tensor:

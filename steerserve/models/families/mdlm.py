@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import ModelFacts, SamplerDefaults, check_sizes, read_fields
-from steerserve.models.dit import DitConfig, DitDiffusionLM, check_heads
-from steerserve.models.dit_weights import adapt_dit
+from steerserve.models.families.dit import DitConfig, DitDiffusionLM, check_heads
+from steerserve.models.families.dit_weights import adapt_dit
 from steerserve.models.sigma import LogLinear
 
 

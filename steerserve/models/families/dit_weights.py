@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.dit import ROTARY_BASE, Dit, DitConfig, SigmaMap
-from steerserve.models.layout import check_layout
+from steerserve.models.families.dit import ROTARY_BASE, Dit, DitConfig, SigmaMap
 from steerserve.models.llama import rotary_frequencies
+from steerserve.models.state_dict import check_layout
 from steerserve.numerics import aligned
 
 _PREFIXES = ("", "backbone.", "model.", "module.")

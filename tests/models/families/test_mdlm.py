@@ -11,9 +11,9 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model
-from steerserve.models.mdlm import MdlmDiffusionLM
+from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.sigma import LogLinear
-from tests.models import dit_reference as dit
+from tests.models.families import dit_reference as dit
 
 CONFIG: dict[str, Any] = {
     "model_type": "mdlm",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steerserve.errors import SteerserveError
-from steerserve.models.placement import choose_device, choose_dtype
+from steerserve.models.checkpoint.placement import choose_device, choose_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 

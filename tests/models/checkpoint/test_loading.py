@@ -21,8 +21,8 @@ from steerserve.models import (
     load_model,
     read_config,
 )
-from steerserve.models.folder import family_of
-from steerserve.models.llada import LladaDiffusionLM
+from steerserve.models.families import family_of
+from steerserve.models.families.llada import LladaDiffusionLM
 from tests import tiny
 
 MODELS: dict[str, Callable[[], Any]] = {"bert": tiny.bert, "llada": tiny.llada}

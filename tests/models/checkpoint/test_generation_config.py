@@ -13,7 +13,7 @@ from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import SamplerDefaults, read_sampler_defaults
-from steerserve.models.defaults import unused_settings
+from steerserve.models.checkpoint.generation_config import unused_settings
 from tests import tiny
 
 

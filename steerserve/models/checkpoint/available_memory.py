@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from steerserve.errors import ArtifactError
-from steerserve.models.placement import type_name
+from steerserve.models.checkpoint.placement import type_name
 
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
