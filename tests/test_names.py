@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from schedulers import NORMS, ORDERS, SCHEDULES, STRENGTHS, TRANSFERS
+from schedulers import NORMS, ORDERS, SCHEDULES, TRANSFERS
 from steerserve.commands import generate
 from steerserve.config import ServerConfig
 from steerserve.engine.admission.interventions.units import LARGEST
@@ -21,7 +21,6 @@ from steerserve.engine.request.kv_cache import CACHES
 from steerserve.errors import RequestError
 from steerserve.runtime.cards import capabilities
 from steerserve.server.app import create_app
-from steerserve.server.auth.strengths import OPEN_LOOP
 from steerserve.steering.names import (
     COMBINE,
     CONTROLS,
@@ -50,8 +49,6 @@ LISTS: dict[str, tuple[str, ...]] = {
     "norms": tuple(NORMS),
     "conditions": KINDS,
 }
-AUDITED = {("steerserve/server/auth/strengths.py", "schedules")}
-"""Where a list is a rule of its own that fails closed, and is held to the whole one below."""
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +141,6 @@ def test_tables_by_name_have_every_name_and_no_other() -> None:
     assert tuple(LARGEST) == UNITS
     assert tuple(SCOPES) == SCOPE_NAMES
     assert tuple(CODES) == (*OPERATORS, "read")
-    assert {*STRENGTHS, "joint"} == OPEN_LOOP
 
 
 def test_no_list_is_written_twice() -> None:
@@ -161,4 +157,4 @@ def test_no_list_is_written_twice() -> None:
                 own = path.relative_to(ROOT).as_posix()
                 if len(said) >= 3 and said <= {*names, "joint"} and 3 * len(said & set(names)) >= 2 * len(names):
                     found.add((own, name))
-    assert found - {("steerserve/engine/api/conditions.py", "conditions")} == AUDITED
+    assert found == {("steerserve/engine/api/conditions.py", "conditions")}

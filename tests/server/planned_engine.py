@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.steering.names import NEUTRAL
 from tests.server.text_engine import TextEngine, TextRequest
 
 GAINS = {"uniform": [1.0] * 4, "window": [4.0, 0.0, 0.0, 0.0], "feedback": [1.0] * 4}
@@ -48,11 +49,17 @@ def planned(name: str, one: Intervention) -> dict[str, Any]:
     schedule = one.schedule if isinstance(one.schedule, Mapping) else {"type": one.schedule or "uniform"}
     strength = DEFAULT_STRENGTH if one.strength is None else one.strength
     factor = one.op in ("boost", "multiply", "project_out")
+    unit = "factor" if factor else one.unit or "residual"
+    most, nothing = max(GAINS[schedule["type"]]), NEUTRAL.get(one.op)
     return {
         "name": name,
         "operator": one.op,
         "strength": strength,
-        "unit": "factor" if factor else one.unit or "residual",
+        "unit": unit,
+        "neutral": strength == nothing,
+        "peak": None
+        if schedule["type"] == "feedback"
+        else abs(strength - (nothing or 0.0)) * (most**2 if unit == "kl" else most),
         "scope": one.scope or "masked",
         "schedule": {**schedule, "gains": GAINS[schedule["type"]]},
         "sites": [{"layer": layer, "strength_hidden": 10 * strength} for layer in one.layers or (1,)],

@@ -1,7 +1,7 @@
 """The receipt: what steering was in fact applied, returned with every steered answer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ def approximated(request: Request) -> list[dict[str, Any]]:
     }
     return [one | told.get(one["what"], {}) for one in request.plan["approximate"]]
 
+
+PLANNED: Final = frozenset({"neutral", "peak"})
+"""Fields of a planned intervention that a receipt has not: the run says what was pushed."""
 
 Held = tuple[ActiveIntervention, int, int]
 """An intervention with the steps [first, last + 1) at which it held."""
@@ -73,10 +76,10 @@ def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> 
     """Nats a response token that interventions cost together under the gains they had, and between which the cross
     terms are known; None where the cost of one that pushed is not, or there is no response."""
     pushing = [one for one in held if one[0].pushes]
-    prices = [one.price for one, _, _ in pushing if one.price is not None]
-    if len(prices) < len(pushing) or not request.writes:
+    costs = [one.cost for one, _, _ in pushing if one.cost is not None]
+    if len(costs) < len(pushing) or not request.writes:
         return None, None
-    whole = total_cost(catalogue, prices)
+    whole = total_cost(catalogue, costs)
     if whole is None:
         return 0.0, None
     length = request.params.max_tokens
@@ -136,7 +139,7 @@ def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
     gains = one.pushes[0].applied.gains if one.pushes else []
     strength = one.summary.get("came_to", one.summary)["strength"]
     return {
-        **one.summary,
+        **{name: value for name, value in one.summary.items() if name not in PLANNED},
         "applied": applied,
         "strength_per_step": [round(strength * gain, 6) for gain in gains],
         "sites": [_site(push, site) for push, site in zip(one.pushes, one.summary["sites"], strict=False)],

@@ -27,7 +27,7 @@ class ActiveIntervention:
     pushes: tuple[Push, ...]
     controller: InterventionController | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
-    price: InterventionCost | None = None
+    cost: InterventionCost | None = None
     """Its calibrated cost; None where none holds for it."""
     mandatory: bool = False
     """Whether it is not the caller's own."""

@@ -53,9 +53,9 @@ class InterventionCost:
 
 @dataclass(frozen=True, eq=False)
 class TotalCost:
-    """What I priced interventions cost together."""
+    """What I interventions cost together."""
 
-    prices: tuple[InterventionCost, ...]
+    costs: tuple[InterventionCost, ...]
     member: Tensor
     """[I, A] float64, 1 where an intervention is of an attribute."""
     matrices: Tensor
@@ -67,8 +67,8 @@ class TotalCost:
         """Nats that a token costs which commits at progress [F] under gains [F, I]: of each intervention alone [F, I],
         and of all together [F]."""
         at = slice_of(progress, SLICES)
-        strength = gains.double() * torch.tensor([one.strength for one in self.prices], dtype=torch.float64)
-        own = torch.stack([one.density for one in self.prices], 1)[at]
+        strength = gains.double() * torch.tensor([one.strength for one in self.costs], dtype=torch.float64)
+        own = torch.stack([one.density for one in self.costs], 1)[at]
         pushed = strength @ self.member
         together = torch.einsum("fa,fab,fb->f", pushed, self.matrices[at], pushed) / 2
         return own * strength.square() / 2, together

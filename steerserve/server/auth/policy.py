@@ -9,7 +9,6 @@ from steerserve.engine.api.params import GenerationParams, Intervention, Limits
 from steerserve.server.auth.audited import JUDGED, JUDGED_OF_PUSHES, check_judged
 from steerserve.server.auth.strengths import amount_of, loudness_of, peak_of, size_of
 from steerserve.server.errors import PolicyError
-from steerserve.steering.names import NEUTRAL
 
 MANDATORY_SCOPES: Final = frozenset({"all", "response", "masked"})
 """Scopes that hold every position that has yet to become a token."""
@@ -97,7 +96,7 @@ class Policy:
                 raise PolicyError(f"{name}: scope {one.get('scope')!r} leaves positions out")
             if one.get("when") is not None:
                 raise PolicyError(f"{name}: a mandatory intervention has no condition")
-            if operator in NEUTRAL and strength == NEUTRAL[operator]:
+            if one.get("neutral", True):
                 raise PolicyError(f"{name}: strength {strength:g} does nothing")
             for unit, allowed in (self.max_strength or {}).items():
                 if unit != one.get("unit"):

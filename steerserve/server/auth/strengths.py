@@ -2,31 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from steerserve.server.errors import PolicyError
-from steerserve.steering.names import NEUTRAL
-
-OPEN_LOOP: Final = frozenset({"uniform", "window", "piecewise", "commitment", "optimal", "joint"})
-"""Schedules whose table of gains says before the run what will be pushed."""
 
 
 def peak_of(summary: Mapping[str, Any], param: str) -> float:
-    """The largest |strength| that a planned intervention reaches; for multiply, its distance from doing nothing.
+    """The `peak` of a planned intervention: the largest strength that it reaches.
 
-    param: its path in the request. Raises PolicyError for a schedule that does not say so beforehand.
+    param: its path in the request. Raises PolicyError where the plan states none, since the run decides.
     """
-    schedule = summary.get("schedule") or {}
-    gains, strength, kind = schedule.get("gains"), summary.get("strength"), schedule.get("type")
-    if kind not in OPEN_LOOP or not gains or strength is None:
+    peak = summary.get("peak")
+    if peak is None:
+        kind = (summary.get("schedule") or {}).get("type")
         raise PolicyError(
             f"schedule {kind!r} does not say beforehand how hard it pushes, and this key limits that",
             f"{param}.schedule",
         )
-    neutral = NEUTRAL.get(str(summary.get("operator")), 0.0)
-    most = max(abs(float(gain)) for gain in gains)
-    # Nats go with the square of the push.
-    return abs(float(strength) - neutral) * (most**2 if summary.get("unit") == "kl" else most)
+    return float(peak)
 
 
 def size_of(amount: float, unit: str) -> float:
@@ -50,5 +43,5 @@ def loudness_of(summary: Mapping[str, Any], param: str) -> float:
     total = sum(abs(float(site["strength_hidden"])) for site in sites)
     if not strength:
         return 0.0
-    most = peak_of(summary, param) / abs(float(strength))
-    return total * (math.sqrt(most) if summary.get("unit") == "kl" else most)
+    unit = str(summary.get("unit"))
+    return total * size_of(peak_of(summary, param), unit) / size_of(abs(float(strength)), unit)

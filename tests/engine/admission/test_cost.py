@@ -3,13 +3,14 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from schedulers import CommitmentProfile
 from steerserve.engine.api.events import Committed, Done
-from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
+from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import RequestError
 from tests import tiny
@@ -177,6 +178,29 @@ def test_nats_are_the_uniform_push_that_costs_them(served: DiffusionEngine) -> N
     guided = pytest.raises(RequestError, match="without guidance")
     with guided:
         served.admit(replace(PLAIN, cfg_scale=1.0, interventions=(replace(SPORTS, unit="kl"),)))
+
+
+def test_the_peak_of_nats_goes_with_the_square_of_the_gain(served: DiffusionEngine) -> None:
+    half = {"type": "window", "start": 0.0, "stop": 0.5, "norm": "l2"}
+    push = Intervention(attribute="tone/warm", strength=-0.01, unit="kl", schedule=half)
+    assert served.admit(replace(PLAIN, interventions=(push,))).plan["interventions"][0]["peak"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("unit", ["residual", "kl"])
+def test_a_limit_on_the_prediction_scales_every_number_of_a_push(served: DiffusionEngine, unit: Any) -> None:
+    push = Intervention(attribute="tone/warm", strength=0.9, unit=unit)
+    whole, less = (
+        served.admit(replace(PLAIN, interventions=(push,), limits=limits))
+        for limits in (None, Limits(max_predicted_kl=0.001))
+    )
+    factor = less.plan["limits"]["predicted_kl_scale"]
+    assert 0 < factor < 1
+    assert less.pushes[0].strength == pytest.approx(factor * whole.pushes[0].strength)
+    before, after = (one.plan["interventions"][0] for one in (whole, less))
+    assert after["strength"] == pytest.approx(before["strength"] * (factor**2 if unit == "kl" else factor))
+    assert after["peak"] == pytest.approx(after["strength"])
+    assert after["strength_per_step"] == pytest.approx([factor * one for one in before["strength_per_step"]], abs=1e-6)
+    assert after["predicted_kl"] == pytest.approx(0.001)
 
 
 def test_what_was_replaced_while_it_ran_is_charged_for_its_own_steps(served: DiffusionEngine) -> None:

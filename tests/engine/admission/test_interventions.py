@@ -160,6 +160,31 @@ def test_an_attribute_brings_its_defaults_and_a_request_overrides_them(served: D
     assert torch.equal(push.direction, sports.directions[1, "diff_means"])
 
 
+WINDOW = {"type": "window", "start": 0.0, "stop": 0.25, "norm": "l2"}
+
+
+@pytest.mark.parametrize(
+    ("push", "peak", "neutral"),
+    [
+        (replace(ATTRIBUTE, strength=-0.3, schedule="uniform"), 0.3, False),
+        # All of the push in a quarter of the steps: twice the gain.
+        (replace(ATTRIBUTE, strength=0.3, schedule=WINDOW), 0.6, False),
+        (replace(ATTRIBUTE, strength=0.0), 0.0, True),
+        (replace(FEATURE, op="multiply", strength=3.0), 2.0, False),
+        (replace(FEATURE, op="multiply", strength=0.0), 1.0, False),
+        (replace(FEATURE, op="multiply", strength=1.0), 0.0, True),
+        (replace(FEATURE, op="clamp", strength=0.0), 0.0, False),
+        (replace(ATTRIBUTE, strength=0.3, schedule="feedback"), None, False),
+    ],
+)
+def test_a_plan_states_how_hard_an_intervention_may_push(
+    served: DiffusionEngine, push: Intervention, peak: float | None, neutral: bool
+) -> None:
+    told = served.admit(replace(PLAIN, interventions=(push,))).plan["interventions"][0]
+    assert told["peak"] == (None if peak is None else pytest.approx(peak))
+    assert told["neutral"] is neutral
+
+
 @pytest.mark.parametrize("op", ["clamp", "project_out", "cap"])
 def test_an_operator_with_a_target_never_overshoots_it(served: DiffusionEngine, op: Any) -> None:
     push = replace(ATTRIBUTE, op=op, strength=0.5)

@@ -1,28 +1,34 @@
 """What the interventions of a row come to together: one allocation, limits, controls, and what all of it costs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from schedulers import GainTable, JointTable, compile_joint
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
-from steerserve.engine.admission.conditions import govern
-from steerserve.engine.admission.interventions.controls import put_control
+from steerserve.engine.admission.interventions.controls import controlled
 from steerserve.engine.admission.interventions.cost import total_cost, uncalibrated
-from steerserve.engine.admission.interventions.draft import InterventionDraft, draft, own_schedule
-from steerserve.engine.admission.interventions.limits import check_limits, scale_to, set_bound
+from steerserve.engine.admission.interventions.draft import InterventionDraft, draft, governed, scheduled
+from steerserve.engine.admission.interventions.limits import bounded, check_limits, scale_to
 from steerserve.engine.admission.interventions.resolve import resolve
 from steerserve.engine.api.params import SLICES, GenerationParams, Limits
 from steerserve.engine.request.intervention import ActiveIntervention
-from steerserve.engine.request.kl_budget import PredictedBudget, TotalCost, gains_along, trajectory
+from steerserve.engine.request.kl_budget import (
+    InterventionCost,
+    PredictedBudget,
+    TotalCost,
+    gains_along,
+    trajectory,
+)
 from steerserve.errors import RequestError
 from steerserve.steering.names import COMBINE, CONTROLS
 
 
-def joint_schedules(
+def jointly_scheduled(
     catalogue: Catalogue, drafts: Sequence[InterventionDraft]
-) -> tuple[list[CompiledSchedule], dict[str, Any]]:
-    """The schedules of interventions that are allocated together, and what the plan says of them; raises RequestError.
+) -> tuple[list[InterventionDraft], dict[str, Any]]:
+    """The drafts of interventions that are allocated together, with their schedules compiled, and what the plan says of
+    them; raises RequestError.
 
     The weights are those under which the strengths asked for are the best uniform mix, so that the gains move cost
     over progress and the rest is as asked. One intervention alone gets the optimal schedule.
@@ -50,9 +56,9 @@ def joint_schedules(
         raise RequestError(f"combine 'joint': {error}", "combine") from error
     found = []
     for a, drafted in enumerate(drafts):
-        drafted.schedule = "joint"
         gains = GainTable(table.gains[a], "kl", table.rho, table.note)
-        found.append(CompiledSchedule(gains, tuple(gains.gains.tolist())))
+        compiled = CompiledSchedule(gains, tuple(gains.gains.tolist()))
+        found.append(replace(drafted, schedule="joint", compiled=compiled))
     told = {
         "attributes": names,
         "weights": [float(weight) for weight in table.weights],
@@ -65,7 +71,7 @@ def joint_schedules(
 
 def _member(drafted: InterventionDraft, known: Sequence[str]) -> tuple[str, float]:
     """Name and strength, in its own unit, of an intervention that may be allocated."""
-    one, param, attribute = drafted.one, drafted.param, drafted.attribute
+    one, param, attribute = drafted.asked, drafted.param, drafted.attribute
     if attribute is None:
         raise RequestError("combine 'joint' is for interventions by attribute", param)
     if attribute.name not in known:
@@ -75,21 +81,19 @@ def _member(drafted: InterventionDraft, known: Sequence[str]) -> tuple[str, floa
     if one.schedule is not None:
         raise RequestError("combine 'joint' decides the schedule; leave it out", f"{param}.schedule")
     why = uncalibrated(attribute, one, drafted.scope)
-    if why is not None or drafted.own is None:
+    own = drafted.own_strength
+    if why is not None or own is None:
         why = why or "its strength is not the same, in its own unit, at all of its layers"
         raise RequestError(f"combine 'joint' pushes attributes as they were calibrated: {why}", param)
-    if drafted.own == 0:
+    if own == 0:
         raise RequestError("combine 'joint' takes no strength of 0; leave the intervention out", f"{param}.strength")
-    return attribute.name, drafted.own
+    return attribute.name, own
 
 
 REWRITTEN: Final = "no predicted KL: tokens may be written more than once"
 MOST: Final = "the predicted KL is that of the most it may push"
 BEFOREHAND: Final = frozenset({REWRITTEN, MOST})
 """Notes on what a plan predicts that are not true of a receipt, which has the cost of what was pushed."""
-
-
-Scheduled = list[tuple[InterventionDraft, CompiledSchedule]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,32 +126,34 @@ def allocate(
         draft(catalogue, one, response, params.cfg_scale > 0, f"interventions[{i}]")
         for i, one in enumerate(params.interventions)
     ]
-    own = [drafted for drafted in drafts if not drafted.one.mandatory]
     joint: dict[str, Any] | None = None
-    compiled: dict[int, CompiledSchedule] = {}
-    if params.combine == "joint" and own:
-        together, joint = joint_schedules(catalogue, own)
-        compiled = {id(drafted): one for drafted, one in zip(own, together, strict=True)}
-    scheduled = [(one, compiled.get(id(one)) or own_schedule(catalogue, one)) for one in drafts]
-    for drafted in drafts:
-        drafted.controller = govern(catalogue, drafted.loop, drafted.one.when, drafted.param)
-    mine = [(one, schedule) for one, schedule in scheduled if not one.one.mandatory and not one.neutral]
-    scale = _keep_within(catalogue, limits, mine, progress)
-    set_bound(own, limits)
-    if params.control is not None:
-        for index, drafted in enumerate(drafts):
-            if not drafted.one.mandatory:
-                put_control(catalogue, drafted, params.control, params.seed, index)
-    resolved = [resolve(catalogue, one, schedule, progress) for one, schedule in scheduled]
-    for (drafted, schedule), done in zip(scheduled, resolved, strict=True):
-        alone, _ = predicted(catalogue, [] if drafted.neutral else [(drafted, schedule)], progress)
+    if params.combine == "joint":
+        drafts, joint = _with_joint(catalogue, drafts)
+    drafts = [scheduled(catalogue, one) if one.compiled is None else one for one in drafts]
+    drafts = [bounded(governed(catalogue, one), limits) for one in drafts]
+    limited = [not one.asked.mandatory and not one.neutral for one in drafts]
+    mine = [one for one, held in zip(drafts, limited, strict=True) if held]
+    scale = _scale_within(catalogue, limits, mine, progress)
+    control = params.control
+    if control is not None:
+        drafts = [
+            one if one.asked.mandatory else controlled(catalogue, one, control, params.seed, index)
+            for index, one in enumerate(drafts)
+        ]
+    resolved = [
+        resolve(catalogue, one, progress, scale if held else 1.0) for one, held in zip(drafts, limited, strict=True)
+    ]
+    for drafted, done in zip(drafts, resolved, strict=True):
+        alone, _ = predicted(catalogue, [] if drafted.neutral else [done.cost], [_table(drafted)], progress)
         done.summary["predicted_kl"] = None if rewrites else alone
         done.summary["notes"] += _about_prediction(drafted, alone, rewrites)
-    total, whole = predicted(catalogue, mine, progress)
+    pushed = [done for done, held in zip(resolved, limited, strict=True) if held]
+    tables = [_table(one) for one, held in zip(drafts, limited, strict=True) if held]
+    total, whole = predicted(catalogue, [one.cost for one in pushed], tables, progress)
     if limits.max_predicted_kl is not None and total is not None:
         # Held while it runs, whatever the run decides and however often a token is written.
         total = limits.max_predicted_kl if rewrites else min(total, limits.max_predicted_kl)
-    elif rewrites and mine:
+    elif rewrites and pushed:
         total = None
     told = {
         "combine": params.combine,
@@ -158,7 +164,7 @@ def allocate(
         "predicted_kl": total,
         "predicted_kl_cross_terms": None if whole is None else whole.cross,
     }
-    return Allocation(tuple(resolved), _budget(limits, mine, whole, None if rewrites else progress), told)
+    return Allocation(tuple(resolved), _budget(limits, pushed, whole, None if rewrites else progress), told)
 
 
 def told_limits(limits: Limits) -> dict[str, Any]:
@@ -168,18 +174,38 @@ def told_limits(limits: Limits) -> dict[str, Any]:
 
 
 def predicted(
-    catalogue: Catalogue, scheduled: Scheduled, progress: Sequence[float] | None
+    catalogue: Catalogue,
+    costs: Sequence[InterventionCost | None],
+    tables: Sequence[GainTable],
+    progress: Sequence[float] | None,
 ) -> tuple[float | None, TotalCost | None]:
-    """Nats a response token that interventions are predicted to cost together, and their bill; None where the cost of
-    one is not known, and no bill also where there are none."""
-    prices = [drafted.price for drafted, _ in scheduled if drafted.price is not None]
-    if len(prices) < len(scheduled):
+    """Nats a response token that interventions with these gains are predicted to cost together, and what makes them up;
+    None where the cost of one is not known, and no total also where there are none."""
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
         return None, None
-    whole = total_cost(catalogue, prices)
+    whole = total_cost(catalogue, known)
     if whole is None:
         return 0.0, None
-    gains = gains_along(progress, [schedule.table for _, schedule in scheduled])
-    return whole.over(trajectory(progress), gains)[1], whole
+    return whole.over(trajectory(progress), gains_along(progress, tables))[1], whole
+
+
+def _with_joint(
+    catalogue: Catalogue, drafts: Sequence[InterventionDraft]
+) -> tuple[list[InterventionDraft], dict[str, Any] | None]:
+    """The drafts with the caller's own allocated together, and what the plan says of these; None where there are
+    none."""
+    own = [one for one in drafts if not one.asked.mandatory]
+    if not own:
+        return list(drafts), None
+    together, joint = jointly_scheduled(catalogue, own)
+    done = iter(together)
+    return [one if one.asked.mandatory else next(done) for one in drafts], joint
+
+
+def _table(drafted: InterventionDraft) -> GainTable:
+    assert drafted.compiled is not None
+    return drafted.compiled.table
 
 
 def _about_prediction(drafted: InterventionDraft, alone: float | None, rewrites: bool) -> list[str]:
@@ -190,31 +216,33 @@ def _about_prediction(drafted: InterventionDraft, alone: float | None, rewrites:
     return [] if drafted.controller is None else [MOST]
 
 
-def _keep_within(catalogue: Catalogue, limits: Limits, mine: Scheduled, progress: Sequence[float] | None) -> float:
-    """Scale interventions to the limit on predicted KL; the factor, 1 or less."""
+def _scale_within(
+    catalogue: Catalogue, limits: Limits, mine: Sequence[InterventionDraft], progress: Sequence[float] | None
+) -> float:
+    """The factor, 1 or less, with which interventions stay within the limit on predicted KL; raises RequestError."""
     if limits.max_predicted_kl is None:
         return 1.0
-    for drafted, _ in mine:
-        if drafted.price is None:
+    for drafted in mine:
+        if drafted.why_no_cost is not None:
             raise RequestError(
                 f"max_predicted_kl needs calibrated costs, {drafted.param}: {drafted.why_no_cost}; max_kl is measured "
                 "and needs none",
                 "limits.max_predicted_kl",
             )
-    if any(drafted.controller is not None for drafted, _ in mine):
+    if any(drafted.controller is not None for drafted in mine):
         # What it comes to is up to the run, and so is what is left of it.
         return 1.0
-    total, _ = predicted(catalogue, mine, progress)
+    total, _ = predicted(catalogue, [one.cost() for one in mine], [_table(one) for one in mine], progress)
     assert total is not None
-    return scale_to(limits.max_predicted_kl, limits, [drafted for drafted, _ in mine], total)
+    return scale_to(limits.max_predicted_kl, limits, total)
 
 
 def _budget(
-    limits: Limits, mine: Scheduled, whole: TotalCost | None, progress: Sequence[float] | None
+    limits: Limits, mine: Sequence[ActiveIntervention], whole: TotalCost | None, progress: Sequence[float] | None
 ) -> PredictedBudget | None:
     if limits.max_predicted_kl is None:
         return None
-    groups = tuple(tuple(drafted.pushes) for drafted, _ in mine)
+    groups = tuple(one.pushes for one in mine)
     planned = None if progress is None else tuple(progress)
     return PredictedBudget(limits.max_predicted_kl, limits.on_exceed == "refuse", whole, groups, planned)
 

@@ -20,14 +20,17 @@ from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.interventions.draft import InterventionDraft
 from steerserve.errors import RequestError
 from steerserve.saes import SparseAutoencoder
-from steerserve.steering.names import Control
+from steerserve.steering.names import NEUTRAL, Control
 from steerserve.steering.operators import SETS_VALUE
 from steerserve.steering.push import Push
 
 
-def put_control(catalogue: Catalogue, drafted: InterventionDraft, control: Control, seed: int, index: int) -> None:
-    """Put a control in the place of what an intervention, number `index` of its row, pushes; raises RequestError."""
-    op = drafted.one.op
+def controlled(
+    catalogue: Catalogue, drafted: InterventionDraft, control: Control, seed: int, index: int
+) -> InterventionDraft:
+    """The draft of an intervention, number `index` of its row, with a control in the place of what it pushes; raises
+    RequestError."""
+    op = drafted.asked.op
     if op in SETS_VALUE:
         raise RequestError(
             f"control {control!r} is for pushes whose size does not depend on their direction (add, boost, multiply): "
@@ -39,21 +42,21 @@ def put_control(catalogue: Catalogue, drafted: InterventionDraft, control: Contr
             f"control {control!r} is for schedules known beforehand: {drafted.param} goes by what the run reads",
             "control",
         )
-    drafted.control = {"control": control}
     if control == "sign_flip":
-        _flip(drafted)
-        return
-    drafted.price, drafted.why_no_cost = None, f"the direction of control {control!r} has no calibrated cost"
+        # What multiply adds is (strength - 1) times the activation.
+        return replace(drafted, control=control, size=2 * NEUTRAL[op] - drafted.size)
+    why = f"the direction of control {control!r} has no calibrated cost"
     if control == "random":
         direction = random_direction(seed, index, catalogue.facts.hidden_size)
-        for push in drafted.pushes:
-            push.direction = direction
-        return
+        turned = tuple(replace(push, direction=direction) for push in drafted.pushes)
+        return replace(drafted, control=control, pushes=turned, why_no_cost=why)
+    turned, picked = (), {}
     for push in drafted.pushes:
         sae, own = _sae_of(catalogue, drafted, push)
         feature = another_feature(sae, own, seed, index)
-        push.direction = sae.direction(feature).cpu()
-        drafted.picked[push.layer] = f"{sae.facts.id}:{feature}"
+        turned += (replace(push, direction=sae.direction(feature).cpu()),)
+        picked[push.layer] = f"{sae.facts.id}:{feature}"
+    return replace(drafted, control=control, pushes=turned, picked=picked, why_no_cost=why)
 
 
 def random_direction(seed: int, index: int, size: int) -> Tensor:
@@ -76,16 +79,6 @@ def another_feature(sae: SparseAutoencoder, own: frozenset[int], seed: int, inde
     return int(features[int(noise.uniform(_keys(seed, index, 1)) * len(features))])
 
 
-def _flip(drafted: InterventionDraft) -> None:
-    # What multiply adds is (strength - 1) times the activation.
-    twice = 2.0 if drafted.one.op == "multiply" else 0.0
-    drafted.strength, drafted.size = twice - drafted.strength, twice - drafted.size
-    for push in drafted.pushes:
-        push.strength = twice - push.strength
-    if drafted.price is not None:
-        drafted.price = replace(drafted.price, strength=-drafted.price.strength)
-
-
 def _sae_of(catalogue: Catalogue, drafted: InterventionDraft, push: Push) -> tuple[SparseAutoencoder, frozenset[int]]:
     """The SAE whose features an intervention pushes at a layer, and which they are."""
     if drafted.attribute is not None:
@@ -95,12 +88,12 @@ def _sae_of(catalogue: Catalogue, drafted: InterventionDraft, push: Push) -> tup
                 f"control 'matched_norm' needs the SAE {site.sae!r} of {drafted.param}, which is not loaded", "control"
             )
         return catalogue.saes[site.sae], frozenset(feature.index for feature in site.features)
-    if drafted.one.feature is None:
+    if drafted.asked.feature is None:
         raise RequestError(
             f"control 'matched_norm' takes another feature of the same SAE: {drafted.param} is a vector, of none",
             "control",
         )
-    return catalogue.saes[drafted.one.feature.sae], frozenset({drafted.one.feature.index})
+    return catalogue.saes[drafted.asked.feature.sae], frozenset({drafted.asked.feature.index})
 
 
 def _keys(seed: int, index: int, count: int) -> Tensor:

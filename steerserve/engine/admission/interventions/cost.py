@@ -54,13 +54,13 @@ def token_cost(catalogue: Catalogue, attribute: Attribute) -> Tensor:
     return catalogue.compiled.kept(attribute, "density", make)
 
 
-def total_cost(catalogue: Catalogue, prices: Sequence[InterventionCost]) -> TotalCost | None:
-    """The bill of interventions, with the joint profile's cross terms where it has them; None for none."""
-    if not prices:
+def total_cost(catalogue: Catalogue, costs: Sequence[InterventionCost]) -> TotalCost | None:
+    """What interventions cost together, with the joint profile's cross terms where it has them; None for none."""
+    if not costs:
         return None
-    names = tuple(dict.fromkeys(one.attribute for one in prices))
-    member = torch.tensor([[float(one.attribute == name) for name in names] for one in prices], dtype=torch.float64)
-    own = {one.attribute: one.density for one in prices}
+    names = tuple(dict.fromkeys(one.attribute for one in costs))
+    member = torch.tensor([[float(one.attribute == name) for name in names] for one in costs], dtype=torch.float64)
+    own = {one.attribute: one.density for one in costs}
     matrices = torch.diag_embed(torch.stack([own[name] for name in names], 1))
     joint = catalogue.joint
     known = [] if joint is None else [name for name in names if name in joint.names]
@@ -69,7 +69,7 @@ def total_cost(catalogue: Catalogue, prices: Sequence[InterventionCost]) -> Tota
         at = torch.tensor([names.index(name) for name in known])
         matrices[:, at[:, None], at] = measured
     cross: CrossTerms = "all" if len(names) == 1 or len(known) == len(names) else "some" if len(known) > 1 else "none"
-    return TotalCost(tuple(prices), member, matrices, cross)
+    return TotalCost(tuple(costs), member, matrices, cross)
 
 
 def joint_token_cost(catalogue: Catalogue, joint: JointProfile, names: tuple[str, ...]) -> Tensor:

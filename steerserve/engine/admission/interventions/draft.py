@@ -1,51 +1,65 @@
 """An intervention checked against the catalogue: its directions, strength, scope and schedule."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from steerserve.engine.admission.catalogue import Catalogue, CompiledSchedule
-from steerserve.engine.admission.conditions import closed_loop
+from steerserve.engine.admission.conditions import closed_loop, govern
 from steerserve.engine.admission.interventions.cost import token_cost, why_no_cost
 from steerserve.engine.admission.interventions.sites import attribute_sites, feature_site, vector_sites
-from steerserve.engine.admission.interventions.units import checked_strength, from_kl, known_unit, scale_of
+from steerserve.engine.admission.interventions.units import (
+    checked_kl,
+    checked_strength,
+    from_kl,
+    known_unit,
+    scale_of,
+)
 from steerserve.engine.api.params import SLICES, Choice, Intervention
 from steerserve.engine.request.controllers import FeedbackLoop, InterventionController
 from steerserve.engine.request.kl_budget import InterventionCost
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
-from steerserve.steering.names import NEUTRAL
+from steerserve.steering.bounds import Bound
+from steerserve.steering.names import NEUTRAL, Control
 from steerserve.steering.operators import PURE_NUMBERS, SETS_VALUE
 from steerserve.steering.push import SCOPES, Push
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class InterventionDraft:
-    """One intervention with its names resolved, before its gains are known."""
+    """One checked intervention on its way to its pushes. A step of the way returns a new draft and changes none.
 
-    one: Intervention
+    `size` is the only number: the strengths of the pushes, the cost and what the plan says are worked out from it in
+    `resolve`.
+    """
+
+    asked: Intervention
     param: str
     """Its path among the row's fields."""
     attribute: Attribute | None
-    pushes: list[Push]
-    """With their strengths in hidden units, or as `Push.strength` says."""
+    pushes: tuple[Push, ...]
+    """What is pushed at each layer. Their strengths are those of a `push_size` of 1, in the units of `Push.strength`;
+    their gains are not set."""
     unit: str
-    strength: float
-    """In `unit`."""
     size: float
-    """The same in the unit that pushes add up in: the attribute's own where `unit` is `kl`."""
+    """How hard it pushes, in `unit`."""
     scope: str | tuple[int, int]
     """As asked."""
     schedule: Choice
-    own: float | None
-    """In the attribute's own unit, at every layer; None where there is no such number."""
-    price: InterventionCost | None
+    density: Tensor | None
+    """The calibrated cost of its attribute, as `token_cost` gives it; None where there is none."""
     why_no_cost: str | None
-    """Why there is no price."""
-    control: dict[str, Any] = field(default_factory=dict)
-    """What the summary says of a control that was put in its place."""
-    picked: dict[int, str] = field(default_factory=dict)
+    """Why that cost does not hold for what it pushes; None: it does."""
+    compiled: CompiledSchedule | None = None
+    """Its gains; None until its schedule is compiled."""
+    control: Control | None = None
+    """The control that was put in its place."""
+    picked: Mapping[int, str] = field(default_factory=dict)
     """By layer, the feature whose direction a control took."""
+    bound: Bound | None = None
+    """The most that its pushes and others may change a state."""
     loop: FeedbackLoop | None = None
     controller: InterventionController | None = None
     """What decides about it while the row runs; None where its schedule alone does."""
@@ -53,7 +67,29 @@ class InterventionDraft:
     @property
     def neutral(self) -> bool:
         """Whether it changes nothing whatever the gains."""
-        return self.strength == NEUTRAL.get(self.one.op)
+        return self.size == NEUTRAL.get(self.asked.op)
+
+    @property
+    def push_size(self) -> float:
+        """Its size in the unit that pushes add up in: the attribute's own where `unit` is `kl`."""
+        if self.unit != "kl":
+            return self.size
+        assert self.density is not None
+        return from_kl(self.density, self.size)
+
+    @property
+    def own_strength(self) -> float | None:
+        """Its size in the attribute's own unit, at every layer; None where there is no such number."""
+        if self.attribute is None or self.asked.op != "add":
+            return None
+        return _own_strength(self.attribute, self.pushes, self.push_size)
+
+    def cost(self, scale: float = 1.0) -> InterventionCost | None:
+        """What it costs with its pushes multiplied by scale; None where no calibrated cost holds for it."""
+        if self.why_no_cost is not None:
+            return None
+        assert self.attribute is not None and self.density is not None and self.own_strength is not None
+        return InterventionCost(self.attribute.name, self.density, self.own_strength * scale)
 
 
 def draft(
@@ -94,34 +130,42 @@ def draft(
     why = "costs were calibrated without guidance (cfg_scale 0)" if guided and why is None else why
     if unit == "kl" and why is not None:
         raise RequestError(f"unit 'kl' needs a calibrated cost: {why}", f"{param}.unit")
-    strength = size = checked_strength(one, attribute, unit, param)
+    size = checked_strength(one, attribute, unit, param)
+    known = catalogue.compiled.profile(attribute) if attribute is not None else None
+    density = token_cost(catalogue, attribute) if attribute and known is not None and known.cost is not None else None
     hidden = unit
     if unit == "kl":
-        assert attribute is not None
-        size, hidden = from_kl(catalogue, attribute, strength, f"{param}.strength"), attribute.unit
+        assert attribute is not None and density is not None
+        checked_kl(density, attribute, size, f"{param}.strength")
+        hidden = attribute.unit
     on_response = _scope(scope, response, catalogue.facts.shift, param)
-    for push in pushes:
-        factor = one.op in PURE_NUMBERS
-        scale = 1.0 if factor else scale_of(catalogue, attribute, push, hidden, one, f"{param}.unit")
-        push.strength, push.op, push.scope = size * scale, one.op, on_response
-    own = None if attribute is None or one.op != "add" else _own_strength(attribute, pushes)
-    price = None
-    if why is None and attribute is not None and own is not None:
-        price = InterventionCost(attribute.name, token_cost(catalogue, attribute), own)
-    elif why is None:
-        why = "costs were calibrated for pushes of one strength, in the attribute's own unit, at all of its layers"
+    factor = one.op in PURE_NUMBERS
+    set_up = tuple(
+        replace(
+            push,
+            op=one.op,
+            scope=on_response,
+            strength=1.0 if factor else scale_of(catalogue, attribute, push, hidden, one, f"{param}.unit"),
+        )
+        for push in pushes
+    )
     schedule = default_schedule if one.schedule is None else one.schedule
-    return InterventionDraft(one, param, attribute, pushes, unit, strength, size, scope, schedule, own, price, why)
+    drafted = InterventionDraft(one, param, attribute, set_up, unit, size, scope, schedule, density, why)
+    if why is None and drafted.own_strength is None:
+        why = "costs were calibrated for pushes of one strength, in the attribute's own unit, at all of its layers"
+        return replace(drafted, why_no_cost=why)
+    return drafted
 
 
-def own_schedule(catalogue: Catalogue, drafted: InterventionDraft) -> CompiledSchedule:
-    """The schedule that an intervention asks for, compiled; of a closed loop the most that it may push. Raises
+def scheduled(catalogue: Catalogue, drafted: InterventionDraft) -> InterventionDraft:
+    """The draft with the schedule that it asks for, compiled; of a closed loop the most that it may push. Raises
     RequestError."""
-    op, param, attribute = drafted.one.op, f"{drafted.param}.schedule", drafted.attribute
+    op, param, attribute = drafted.asked.op, f"{drafted.param}.schedule", drafted.attribute
     profile = None if attribute is None else catalogue.compiled.profile(attribute)
-    drafted.loop = closed_loop(drafted.schedule, attribute, op, drafted.size, profile, drafted.param)
-    if drafted.loop is not None:
-        return CompiledSchedule(drafted.loop.bound(SLICES), (drafted.loop.config.peak,) * SLICES)
+    loop = closed_loop(drafted.schedule, attribute, op, drafted.push_size, profile, drafted.param)
+    if loop is not None:
+        most = CompiledSchedule(loop.bound(SLICES), (loop.config.peak,) * SLICES)
+        return replace(drafted, loop=loop, compiled=most)
     try:
         compiled = catalogue.compiled.schedule(drafted.schedule, drafted.attribute, op)
     except ValueError as error:
@@ -132,7 +176,12 @@ def own_schedule(catalogue: Catalogue, drafted: InterventionDraft) -> CompiledSc
             f"use 'peak'",
             param,
         )
-    return compiled
+    return replace(drafted, compiled=compiled)
+
+
+def governed(catalogue: Catalogue, drafted: InterventionDraft) -> InterventionDraft:
+    """The draft with what decides about it while the row runs; raises RequestError."""
+    return replace(drafted, controller=govern(catalogue, drafted.loop, drafted.asked.when, drafted.param))
 
 
 def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, param: str) -> str | tuple[int, int]:
@@ -150,9 +199,8 @@ def _scope(scope: str | tuple[int, int], response: tuple[int, int], shift: int, 
     return max(0, response[0] + first - shift), max(1, response[0] + last - shift)
 
 
-def _own_strength(attribute: Attribute, pushes: Sequence[Push]) -> float | None:
-    """The strength of pushes in the attribute's own unit; None where it is not the same at all of them."""
+def _own_strength(attribute: Attribute, pushes: Sequence[Push], size: float) -> float | None:
     units = [attribute.sites[push.layer].residual_norm if attribute.unit == "residual" else 1.0 for push in pushes]
-    found = [push.strength / unit for push, unit in zip(pushes, units, strict=True)]
+    found = [size * push.strength / unit for push, unit in zip(pushes, units, strict=True)]
     same = max(found) - min(found) <= 1e-6 * max(map(abs, found))
     return found[0] if same else None

@@ -1,7 +1,6 @@
 """Limits on what a row pushes, checked and applied at admission."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -26,9 +25,9 @@ def check_limits(limits: Limits) -> None:
         raise RequestError(f"on_exceed must be {' or '.join(ON_EXCEED)}, got {limits.on_exceed!r}", "limits.on_exceed")
 
 
-def scale_to(limit: float, limits: Limits, drafts: Sequence[InterventionDraft], predicted: float) -> float:
-    """Scale the drafts, which are predicted to cost so much, down to the limit on the predicted KL, whatever their
-    schedules: the factor, 1 or less; raises RequestError where the limits refuse instead."""
+def scale_to(limit: float, limits: Limits, predicted: float) -> float:
+    """The factor, 1 or less, by which all pushes are multiplied so that what is predicted to cost so much stays within
+    the limit on the predicted KL, whatever the schedules; raises RequestError where the limits refuse instead."""
     if predicted <= limit * ROUNDING:
         return 1.0
     if limits.on_exceed == "refuse":
@@ -36,20 +35,11 @@ def scale_to(limit: float, limits: Limits, drafts: Sequence[InterventionDraft], 
             f"the interventions are predicted to cost {predicted:.6g} nats a token; max_predicted_kl is {limit:g}",
             "limits.max_predicted_kl",
         )
-    factor = math.sqrt(limit / predicted)
-    for drafted in drafts:
-        assert drafted.price is not None
-        drafted.price = replace(drafted.price, strength=drafted.price.strength * factor)
-        drafted.strength *= factor**2 if drafted.unit == "kl" else factor
-        drafted.size *= factor
-        for push in drafted.pushes:
-            push.strength *= factor
-    return factor
+    return math.sqrt(limit / predicted)
 
 
-def set_bound(drafts: Sequence[InterventionDraft], limits: Limits) -> None:
-    """Give the drafts' pushes the limits' bound on |delta| / |h|."""
-    if limits.max_delta is not None:
-        bound = Bound(limits.max_delta, limits.on_exceed == "refuse")
-        for push in (push for drafted in drafts for push in drafted.pushes):
-            push.bound = bound
+def bounded(drafted: InterventionDraft, limits: Limits) -> InterventionDraft:
+    """The draft under the limits' bound on |delta| / |h|; one that is not the caller's own is left as it is."""
+    if limits.max_delta is None or drafted.asked.mandatory:
+        return drafted
+    return replace(drafted, bound=Bound(limits.max_delta, limits.on_exceed == "refuse"))

@@ -1,6 +1,7 @@
 """Resolve interventions: names to directions, units to hidden units, schedules to tables of gains."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -13,38 +14,55 @@ from steerserve.engine.request.intervention import ActiveIntervention, Attribute
 from steerserve.errors import NotFoundError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
+from steerserve.steering.names import NEUTRAL
 from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
-from steerserve.steering.push import Push
+from steerserve.steering.push import Applied, Push
 
 NOT_APPLIED: Final = ": not applied"
 """How a note ends that says beforehand why nothing is pushed."""
 
 
 def resolve(
-    catalogue: Catalogue, drafted: InterventionDraft, compiled: CompiledSchedule, progress: Sequence[float] | None
+    catalogue: Catalogue, drafted: InterventionDraft, progress: Sequence[float] | None, scale: float = 1.0
 ) -> ActiveIntervention:
-    """A draft with its gains; progress is that of each step, None where it depends on the model."""
-    one, table, loop, controller = drafted.one, compiled.table, drafted.loop, drafted.controller
-    for push in drafted.pushes:
-        push.gains, push.within, push.override = (
-            table.gains,
-            table.within,
-            None if controller is None else controller.override,
+    """An intervention with its pushes, its cost and what the plan says of it, all worked out from the draft's size.
+
+    progress is that of each step, None where it depends on the model; the limit on the predicted KL multiplies the
+    pushes by scale.
+    """
+    one, compiled, loop, controller = drafted.asked, drafted.compiled, drafted.loop, drafted.controller
+    assert compiled is not None
+    table, size = compiled.table, drafted.push_size * scale
+    # Nats go with the square of the push.
+    strength = drafted.size * (scale**2 if drafted.unit == "kl" else scale)
+    pushes = [
+        replace(
+            push,
+            strength=drafted.push_size * push.strength * scale,
+            gains=table.gains,
+            within=table.within,
+            override=None if controller is None else controller.override,
+            bound=drafted.bound,
+            applied=Applied(),
         )
+        for push in drafted.pushes
+    ]
     predicted = None
     if progress is not None and controller is None:
         gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
-        predicted = [round(drafted.size * gain, 6) for gain in gains]
+        predicted = [round(size * gain, 6) for gain in gains]
     never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_VALUE
     scope = drafted.scope
     summary = {
         "name": _name(one),
         "operator": one.op,
         "direction": one.direction if drafted.attribute else "sae" if one.feature else "vector",
-        "strength": drafted.strength,
+        "strength": strength,
         "unit": "factor" if one.op in PURE_NUMBERS else drafted.unit,
-        **_came_to(drafted),
-        **drafted.control,
+        **_came_to(drafted, size),
+        "neutral": drafted.neutral,
+        "peak": _peak(drafted, compiled, strength),
+        **({} if drafted.control is None else {"control": drafted.control}),
         "scope": list(scope) if isinstance(scope, tuple) else scope,
         "schedule": _shown(drafted.schedule) | {"norm": table.norm, "gains": [round(g, 6) for g in compiled.gains]}
         if loop is None
@@ -58,23 +76,33 @@ def resolve(
                 "sae_sha256": _sae_hash(drafted.attribute, push),
                 **({"control_feature": drafted.picked[push.layer]} if drafted.picked else {}),
             }
-            for push in drafted.pushes
+            for push in pushes
         ],
         "attribute_sha256": drafted.attribute.sha256 if drafted.attribute else None,
         "vector_sha256": _vector_hash(catalogue, one),
         "notes": [
             *([table.note] if table.note else []),
             *_never_better(table),
-            *_never_read(drafted),
-            *([f"strength {drafted.strength:g} changes nothing{NOT_APPLIED}"] if drafted.neutral else []),
+            *(_never_read(pushes[0]) if one.feature is not None else []),
+            *([f"strength {strength:g} changes nothing{NOT_APPLIED}"] if drafted.neutral else []),
             *([f"no step falls where the schedule pushes{NOT_APPLIED}"] if never else []),
-            *([] if controller is None else controller.notes(drafted.size)),
+            *([] if controller is None else controller.notes(size)),
         ],
     }
     if one.when is not None:
         summary["when"] = one.when
-    pushes, controller = ((), None) if drafted.neutral else (tuple(drafted.pushes), controller)
-    return ActiveIntervention(summary, pushes, controller, drafted.price, one.mandatory)
+    active, controller = ((), None) if drafted.neutral else (tuple(pushes), controller)
+    return ActiveIntervention(summary, active, controller, drafted.cost(scale), one.mandatory)
+
+
+def _peak(drafted: InterventionDraft, compiled: CompiledSchedule, strength: float) -> float | None:
+    """The largest |strength| that the schedule reaches, in the draft's unit; for multiply, its distance from doing
+    nothing. None where the run decides."""
+    if drafted.loop is not None:
+        return None
+    most = max(abs(gain) for gain in compiled.gains)
+    # Nats go with the square of the push.
+    return abs(strength - NEUTRAL.get(drafted.asked.op, 0.0)) * (most**2 if drafted.unit == "kl" else most)
 
 
 def readout(catalogue: Catalogue, name: str, param: str) -> AttributeReadout:
@@ -97,11 +125,11 @@ def feature_readout(catalogue: Catalogue, feature: FeatureRef, param: str) -> At
     return AttributeReadout(f"{feature.sae}:{feature.index}", push, 1.0)
 
 
-def _came_to(drafted: InterventionDraft) -> dict[str, Any]:
+def _came_to(drafted: InterventionDraft, size: float) -> dict[str, Any]:
     """What a strength in nats is in the attribute's own unit, by the cost that was calibrated: a prediction."""
     if drafted.unit != "kl" or drafted.attribute is None:
         return {}
-    return {"came_to": {"strength": drafted.size, "unit": drafted.attribute.unit, "by": "predicted_kl"}}
+    return {"came_to": {"strength": size, "unit": drafted.attribute.unit, "by": "predicted_kl"}}
 
 
 def _never_better(table: GainTable) -> list[str]:
@@ -120,11 +148,10 @@ def _strength_at(push: Push) -> dict[str, Any]:
     }
 
 
-def _never_read(drafted: InterventionDraft) -> list[str]:
-    """A note where an encoder does not read the feature's own row, by which a latent is set, or reads it and leaves the
-    feature out all the same."""
-    [push] = drafted.pushes if drafted.one.feature is not None else [None]
-    if push is None or push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
+def _never_read(push: Push) -> list[str]:
+    """Of the push of a feature: a note where its encoder does not read the feature's own row, by which a latent is set,
+    or reads it and leaves the feature out all the same."""
+    if push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
         return []
     sae, feature = push.sae, push.feature
     assert feature is not None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -34,15 +35,15 @@ def feature_site(catalogue: Catalogue, one: Intervention, param: str) -> Push:
         push = _push(sae.facts.layer, sae.direction(one.feature.index).cpu())
     except NotFoundError as error:
         raise NotFoundError(str(error), f"{param}.feature.index") from error
-    push.sae, push.feature = sae, one.feature.index
+    pair = None
     if one.op in READS_PAIR:
         try:
-            push.pair = catalogue.pair(sae)
+            pair = catalogue.pair(sae)
         except ArtifactError as error:
             raise RequestError(
                 f"op {one.op!r} reads each token by the SAE of its state, masked or visible: {error}", f"{param}.op"
             ) from error
-    return push
+    return replace(push, sae=sae, feature=one.feature.index, pair=pair)
 
 
 def vector_sites(catalogue: Catalogue, one: Intervention, param: str) -> list[Push]:

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.interventions.cost import token_cost
 from steerserve.engine.api.params import FeatureRef, Intervention
 from steerserve.errors import RequestError
 from steerserve.steering.attribute import Attribute
@@ -37,18 +38,21 @@ def checked_strength(one: Intervention, attribute: Attribute | None, unit: str, 
     return float(strength)
 
 
-def from_kl(catalogue: Catalogue, attribute: Attribute, nats: float, param: str) -> float:
-    """The strength in the attribute's own unit whose uniform push is predicted to cost so many nats a response token,
-    with the sign given: sign(s) sqrt(2 |s| / sum c). The attribute has a calibrated cost; raises RequestError where it
-    is too large."""
-    strength = math.copysign(math.sqrt(2 * abs(nats) / float(token_cost(catalogue, attribute).mean())), nats)
+def from_kl(density: Tensor, nats: float) -> float:
+    """The strength in an attribute's own unit whose uniform push is predicted to cost so many nats a response token,
+    with the sign given: sign(s) sqrt(2 |s| / sum c). density: its calibrated cost, as `token_cost` gives it."""
+    return math.copysign(math.sqrt(2 * abs(nats) / float(density.mean())), nats)
+
+
+def checked_kl(density: Tensor, attribute: Attribute, nats: float, param: str) -> None:
+    """Raise RequestError for nats that take too large a strength in the attribute's own unit."""
+    strength = from_kl(density, nats)
     if abs(strength) > LARGEST[attribute.unit]:
         raise RequestError(
             f"{nats:g} nats a token are a strength of {strength:.4g} {attribute.unit}; at most "
             f"{LARGEST[attribute.unit]:g} is taken",
             param,
         )
-    return strength
 
 
 def known_unit(catalogue: Catalogue, one: Intervention, pushes: Sequence[Push]) -> str:
