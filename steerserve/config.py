@@ -131,6 +131,12 @@ class ServerConfig:
     request that would not fit is answered 503."""
     keys: Path | None = None
     """File of API keys with their limits (TOML or JSON), read again on SIGHUP; unset: whoever connects is served."""
+    limits_store: str | None = None
+    """URL of the Redis or Valkey that counts the limits of keys for all servers of a fleet, such as redis://host:6379/0
+    (rediss:// over TLS); unset: each server counts its own. Needs the extra fleet."""
+    limits_store_failure: Literal["open", "closed"] = "open"
+    """What holds while that does not answer: the server's own counts (open), or requests of limited keys are answered
+    503 (closed)."""
     cors_origin: tuple[str, ...] = ()
     """Origin whose pages may call the server from a browser, * for any; may be repeated."""
     metrics_port: int | None = None
@@ -156,6 +162,11 @@ class ServerConfig:
             _require("max_queue_steps", self.max_queue_steps, 1)
         if self.metrics_port is not None:
             _require("metrics_port", self.metrics_port, 0, 65535)
+        if self.limits_store is not None:
+            if not self.limits_store.startswith(("redis://", "rediss://", "unix://")):
+                raise ValueError("limits_store must be a redis://, rediss:// or unix:// URL")
+            if self.keys is None:
+                raise ValueError("limits_store counts the limits of keys: it needs keys")
         for origin in self.cors_origin:
             # As a browser sends it; another spelling would never match, and nothing would say why.
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", origin):

@@ -218,6 +218,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         | names(extras["train"])
         | names(extras["gguf"])
         | names(extras["otel"])
+        | names(extras["fleet"])
         | names(extras["vllm"]),
         ("tests", "bench"): installed | names(extras["dev"]) | names(extras["train"]),
     }.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import cast
 
@@ -18,6 +18,8 @@ from steerserve.errors import SteerserveError
 from steerserve.server.auth.access import Access
 from steerserve.server.auth.guard import Guard, try_mandatory
 from steerserve.server.auth.keys import Keyring
+from steerserve.server.auth.limits_store import LimitsStore
+from steerserve.server.auth.rate import Rates
 from steerserve.server.errors import answer_to, http_error
 from steerserve.server.generation.registry import Generations
 from steerserve.server.http.body_limit import BodyLimit
@@ -53,17 +55,21 @@ def create_app(
     keyring = None
     if config.keys is not None:
         keyring = Keyring(config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length))
+    store = None if config.limits_store is None else LimitsStore(config.limits_store, metrics)
     # What callers reach admits under the policy of their key; only the worker has the engine itself.
     guarded = dataclasses.replace(service, engine=Guard(service.engine))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
-        try:
-            yield
-        finally:
-            await run_in_threadpool(worker.drain, config.drain_seconds)
-            await run_in_threadpool(worker.close)
+        async with AsyncExitStack() as stack:
+            if store is not None:
+                await stack.enter_async_context(store.watched())
+            try:
+                yield
+            finally:
+                await run_in_threadpool(worker.drain, config.drain_seconds)
+                await run_in_threadpool(worker.close)
 
     app = FastAPI(
         title="steerserve", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
@@ -98,7 +104,8 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout)
     if config.request_timeout is not None:
         app.add_middleware(Deadline, seconds=config.request_timeout)
-    app.add_middleware(Access, keyring=keyring)
+    rates = Rates(store, closed=config.limits_store_failure == "closed")
+    app.add_middleware(Access, keyring=keyring, rates=rates)
     if config.cors_origin:
         app.add_middleware(
             CORSMiddleware,

@@ -117,6 +117,16 @@ class RateLimitError(SteerserveError):
         self.retry_after = retry_after
 
 
+class LimitsStoreError(SteerserveError):
+    """The store that counts the limits of keys over a fleet does not answer, and no request is served without it."""
+
+    status, code = 503, "limits_store_down"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True)
 class ErrorAnswer:
     """An error as a client sees it."""

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerserve.server.auth.caller import calling
 from steerserve.server.auth.keys import MAX_KEY_LENGTH, Key, Keyring
 from steerserve.server.auth.policy import Policy
-from steerserve.server.auth.rate import Rates
-from steerserve.server.errors import RateLimitError, UnauthorizedError, answer_to
+from steerserve.server.auth.rate import Rates, Release
+from steerserve.server.errors import LimitsStoreError, RateLimitError, UnauthorizedError, answer_to
 from steerserve.server.http.pages import PAGES
 from steerserve.server.telemetry.record import CURRENT_RECORD
 
@@ -29,10 +29,10 @@ _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([\x21-\x7e]{1,%d})" % MAX_KEY_
 class Access:
     """Lets a request through with the policy of its key; without a keyring everybody, under no policy's limits."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring | None) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring | None, rates: Rates | None = None) -> None:
         self.app = app
         self.keyring = keyring
-        self.rates = Rates()
+        self.rates = rates or Rates()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,12 +54,23 @@ class Access:
                 if scope["method"] not in (WORK, CHANGE):
                     await self.app(scope, receive, send)
                     return
-                with self.rates.counted(key, changes=scope["method"] == CHANGE):
-                    await self.app(scope, receive, send)
-        except (UnauthorizedError, RateLimitError) as error:
+                async with self.rates.counted(key, changes=scope["method"] == CHANGE) as release:
+                    await self.app(scope, receive, _released(release, send))
+        except (UnauthorizedError, RateLimitError, LimitsStoreError) as error:
             answer = answer_to(error)
             visit.reason = answer.code
             await answer.response()(scope, receive, send)
+
+
+def _released(release: Release, send: Send) -> Send:
+    """`send`, which ends the count of a request before its last bytes: whoever has them may make the next one."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await release()
+        await send(message)
+
+    return sent
 
 
 def identify(headers: Iterable[tuple[bytes, bytes]], keyring: Keyring) -> Key:
