@@ -77,7 +77,8 @@ LEVELS = {
     "steerserve.models": [
         {"memory", "sigma", "attention", "capture", "state_dict"},
         {"base", "llama"},
-        {"means", "families"},
+        {"means", "layers"},
+        {"families"},
         {"checkpoint"},
         {"text"},
         {"loader"},

@@ -5,8 +5,8 @@ ratio is a masked diffusion model (arXiv 2406.07524, section 3); the bundled mod
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, taken
-from steerserve.models.base import DiffusionLM, ModelFacts, Sites, check_fixed, check_sizes, read_fields
+from steerserve.models.attention import attend, taken
+from steerserve.models.base import ModelFacts, check_fixed, check_sizes, read_fields
+from steerserve.models.layers import TransformerLM
 from steerserve.models.memory import Keep, Memory
 from steerserve.models.state_dict import leave_out_copies
 
@@ -88,8 +89,10 @@ class Layer(nn.Module):
             {"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, config.layer_norm_eps)}
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, keep: Keep | None, at: Tensor | None) -> Tensor:
-        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, at: Tensor | None = None, keep: Keep | None = None
+    ) -> Tensor:
+        """Next states; at: the positions asked for, which only the last layer is given."""
         hidden = self.attention(hidden, mask, keep, at)
         out: Tensor = self.output["LayerNorm"](
             hidden + self.output["dense"](F.gelu(self.intermediate["dense"](hidden)))
@@ -97,7 +100,7 @@ class Layer(nn.Module):
         return out
 
 
-class BertDiffusionLM(DiffusionLM):
+class BertDiffusionLM(TransformerLM):
     """Bidirectional BERT with its masked-LM head; sites are the outputs of the encoder layers."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -170,33 +173,9 @@ class BertDiffusionLM(DiffusionLM):
         }
         return leave_out_copies(named, _TIED)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        sites: Sites | None = None,
-        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """See `DiffusionLM.forward`."""
-        return self._run(tokens, lengths, sites, None, at)
-
-    def resume(
-        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
-    ) -> Tensor:
-        """See `DiffusionLM.resume`."""
-        return self._run(tokens, lengths, sites, memory)
-
-    def _run(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None,
-        sites: Sites | None,
-        memory: Memory | None,
-        at: Tensor | None = None,
-    ) -> Tensor:
+    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Word, token-type and position embeddings, normalised; a layer takes nothing beside the states."""
         embeddings: Any = self.bert["embeddings"]
-        width = tokens.shape[1] if memory is None else memory.width
         positions = torch.arange(width, device=tokens.device)
         if memory is not None and memory.filled is not None:
             positions = memory.position
@@ -205,16 +184,13 @@ class BertDiffusionLM(DiffusionLM):
             + embeddings["token_type_embeddings"].weight[0]
             + embeddings["position_embeddings"](positions)
         )
-        hidden = embeddings["LayerNorm"](hidden)
-        mask = padding_mask(lengths, width, tokens.device)
+        return embeddings["LayerNorm"](hidden), ()
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The encoder layers."""
         encoder: Any = self.bert["encoder"]
-        for index, layer in enumerate(encoder["layer"]):
-            own = at if index == self.facts.num_layers - 1 else None
-            hidden = layer(hidden, mask, None if memory is None else partial(memory.exchange, index), own)
-            if sites is not None and own is None:
-                hidden = sites(index, hidden)
-        out: Tensor = hidden
-        return out
+        layers: nn.ModuleList = encoder["layer"]
+        return layers
 
     def head(self, hidden: Tensor) -> Tensor:
         """See `DiffusionLM.head`; the output matrix is the word embedding (tied)."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from steerserve.errors import ArtifactError
 from steerserve.models.attention import attend, padding_mask, taken, turned_to
 from steerserve.models.base import DiffusionLM, ModelFacts, Sites
+from steerserve.models.layers import run_layers
 from steerserve.models.llama import rotate, rotation
 
 _NOISE_FEATURES = 256
@@ -133,7 +134,7 @@ class Block(nn.Module):
         mask: Tensor | None,
         at: Tensor | None,
     ) -> Tensor:
-        """See `DiffusionLM.forward` for `at`, which only the last block is given."""
+        """Next states; at: the positions asked for, which only the last block is given."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulated(self.adaLN_modulation, condition, len(hidden), 6)
         normed = self.norm1(hidden, shift, scale)
         if at is None:
@@ -196,11 +197,7 @@ class Dit(nn.Module):
         length = tokens.shape[1]
         turns = rotation(length, self.head_size, ROTARY_BASE, tokens.device)
         mask = padding_mask(lengths, length, tokens.device)
-        for index, block in enumerate(self.blocks):
-            own = at if index == len(self.blocks) - 1 else None
-            hidden = block(hidden, condition, turns, mask, own)
-            if sites is not None and own is None:
-                hidden = sites(index, hidden)
+        hidden = run_layers(self.blocks, hidden, condition, turns, mask, sites=sites, at=at)
         out: Tensor = self.output_layer(hidden, condition)
         return out
 

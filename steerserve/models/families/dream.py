@@ -8,24 +8,23 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, taken, turned_to
+from steerserve.models.attention import attend, taken, turned_to
 from steerserve.models.base import (
-    DiffusionLM,
     ModelFacts,
     SamplerDefaults,
-    Sites,
     check_fixed,
     check_sizes,
     read_fields,
 )
+from steerserve.models.layers import TransformerLM
 from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
 from steerserve.models.state_dict import leave_out_copies
@@ -121,16 +120,16 @@ class Layer(nn.Module):
         hidden: Tensor,
         turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        keep: Keep | None,
-        at: Tensor | None,
+        at: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+        """Next states; at: the positions asked for, which only the last layer is given."""
         hidden = taken(hidden, at) + self.self_attn(self.input_layernorm(hidden), turns, mask, keep, at)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
 
-class DreamDiffusionLM(DiffusionLM):
+class DreamDiffusionLM(TransformerLM):
     """Dream; sites are the outputs of its layers."""
 
     # The settings of the authors' own example (README of HKUNLP/Dream): alg "entropy", temperature 0.2, top_p 0.95.
@@ -182,44 +181,26 @@ class DreamDiffusionLM(DiffusionLM):
             left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
         )
 
-    def forward(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        sites: Sites | None = None,
-        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """See `DiffusionLM.forward`; state i stands at its own position and decides token i + 1."""
-        return self._run(tokens, lengths, sites, None, at)
+    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Token embeddings; a layer takes the cosines and sines of its positions.
 
-    def resume(
-        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
-    ) -> Tensor:
-        """See `DiffusionLM.resume`."""
-        return self._run(tokens, lengths, sites, memory)
-
-    def _run(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None,
-        sites: Sites | None,
-        memory: Memory | None,
-        at: Tensor | None = None,
-    ) -> Tensor:
+        Dream's own layers round them to the dtype of the states, and rotate in it.
+        """
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
-        width = tokens.shape[1] if memory is None else memory.width
         cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
-        # Dream's own layers round the angles' cosines and sines to the dtype of the states, and turn them in it.
         turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
-        turns = turns if memory is None else memory.turned(turns)
-        mask = padding_mask(lengths, width, tokens.device)
-        for index, layer in enumerate(model["layers"]):
-            own = at if index == self.facts.num_layers - 1 else None
-            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
-            if sites is not None and own is None:
-                hidden = sites(index, hidden)
+        return hidden, (turns if memory is None else memory.turned(turns),)
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The decoder layers."""
+        model: Any = self.model
+        layers: nn.ModuleList = model["layers"]
+        return layers
+
+    def normalise(self, hidden: Tensor) -> Tensor:
+        """The last norm."""
+        model: Any = self.model
         out: Tensor = model["norm"](hidden)
         return out
 

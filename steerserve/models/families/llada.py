@@ -6,24 +6,23 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, taken, turned_to
+from steerserve.models.attention import attend, taken, turned_to
 from steerserve.models.base import (
-    DiffusionLM,
     ModelFacts,
     SamplerDefaults,
-    Sites,
     check_fixed,
     check_sizes,
     read_fields,
 )
+from steerserve.models.layers import TransformerLM
 from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
 from steerserve.models.state_dict import leave_out_copies
@@ -105,10 +104,10 @@ class Block(nn.Module):
         hidden: Tensor,
         turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        keep: Keep | None,
-        at: Tensor | None,
+        at: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward` for `at`, which only the last block is given."""
+        """Next states; at: the positions asked for, which only the last block is given."""
         normed = self.attn_norm(hidden)
         query = self.q_proj(taken(normed, at)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query = rotate(query, *turned_to(turns, at))
@@ -122,7 +121,7 @@ class Block(nn.Module):
         return out
 
 
-class LladaDiffusionLM(DiffusionLM):
+class LladaDiffusionLM(TransformerLM):
     """LLaDA; sites are the outputs of its blocks."""
 
     # Those of the authors' `generate`: low-confidence remasking at temperature 0, as many tokens at every step.
@@ -166,43 +165,22 @@ class LladaDiffusionLM(DiffusionLM):
         copies = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"} if config.weight_tying else {}
         return leave_out_copies(left, copies)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        sites: Sites | None = None,
-        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """See `DiffusionLM.forward`."""
-        return self._run(tokens, lengths, sites, None, at)
-
-    def resume(
-        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
-    ) -> Tensor:
-        """See `DiffusionLM.resume`."""
-        return self._run(tokens, lengths, sites, memory)
-
-    def _run(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None,
-        sites: Sites | None,
-        memory: Memory | None,
-        at: Tensor | None = None,
-    ) -> Tensor:
+    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Token embeddings; a block takes the cosines and sines of its positions."""
         transformer: Any = self.model["transformer"]
-        hidden = transformer["wte"](tokens)
         size = self.config.d_model // self.config.n_heads
-        width = tokens.shape[1] if memory is None else memory.width
         turns = rotation(width, size, self.config.rope_theta, tokens.device)
-        turns = turns if memory is None else memory.turned(turns)
-        mask = padding_mask(lengths, width, tokens.device)
-        for index, block in enumerate(transformer["blocks"]):
-            own = at if index == self.facts.num_layers - 1 else None
-            hidden = block(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
-            if sites is not None and own is None:
-                hidden = sites(index, hidden)
+        return transformer["wte"](tokens), (turns if memory is None else memory.turned(turns),)
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The blocks."""
+        transformer: Any = self.model["transformer"]
+        blocks: nn.ModuleList = transformer["blocks"]
+        return blocks
+
+    def normalise(self, hidden: Tensor) -> Tensor:
+        """The last norm."""
+        transformer: Any = self.model["transformer"]
         out: Tensor = transformer["ln_f"](hidden)
         return out
 
