@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bench.judges.texts import is_judges
 from bench.steering.tasks import kind
-from steerserve.calibrate.tasks import Group, Task
-from steerserve.calibrate.texts import labelled_texts
+from steerserve.calibrate.texts.labelled import labelled_texts
+from steerserve.calibrate.texts.tasks import Group, Task
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge, train_judge
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from bench.steering.measure import Judges
 from bench.steering.tasks import Target, kind
-from steerserve.calibrate.tasks import Task
-from steerserve.calibrate.texts import labelled_texts
+from steerserve.calibrate.texts.labelled import labelled_texts
+from steerserve.calibrate.texts.tasks import Task
 from steerserve.steering.attribute import Attribute
 
 WORDS: Final = 36

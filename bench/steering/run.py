@@ -12,7 +12,7 @@ from bench.steering.measure import Judges, measure
 from bench.steering.settings import Settings
 from bench.steering.store import Store
 from bench.steering.writing import Passage, compose
-from steerserve.calibrate.texts import held_out_texts
+from steerserve.calibrate.texts.labelled import held_out_texts
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, RequestError
 

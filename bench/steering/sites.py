@@ -9,13 +9,13 @@ from typing import Final
 import torch
 
 from bench.steering.settings import SiteSettings
-from steerserve.calibrate.canvases import Canvases, reached
 from steerserve.calibrate.generation import Written
 from steerserve.calibrate.measurable import profile_of
-from steerserve.calibrate.measure import measure, stated_cost
-from steerserve.calibrate.nudges import Predictions
-from steerserve.calibrate.pulse_plan import PulsePlan
-from steerserve.calibrate.pulse_runs import PulseRuns
+from steerserve.calibrate.profile.canvases import Canvases, reached
+from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.profile.measure import measure, stated_cost
+from steerserve.calibrate.profile.pulse_plan import PulsePlan
+from steerserve.calibrate.profile.pulse_runs import PulseRuns
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model

@@ -7,7 +7,7 @@ from typing import Any
 
 from schedulers import CommitmentProfile
 from steerserve.calibrate.profile_recipe import ProfileRecipe
-from steerserve.calibrate.tasks import Task
+from steerserve.calibrate.texts.tasks import Task
 from steerserve.errors import ArtifactError
 from steerserve.steering.attribute import Attribute
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from steerserve.calibrate.measurable import folder_of, task_of
 from steerserve.calibrate.recipe import check_seed
-from steerserve.calibrate.tasks import Group, Task
-from steerserve.calibrate.texts import texts_by_group
+from steerserve.calibrate.texts.labelled import texts_by_group
+from steerserve.calibrate.texts.tasks import Group, Task
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from steerserve.calibrate.tasks import Task
+from steerserve.calibrate.texts.tasks import Task
 from steerserve.errors import ArtifactError
 from steerserve.models import OpenedModel
 from steerserve.train import corpus

@@ -11,21 +11,21 @@ from typing import Any
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from steerserve.calibrate.contrast import class_statistics, residual_norms
-from steerserve.calibrate.curve import confident, feature_curves
-from steerserve.calibrate.finish import Findings, finish
+from steerserve.calibrate.features.commitment_curve import confident, feature_curves
+from steerserve.calibrate.features.selection import Selection, select
+from steerserve.calibrate.features.statistics import class_statistics, residual_norms
+from steerserve.calibrate.preflight import check_calibration
 from steerserve.calibrate.probes import ProbeRecipe, probe_texts, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes, origin_of_model
 from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.calibrate.rehearsal import check_calibration
 from steerserve.calibrate.samples import unsteered_samples
-from steerserve.calibrate.search import forwards, layer_sets
-from steerserve.calibrate.selection import Selection, select
-from steerserve.calibrate.sites import site_forwards
 from steerserve.calibrate.summary import outcome_lines, texts_lines
-from steerserve.calibrate.tasks import BUNDLED, Group, Task, read_tasks
-from steerserve.calibrate.texts import held_out_texts, texts_by_group
-from steerserve.calibrate.trials import Laboratory
+from steerserve.calibrate.texts.labelled import held_out_texts, texts_by_group
+from steerserve.calibrate.texts.tasks import BUNDLED, Group, Task, read_tasks
+from steerserve.calibrate.trials.attribute import Findings, finish
+from steerserve.calibrate.trials.layers import site_forwards
+from steerserve.calibrate.trials.runner import Laboratory
+from steerserve.calibrate.trials.strength import forwards, layer_sets
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, ModelFacts, open_model

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steerserve.calibrate.intervals import wilson
-from steerserve.calibrate.tasks import Group
+from steerserve.calibrate.texts.tasks import Group
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge
 

@@ -17,7 +17,7 @@ MODEL = FlagGroup("steerserve.config", "ModelConfig")
 RECIPE = FlagGroup("steerserve.calibrate.run", "CalibrationRecipe")
 SHARED = ("judge_texts", "order", "transfer", "temperature", "rows", "seed")
 """Fields of the recipe that a measurement takes as well."""
-PROFILE = FlagGroup("steerserve.calibrate.measure", "ProfileRecipe", skip=SHARED)
+PROFILE = FlagGroup("steerserve.calibrate.profile.measure", "ProfileRecipe", skip=SHARED)
 PROBES = FlagGroup("steerserve.calibrate.probes", "ProbeRecipe", skip=("seed",))
 
 
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         train_probes(model, arguments.probes, arguments.data, PROBES.build(arguments, **recipe), placed)
     elif "profile" in folders:
-        from steerserve.calibrate.measure import measure
+        from steerserve.calibrate.profile.measure import measure
 
         measure(model, arguments.profile, arguments.data, PROFILE.build(arguments, **recipe), placed)
     else:

@@ -115,7 +115,7 @@ def scores(sae: "SparseAutoencoder", states: "Tensor") -> dict[str, float]:
 def states_on(opened: "OpenedModel", texts: Sequence[str], layers: Sequence[int]) -> dict[int, dict[str, "Tensor"]]:
     """States [N, hidden_size] of the layers on noised copies of the texts, at masked and at visible positions."""
 
-    from steerserve.calibrate.noising import noised_texts
+    from steerserve.calibrate.texts.noising import noised_texts
     from steerserve.saes.sae import Policy
     from steerserve.train.activations import states
 

@@ -3,8 +3,8 @@
 import torch
 
 from bench.steering.sites import Site, at_one_site, sites, strengths_of
-from steerserve.calibrate.canvases import Canvases
-from steerserve.calibrate.nudges import Predictions
+from steerserve.calibrate.profile.canvases import Canvases
+from steerserve.calibrate.profile.fisher import Predictions
 from steerserve.models import DiffusionLM
 from steerserve.steering.attribute import Attribute, AttributeSite
 from steerserve.train.activations import NoisedBatch

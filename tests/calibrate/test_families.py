@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from schedulers import CommitmentProfile
-from steerserve.calibrate.curve import feature_curves
+from steerserve.calibrate.features.commitment_curve import feature_curves
 from steerserve.calibrate.generation import Written, write
-from steerserve.calibrate.quality import text_losses
 from steerserve.calibrate.recipe import CalibrationRecipe
 from steerserve.calibrate.run import calibrate
-from steerserve.calibrate.trials import Laboratory
+from steerserve.calibrate.trials.quality import text_losses
+from steerserve.calibrate.trials.runner import Laboratory
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention

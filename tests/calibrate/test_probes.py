@@ -23,8 +23,8 @@ from steerserve.calibrate.probes import (
 )
 from steerserve.calibrate.profile_recipe import ProfileRecipe
 from steerserve.calibrate.run import calibrate
-from steerserve.calibrate.tasks import Task
-from steerserve.calibrate.texts import labelled_texts
+from steerserve.calibrate.texts.labelled import labelled_texts
+from steerserve.calibrate.texts.tasks import Task
 from steerserve.cli import main
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, load_tokenizer, weights_sha256
@@ -182,7 +182,7 @@ def test_a_profile_measured_anew_keeps_the_probe(folder: Path, tiny_model: Path,
     shutil.copytree(folder / "out", root)
     shutil.rmtree(root / "who")
     before = loaded(root, tiny_model)["deed/won"]
-    from steerserve.calibrate.measure import measure
+    from steerserve.calibrate.profile.measure import measure
 
     recipe = ProfileRecipe(
         runs=2, run_tokens=12, run_steps=12, edges=(0, 20, 64), canvases=2, positions=2, pulse=20.0, judge_texts=60

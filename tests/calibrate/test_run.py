@@ -10,10 +10,10 @@ import torch
 
 from schedulers import CommitmentProfile
 from steerserve.calibrate import run as module
-from steerserve.calibrate.finish import finish
 from steerserve.calibrate.probes import ProbeRecipe
 from steerserve.calibrate.run import calibrate, masked_saes
-from steerserve.calibrate.tasks import Task
+from steerserve.calibrate.texts.tasks import Task
+from steerserve.calibrate.trials.attribute import finish
 from steerserve.cli import main
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue

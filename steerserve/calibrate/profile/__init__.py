@@ -1,0 +1,1 @@
+"""What pushing an attribute does and costs over denoising: sensitivity and KL by slice of progress."""

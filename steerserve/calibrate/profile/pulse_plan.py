@@ -1,0 +1,74 @@
+"""What a measurement writes: unsteered runs, and the same under each pulse; known before the model is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from steerserve.calibrate.generation import bounds
+from steerserve.calibrate.preflight import check_drawn, rehearse
+from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.engine.admission.catalogue import Catalogue
+from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.errors import SteerserveError
+from steerserve.models import ModelFacts, SamplerDefaults
+from steerserve.steering.attribute import Attribute
+
+PROFILE_SEED = 3_000_000
+"""Added to the recipe's seed: these runs share no noise with the samples and trials of a calibration, nor, its seeds
+being small numbers, with a benchmark."""
+
+
+class PulsePlan:
+    """The params of every run."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        attributes: Mapping[str, Attribute],
+        defaults: SamplerDefaults,
+        recipe: ProfileRecipe,
+        slices: int,
+    ) -> None:
+        self.recipe, self.config = recipe, bounds(recipe.rows)
+        norms = {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}
+        self.catalogue = Catalogue(facts, dict(attributes), {}, norms, defaults)
+        self.strengths = {name: recipe.pulse * one.strength for name, one in attributes.items()}
+        self.parts = [*(f"pulse-{start}-{stop}" for start, stop in recipe.windows), "uniform"]
+        """Names of an attribute's pushes."""
+        self.schedules: list[str | dict[str, Any]] = [
+            *({"type": "window", "start": start / slices, "stop": stop / slices} for start, stop in recipe.windows),
+            "uniform",
+        ]
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise ArtifactError for runs that cannot be or that all come out alike, and SteerserveError where a pulse
+        falls between two steps."""
+        check_drawn(rehearse(self.params(0), self.catalogue, tokenizer, self.config, "run"))
+        name = next(iter(self.strengths))
+        for part, schedule in zip(self.parts, self.schedules, strict=True):
+            params = self.params(0, self.push(name, 1, schedule))
+            plan = rehearse(params, self.catalogue, tokenizer, self.config, "run").plan["interventions"][0]
+            if plan["strength_per_step"] is not None and not any(plan["strength_per_step"]):
+                raise SteerserveError(
+                    f"no step of {self.recipe.run_steps} falls into {part}: take more run_steps, or wider edges"
+                )
+
+    def push(self, name: str, sign: int, schedule: str | dict[str, Any]) -> Intervention:
+        """A push of an attribute, forwards (1) or backwards (-1)."""
+        return Intervention(attribute=name, strength=sign * self.strengths[name], schedule=schedule)
+
+    def params(self, row: int, *pushes: Intervention) -> GenerationParams:
+        """One run; those of one row share their noise."""
+        recipe = self.recipe
+        return GenerationParams(
+            max_tokens=recipe.run_tokens,
+            steps=recipe.run_steps,
+            order=recipe.order,
+            transfer=recipe.transfer,
+            temperature=recipe.temperature,
+            seed=recipe.seed + PROFILE_SEED,
+            row=row,
+            ignore_eos=True,
+            interventions=pushes,
+        )

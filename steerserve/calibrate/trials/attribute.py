@@ -1,0 +1,116 @@
+"""From what was found about an attribute to the attribute: search its layers and strength, and write it."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from schedulers import CommitmentProfile
+from steerserve.calibrate.features.commitment_curve import profile
+from steerserve.calibrate.features.selection import Selection
+from steerserve.calibrate.texts.tasks import Task
+from steerserve.calibrate.trials.layers import compare
+from steerserve.calibrate.trials.runner import Laboratory
+from steerserve.calibrate.trials.strength import Setting, Trial, layer_sets, search
+from steerserve.saes import SparseAutoencoder
+from steerserve.steering.attribute import Attribute, AttributeSite
+from steerserve.steering.probe import Probe
+from steerserve.train.classifiers import Judge
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything known of an attribute before it is tried out."""
+
+    task: Task
+    selections: Mapping[int, Selection]
+    curves: Mapping[int, Tensor]
+    """Of its steering features on the samples kept, by layer [samples, slices + 1, features]."""
+    norms: Mapping[int, float]
+    judge: Judge
+    probe: Probe
+    provenance: Mapping[str, Any]
+
+
+def finish(
+    laboratory: Laboratory,
+    findings: Findings,
+    saes: Mapping[int, SparseAutoencoder],
+    model_sha256: str,
+    folder: Path,
+) -> Attribute:
+    """Search layers and strength, and save the attribute into `folder`."""
+    task, layers = findings.task, sorted(saes)
+
+    def make(setting: Setting) -> Attribute:
+        samples = next(iter(findings.curves.values())).shape[0]
+        curve = profile([findings.curves[layer] for layer in setting.layers], range(samples))
+        known = (findings.selections, curve, findings.norms, saes)
+        return trial_attribute(task.name, setting, *known, laboratory.recipe.schedule, model_sha256)
+
+    def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
+        return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
+
+    def measured(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
+        return laboratory.trials(settings, fresh, make, findings.judge, task.target, f"{task.name} sites", True)
+
+    recipe, sets, sites = laboratory.recipe, layer_sets(layers), {}
+    if recipe.sites_kl is not None:
+        start = recipe.strengths[len(recipe.strengths) // 2]
+        compared = compare(sets, recipe.sites_kl, start, measured, recipe.enough)
+        tqdm.write(compared.table(task.name), file=sys.stderr)
+        sets, sites = [compared.layers], {"sites": compared.to_json()}
+    choice = search(sets, recipe.strengths, evaluate, recipe.enough)
+    unsteered = laboratory.baseline(fresh=True)
+    share = float(np.mean(findings.judge.assigned(task.target, unsteered.texts)))
+    ablation = {
+        "unsteered": {"share": round(share, 4), "loss": round(unsteered.loss, 4)},
+        "unsteered_distinct": round(unsteered.distinct, 4),
+        **choice.to_json(),
+        **sites,
+    }
+    notes = {str(layer): one.note for layer, one in findings.selections.items() if one.note is not None}
+    attribute = replace(
+        make(choice.setting),
+        provenance={**findings.provenance, "ablation": ablation, "selection_notes": notes},
+        probe=findings.probe,
+    )
+    attribute.save(folder)
+    return attribute
+
+
+def trial_attribute(
+    name: str,
+    setting: Setting,
+    selections: Mapping[int, Selection],
+    curve: CommitmentProfile,
+    norms: Mapping[int, float],
+    saes: Mapping[int, SparseAutoencoder],
+    schedule: str | Mapping[str, Any],
+    model_sha256: str,
+) -> Attribute:
+    """The attribute at these layers and this strength, whose commitment curve, that of these layers, is given."""
+    return Attribute(
+        name=name,
+        model_sha256=model_sha256,
+        layers=setting.layers,
+        strength=setting.strength,
+        unit="residual",
+        scope="masked",
+        schedule={"type": schedule} if isinstance(schedule, str) else dict(schedule),
+        sites={
+            layer: AttributeSite(round(norms[layer], 6), saes[layer].facts.id, saes[layer].facts.sha256, one.features)
+            for layer, one in selections.items()
+        },
+        directions={
+            key: tensor
+            for layer, one in selections.items()
+            for key, tensor in (((layer, "sae"), one.direction), ((layer, "diff_means"), one.diff_means))
+        },
+        profile=curve.to_json(),
+    )
