@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.calibrate.recipes import ProfileRecipe
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 
 from bench.steering.settings import SiteSettings
 from steerserve.calibrate.generation import Written
-from steerserve.calibrate.measurable import profile_of
 from steerserve.calibrate.profile.canvases import Canvases, reached
 from steerserve.calibrate.profile.fisher import Predictions
 from steerserve.calibrate.profile.measure import measure, stated_cost
-from steerserve.calibrate.profile.pulse_plan import PulsePlan
-from steerserve.calibrate.profile.pulse_runs import PulseRuns
+from steerserve.calibrate.profile.pulses import PulsePlan, PulseRuns
+from steerserve.calibrate.provenance import profile_of
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM, open_model

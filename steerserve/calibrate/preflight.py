@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from schedulers import SCHEDULES, CommitmentProfile
 from steerserve.calibrate.features.selection import Selection
-from steerserve.calibrate.generation import bounds
-from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.calibrate.samples import sample_params
+from steerserve.calibrate.generation import bounds, sample_params
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.attribute import trial_attribute
 from steerserve.calibrate.trials.runner import trial_params
 from steerserve.calibrate.trials.strength import Setting

@@ -6,7 +6,6 @@ which states, and how texts are cut, are ours.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from steerserve.calibrate.measurable import folder_of, task_of
-from steerserve.calibrate.recipe import check_seed
+from steerserve.calibrate.provenance import folder_of, task_of
+from steerserve.calibrate.recipes import ProbeRecipe
 from steerserve.calibrate.texts.labelled import texts_by_group
 from steerserve.calibrate.texts.tasks import Group, Task
 from steerserve.config import ModelConfig
@@ -35,21 +34,6 @@ with 0.001, 53 % with 0.0001, 45 % with 0.01 and 41 % with 0.1, where 33 % of al
 the more cautious for it."""
 CHUNK = 1024
 """Pieces of text between two movements of the bar; those of like lengths among them share a forward."""
-
-
-@dataclass(frozen=True)
-class ProbeRecipe:
-    """What probes are trained on."""
-
-    probe_texts: int = 2000
-    """Texts of each class that probes are trained and measured on, at most."""
-    seed: int = 0
-    """What texts are drawn from."""
-
-    def __post_init__(self) -> None:
-        if self.probe_texts < 1:
-            raise ValueError(f"probe_texts must be 1 or more, got {self.probe_texts}")
-        check_seed(self.seed)
 
 
 def train_probes(

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from steerserve.calibrate.features.commitment_curve import confident, feature_curves
 from steerserve.calibrate.features.selection import Selection, select
 from steerserve.calibrate.features.statistics import class_statistics, residual_norms
+from steerserve.calibrate.generation import unsteered_samples
 from steerserve.calibrate.preflight import check_calibration
-from steerserve.calibrate.probes import ProbeRecipe, probe_texts, probes_of
+from steerserve.calibrate.probes import probe_texts, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes, origin_of_model
-from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.calibrate.samples import unsteered_samples
+from steerserve.calibrate.recipes import CalibrationRecipe, ProbeRecipe
 from steerserve.calibrate.summary import outcome_lines, texts_lines
 from steerserve.calibrate.texts.labelled import held_out_texts, texts_by_group
 from steerserve.calibrate.texts.tasks import BUNDLED, Group, Task, read_tasks
@@ -32,8 +32,6 @@ from steerserve.models import DiffusionLM, ModelFacts, open_model
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge, train_judge
-
-__all__ = ["CalibrationRecipe", "calibrate"]
 
 CACHE = ".cache"
 """Folder of unsteered samples inside the output folder; removed when the last attribute is written."""

@@ -14,11 +14,11 @@ from steerserve.extras import require_extra
 from steerserve.memory import keep_freed_memory
 
 MODEL = FlagGroup("steerserve.config", "ModelConfig")
-RECIPE = FlagGroup("steerserve.calibrate.run", "CalibrationRecipe")
+RECIPE = FlagGroup("steerserve.calibrate.recipes", "CalibrationRecipe")
 SHARED = ("judge_texts", "order", "transfer", "temperature", "rows", "seed")
 """Fields of the recipe that a measurement takes as well."""
-PROFILE = FlagGroup("steerserve.calibrate.profile.measure", "ProfileRecipe", skip=SHARED)
-PROBES = FlagGroup("steerserve.calibrate.probes", "ProbeRecipe", skip=("seed",))
+PROFILE = FlagGroup("steerserve.calibrate.recipes", "ProfileRecipe", skip=SHARED)
+PROBES = FlagGroup("steerserve.calibrate.recipes", "ProbeRecipe", skip=("seed",))
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:

@@ -18,7 +18,7 @@ from bench.steering.cells import Cell, plan
 from bench.steering.settings import Settings, SiteSettings
 from bench.steering.store import Store
 from bench.steering.writing import Row, compose, params
-from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
 from steerserve.engine.engine import DiffusionEngine

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.models import DiffusionLM, weights_sha256
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.models.families.dream import DreamDiffusionLM

@@ -10,7 +10,7 @@ import torch
 from schedulers import CommitmentProfile
 from steerserve.calibrate.features.commitment_curve import feature_curves
 from steerserve.calibrate.generation import Written, write
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.trials.quality import text_losses
 from steerserve.calibrate.trials.runner import Laboratory

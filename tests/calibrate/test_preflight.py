@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from steerserve.calibrate.probes import ProbeRecipe, train_probes
-from steerserve.calibrate.profile.measure import ProfileRecipe, measure
+from steerserve.calibrate.probes import train_probes
+from steerserve.calibrate.profile.measure import measure
+from steerserve.calibrate.recipes import ProbeRecipe, ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.cli import main
 from steerserve.errors import ArtifactError, SteerserveError

@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from steerserve.calibrate import probes as module
-from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.probes import (
     INVERSE_PENALTY,
-    ProbeRecipe,
     balanced_accuracy,
     fit,
     probe_texts,
     probes_of,
     train_probes,
 )
-from steerserve.calibrate.profile_recipe import ProfileRecipe
+from steerserve.calibrate.provenance import write_profile
+from steerserve.calibrate.recipes import ProbeRecipe, ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.texts.labelled import labelled_texts
 from steerserve.calibrate.texts.tasks import Task

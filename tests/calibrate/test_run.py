@@ -10,7 +10,7 @@ import torch
 
 from schedulers import CommitmentProfile
 from steerserve.calibrate import run as module
-from steerserve.calibrate.probes import ProbeRecipe
+from steerserve.calibrate.recipes import ProbeRecipe
 from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.texts.tasks import Task
 from steerserve.calibrate.trials.attribute import finish

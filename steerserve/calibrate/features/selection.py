@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerserve.calibrate.features.moments import cohens_d, pooled
-from steerserve.calibrate.features.statistics import LayerStatistics
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.features.statistics import LayerStatistics, cohens_d, pooled
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.errors import ArtifactError
 from steerserve.saes.sae import SparseAutoencoder
 from steerserve.steering.attribute import FeatureWeight

@@ -18,17 +18,23 @@ from tqdm import tqdm
 
 from schedulers import JointProfile
 from steerserve.calibrate.generation import Written
-from steerserve.calibrate.measurable import profile_of, pushed, task_of, write_profile
 from steerserve.calibrate.profile.canvases import Canvases, reached
 from steerserve.calibrate.profile.cost import CHECK_EVERY, assemble, canvas_means, check, joint
 from steerserve.calibrate.profile.fisher import Predictions
 from steerserve.calibrate.profile.plot import plot
-from steerserve.calibrate.profile.pulse_plan import PulsePlan
-from steerserve.calibrate.profile.pulse_runs import PulseRuns
+from steerserve.calibrate.profile.pulses import PulsePlan, PulseRuns
 from steerserve.calibrate.profile.result_cache import Kept
 from steerserve.calibrate.profile.sensitivity import shrink, spread, summary
-from steerserve.calibrate.profile_recipe import ProfileRecipe
-from steerserve.calibrate.provenance import differing, file_hashes, origin_of_model
+from steerserve.calibrate.provenance import (
+    differing,
+    file_hashes,
+    origin_of_model,
+    profile_of,
+    pushed,
+    task_of,
+    write_profile,
+)
+from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.calibrate.texts.labelled import texts_by_group
 from steerserve.calibrate.texts.tasks import Group
 from steerserve.config import ModelConfig
@@ -38,8 +44,6 @@ from steerserve.errors import ArtifactError, SteerserveError
 from steerserve.models import open_model
 from steerserve.steering.attribute import Attribute, load_attributes
 from steerserve.train.classifiers import Judge, train_judge
-
-__all__ = ["ProfileRecipe", "measure"]
 
 CACHE = ".profile"
 """Folder of what has been found so far, inside that of the attributes; removed when everything is written."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.strength import Evaluate, Setting, Trial, merit
 
 ROUNDS: Final = 3

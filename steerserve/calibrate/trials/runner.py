@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from steerserve.calibrate.generation import Written, bounds, check_apart, write
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
 from steerserve.calibrate.trials.strength import Setting, Trial
 from steerserve.engine.admission.catalogue import Catalogue

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 
 
 @dataclass(frozen=True)

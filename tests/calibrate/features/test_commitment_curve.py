@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from steerserve.calibrate.features.commitment_curve import confident, feature_curves, profile, some_activations
-from steerserve.calibrate.generation import Written, write
-from steerserve.calibrate.recipe import CalibrationRecipe
-from steerserve.calibrate.samples import unsteered_samples
+from steerserve.calibrate.generation import Written, unsteered_samples, write
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM

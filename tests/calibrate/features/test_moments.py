@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.calibrate.features.moments import Moments, cohens_d, pooled
+from steerserve.calibrate.features.statistics import Moments, cohens_d, pooled
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(0, 10_000), st.floats(-1e4, 1e4))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerserve.calibrate.features.selection import bonferroni, select
 from steerserve.calibrate.features.statistics import class_statistics, residual_norms
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.texts.noising import noised_texts
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from schedulers import CommitmentProfile, build_strength, compile_gains
-from steerserve.calibrate.measurable import write_profile
 from steerserve.calibrate.profile import measure as module
-from steerserve.calibrate.profile.measure import ProfileRecipe, measure
-from steerserve.calibrate.profile.pulse_plan import PROFILE_SEED
+from steerserve.calibrate.profile.measure import measure
+from steerserve.calibrate.profile.pulses import PROFILE_SEED
+from steerserve.calibrate.provenance import write_profile
+from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.texts.labelled import labelled_texts
 from steerserve.calibrate.texts.tasks import Task

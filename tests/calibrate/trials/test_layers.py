@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerserve.calibrate.recipe import CalibrationRecipe
+from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.layers import LEAP, LEVEL, ROUNDS, compare, next_strength, site_forwards
 from steerserve.calibrate.trials.strength import Setting, Trial, layer_sets
 
