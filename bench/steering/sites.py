@@ -9,9 +9,9 @@ from typing import Final
 import torch
 
 from bench.steering.settings import SiteSettings
-from steerserve.calibrate.generation import Written
-from steerserve.calibrate.profile.canvases import Canvases, reached
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.generation import GeneratedText
+from steerserve.calibrate.profile.canvases import Canvases, canvases_by_slice
+from steerserve.calibrate.profile.fisher import PushedPredictions
 from steerserve.calibrate.profile.measure import measure, stated_cost
 from steerserve.calibrate.profile.pulses import PulsePlan, PulseRuns
 from steerserve.calibrate.provenance import profile_of
@@ -73,9 +73,11 @@ def prepare(model_folder: Path, alone: Mapping[str, Attribute], data: Path, out:
         plan = PulsePlan(facts, alone, opened.defaults, recipe, profiles[0].slices)
         plan.check(opened.tokenizer)
         model = opened.load(model_folder.name, lambda line: print(line, file=sys.stderr))
-        written = [Written(**one) for one in PulseRuns(model, opened.tokenizer, plan).unsteered()]
+        written = [GeneratedText(**one) for one in PulseRuns(model, opened.tokenizer, plan).unsteered()]
         temperature = opened.defaults.temperature
-        canvases = reached(written, facts, settings.cost_slices, recipe.canvases, recipe.positions, recipe.seed)
+        canvases = canvases_by_slice(
+            written, facts, settings.cost_slices, recipe.canvases, recipe.positions, recipe.seed
+        )
         strengths = strengths_of(model, list(alone.values()), canvases, temperature, settings.nats)
         partial = out.with_name(f"{out.name}.partial")
         for one, strength in zip(alone.values(), strengths, strict=True):
@@ -105,7 +107,7 @@ def strengths_of(
     """The strength of each attribute whose uniform push is predicted to cost so many nats a response token."""
     total = torch.zeros(len(attributes), dtype=torch.float64)
     for some in canvases.values():
-        fisher = Predictions(model, attributes, some, temperature).fisher()
+        fisher = PushedPredictions(model, attributes, some, temperature).fisher()
         total += fisher.mean(0).diagonal() / len(canvases)
     return [float((2 * nats / cost) ** 0.5) for cost in total.tolist()]
 

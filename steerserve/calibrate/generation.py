@@ -17,7 +17,7 @@ from steerserve.errors import ArtifactError, SteerserveError
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """One finished text."""
 
     text: str
@@ -29,7 +29,7 @@ class Written:
     """Measured KL from the unsteered predictions in nats a response token; None: not asked for."""
 
 
-def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> list[Written]:
+def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> list[GeneratedText]:
     """The texts of all params, in their order; the engine must be otherwise idle, with room in its queue for all.
 
     Raises SteerserveError where a row fails.
@@ -38,7 +38,7 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
     engine.add(requests)
     place = {request.id: i for i, request in enumerate(requests)}
     commits: list[dict[int, int]] = [{} for _ in params]
-    found: list[Written | None] = [None] * len(params)
+    found: list[GeneratedText | None] = [None] * len(params)
     left = len(params)
     steps = sum(one.max_tokens if one.steps is None else one.steps for one in params)
     with tqdm(total=steps, desc=title, unit="step", unit_scale=True, leave=False) as bar:
@@ -56,7 +56,7 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
                         # Positions at which the model drew its own mask are no tokens of the result.
                         written = sorted(commits[i])[: len(tokens)]
                         committed_at = tuple(commits[i][position] for position in written)
-                        found[i] = Written(
+                        found[i] = GeneratedText(
                             event.result.text, tokens, committed_at, (event.result.receipt or {}).get("measured_kl")
                         )
                         left -= 1
@@ -70,7 +70,7 @@ def bounds(rows: int) -> EngineConfig:
     return EngineConfig(max_rows=rows, max_queue=1 << 20, max_steps=1 << 20)
 
 
-def check_apart(written: Sequence[Written], title: str) -> None:
+def check_texts_differ(written: Sequence[GeneratedText], title: str) -> None:
     """Raise ArtifactError where texts, two or more, are all the same: figures of them would be of one text, without an
     error."""
     if len(written) > 1 and len({one.tokens for one in written}) == 1:
@@ -82,7 +82,7 @@ def check_apart(written: Sequence[Written], title: str) -> None:
 
 def unsteered_samples(
     engine: Engine, recipe: CalibrationRecipe, origin: Mapping[str, Any], cache: Path
-) -> list[Written]:
+) -> list[GeneratedText]:
     """`recipe.samples` unconditional texts of full length; read from `cache` where it holds those of this origin.
 
     Raises ArtifactError where they are all the same.
@@ -94,9 +94,12 @@ def unsteered_samples(
     if cache.exists():
         stored = json.loads(cache.read_text(encoding="utf-8"))
         if stored["key"] == key:
-            return [Written(one["text"], tuple(one["tokens"]), tuple(one["committed_at"])) for one in stored["samples"]]
+            return [
+                GeneratedText(one["text"], tuple(one["tokens"]), tuple(one["committed_at"]))
+                for one in stored["samples"]
+            ]
     samples = write(engine, params, "unsteered samples")
-    check_apart(samples, "unsteered samples")
+    check_texts_differ(samples, "unsteered samples")
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")
     partial.write_text(json.dumps({"key": key, "samples": [asdict(one) for one in samples]}), encoding="utf-8")

@@ -31,17 +31,19 @@ UNMEASURED: Final = tuple(sorted({*SCHEDULES} - {"optimal"}))
 
 def check_calibration(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe) -> None:
     """Raise ArtifactError for a recipe whose samples or trials cannot be written, or would all be alike."""
-    tried = stand_in(opened, saes, recipe)
+    tried = placeholder_attribute(opened, saes, recipe)
     known = {sae.facts.id: sae for sae in saes.values()}
     catalogue = Catalogue(opened.facts, {tried.name: tried}, known, dict.fromkeys(saes, 1.0), opened.defaults)
     tokenizer, config = opened.tokenizer, bounds(recipe.rows)
-    check_drawn(rehearse(sample_params(recipe, 0), catalogue, tokenizer, config, "sample"))
-    rehearse(trial_params(recipe, recipe.seed, 0, None, False), catalogue, tokenizer, config, "trial")
+    check_sampler_draws(check_admission(sample_params(recipe, 0), catalogue, tokenizer, config, "sample"))
+    check_admission(trial_params(recipe, recipe.seed, 0, None, False), catalogue, tokenizer, config, "trial")
     measured = recipe.sites_kl is not None
-    rehearse(trial_params(recipe, recipe.seed, 0, tried.name, measured), catalogue, tokenizer, config, "trial")
+    check_admission(trial_params(recipe, recipe.seed, 0, tried.name, measured), catalogue, tokenizer, config, "trial")
 
 
-def stand_in(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe) -> Attribute:
+def placeholder_attribute(
+    opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe
+) -> Attribute:
     """An attribute with all that those of a trial have: pushed at every layer, with a curve that rises evenly."""
     direction = F.one_hot(torch.tensor(0), opened.facts.hidden_size).float()
     selection = Selection((FeatureWeight(0, 1.0, 0.0, 1.0),), direction, direction, None)
@@ -51,7 +53,7 @@ def stand_in(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe:
     return trial_attribute("trial", setting, selections, curve, norms, saes, recipe.schedule, opened.sha256)
 
 
-def rehearse(
+def check_admission(
     params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, config: EngineConfig, kind: str
 ) -> Request:
     """The request of params by the engine's own checks; raises ArtifactError naming the option.
@@ -74,7 +76,7 @@ def rehearse(
         raise ArtifactError(f"--{option}: {error}{more}") from error
 
 
-def check_drawn(request: Request) -> None:
+def check_sampler_draws(request: Request) -> None:
     """Raise ArtifactError for a sampler that draws nothing: many texts of it are one text many times, so that every
     error comes out as 0 and every share as 0 or 1."""
     if request.draws:

@@ -22,9 +22,9 @@ from steerserve.calibrate.recipes import CalibrationRecipe, ProbeRecipe
 from steerserve.calibrate.summary import outcome_lines, texts_lines
 from steerserve.calibrate.texts.labelled import held_out_texts, texts_by_group
 from steerserve.calibrate.texts.tasks import BUNDLED, Group, Task, read_tasks
-from steerserve.calibrate.trials.attribute import Findings, finish
+from steerserve.calibrate.trials.attribute import AttributeInputs, choose_and_save
 from steerserve.calibrate.trials.layers import site_forwards
-from steerserve.calibrate.trials.runner import Laboratory
+from steerserve.calibrate.trials.runner import TrialRunner
 from steerserve.calibrate.trials.strength import forwards, layer_sets
 from steerserve.config import ModelConfig
 from steerserve.errors import ArtifactError
@@ -87,8 +87,8 @@ def calibrate(
     saes = {layer: sae.to(opened.device) for layer, sae in saes.items()}
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out, recipe)
-    laboratory = Laboratory(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
-    samples = unsteered_samples(laboratory.engine({}), recipe, common, out / CACHE / "samples.json")
+    runner = TrialRunner(model, tokenizer, {sae.facts.id: sae for sae in saes.values()}, norms, defaults, recipe)
+    samples = unsteered_samples(runner.engine({}), recipe, common, out / CACHE / "samples.json")
     judges = _judges(texts, recipe)
     found = _contrast(model, tokenizer, saes, texts, due, recipe)
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
@@ -103,7 +103,7 @@ def calibrate(
         probabilities = judge.probability(task.target, [sample.text for sample in samples])
         kept, lowered = confident(probabilities, threshold, recipe.min_confident)
         places = {layer: [union[layer].index(j) for j in selections[layer].steering] for layer in layers}
-        findings = Findings(
+        inputs = AttributeInputs(
             task=task,
             selections=selections,
             curves={layer: curves[layer][kept][:, :, places[layer]] for layer in layers},
@@ -123,7 +123,7 @@ def calibrate(
                 },
             },
         )
-        made[task.name] = finish(laboratory, findings, saes, digest, out / task.name)
+        made[task.name] = choose_and_save(runner, inputs, saes, digest, out / task.name)
         _say(*outcome_lines(made[task.name]))
     shutil.rmtree(out / CACHE, ignore_errors=True)
     return made

@@ -4,7 +4,7 @@ import torch
 
 from bench.steering.sites import Site, at_one_site, sites, strengths_of
 from steerserve.calibrate.profile.canvases import Canvases
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.profile.fisher import PushedPredictions
 from steerserve.models import DiffusionLM
 from steerserve.steering.attribute import Attribute, AttributeSite
 from steerserve.train.activations import NoisedBatch
@@ -72,6 +72,7 @@ def test_strengths_cost_as_much_as_asked_for_by_the_exact_kl_of_small_pushes() -
     assert strengths[0] != strengths[1]
     for one, strength in zip(alone, strengths, strict=True):
         kl = [
-            float(Predictions(model, [one], some, 1.0).kl([torch.tensor([strength])]).mean()) for some in given.values()
+            float(PushedPredictions(model, [one], some, 1.0).kl([torch.tensor([strength])]).mean())
+            for some in given.values()
         ]
         assert abs(sum(kl) / len(kl) / nats - 1) < 0.05

@@ -9,11 +9,11 @@ import torch
 
 from schedulers import CommitmentProfile
 from steerserve.calibrate.features.commitment_curve import feature_curves
-from steerserve.calibrate.generation import Written, write
+from steerserve.calibrate.generation import GeneratedText, write
 from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.calibrate.trials.quality import text_losses
-from steerserve.calibrate.trials.runner import Laboratory
+from steerserve.calibrate.trials.runner import TrialRunner
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention
@@ -69,7 +69,7 @@ def test_a_curve_is_read_where_tokens_are_decided_at_the_steps_that_changed_some
     lm, sae = made.family(name), tiny.sae(1)
     tokens, start = [7, 9, 11, 13], {"bert": [2], "mdlm": [3], "mdlm-timed": [3]}.get(name, [])
     mask = lm.facts.mask_id
-    (found,) = feature_curves(lm, [Written("", tuple(tokens), (3, 17, 3, 90))], {1: sae}, {1: [4, 9]}, 4, 7)[1]
+    (found,) = feature_curves(lm, [GeneratedText("", tuple(tokens), (3, 17, 3, 90))], {1: sae}, {1: [4, 9]}, 4, 7)[1]
     canvases = {0: [mask] * 4, 2: [7, mask, 11, mask], 3: [7, 9, 11, mask], 4: tokens}
     for slice_, response in canvases.items():
         kept: list[torch.Tensor] = []
@@ -89,7 +89,7 @@ def test_a_curve_is_read_where_tokens_are_decided_at_the_steps_that_changed_some
 
 def test_samples_may_differ_in_length_and_one_without_tokens_has_no_curve() -> None:
     lm, sae = made.family("llada"), tiny.sae(1)
-    samples = [Written("", (7, 9, 11), (0, 1, 2)), Written("", (), ()), Written("", (8,), (5,))]
+    samples = [GeneratedText("", (7, 9, 11), (0, 1, 2)), GeneratedText("", (), ()), GeneratedText("", (8,), (5,))]
     found = feature_curves(lm, samples, {1: sae}, {1: [4, 9]}, 8, 100)[1]
     alone = [feature_curves(lm, [one], {1: sae}, {1: [4, 9]}, 8, 100)[1][0] for one in samples]
     torch.testing.assert_close(found, torch.stack(alone))
@@ -116,10 +116,10 @@ def test_a_token_has_the_step_of_its_own_position_where_the_model_drew_its_mask(
 
 def test_a_text_without_tokens_counts_as_the_worst_of_texts() -> None:
     lm = made.family("llada")
-    laboratory = Laboratory(lm, tiny.tokenizer(), {}, {}, lm.defaults, CalibrationRecipe(quality_masks=2))
-    full = Written("", (7, 9, 7, 9), (0, 1, 2, 3))
+    runner = TrialRunner(lm, tiny.tokenizer(), {}, {}, lm.defaults, CalibrationRecipe(quality_masks=2))
+    full = GeneratedText("", (7, 9, 7, 9), (0, 1, 2, 3))
     loss = float(text_losses(lm, [full.tokens], 2)[0])
-    assert laboratory._figures([full]) == pytest.approx((loss, 2 / 3))
+    assert runner._figures([full]) == pytest.approx((loss, 2 / 3))
     worst = math.log(lm.facts.vocab_size)
-    assert laboratory._figures([full, Written("", (), ())]) == pytest.approx(((loss + worst) / 2, 1 / 3))
-    assert laboratory._figures([Written("", (), ())]) == pytest.approx((worst, 0.0))
+    assert runner._figures([full, GeneratedText("", (), ())]) == pytest.approx(((loss + worst) / 2, 1 / 3))
+    assert runner._figures([GeneratedText("", (), ())]) == pytest.approx((worst, 0.0))

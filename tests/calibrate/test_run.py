@@ -13,7 +13,7 @@ from steerserve.calibrate import run as module
 from steerserve.calibrate.recipes import ProbeRecipe
 from steerserve.calibrate.run import calibrate, masked_saes
 from steerserve.calibrate.texts.tasks import Task
-from steerserve.calibrate.trials.attribute import finish
+from steerserve.calibrate.trials.attribute import choose_and_save
 from steerserve.cli import main
 from steerserve.config import EngineConfig, ModelConfig
 from steerserve.engine.admission.catalogue import Catalogue
@@ -206,11 +206,11 @@ def test_a_run_stopped_between_two_attributes_goes_on_under_the_same_options_onl
     out, recipe = tmp_path / "out", make_recipe(folder)
     done: list[str] = []
 
-    def first_only(laboratory: Any, findings: Any, *rest: Any) -> Attribute:
+    def first_only(runner: Any, inputs: Any, *rest: Any) -> Attribute:
         if done:
             raise KeyboardInterrupt
-        done.append(findings.task.name)
-        return finish(laboratory, findings, *rest)
+        done.append(inputs.task.name)
+        return choose_and_save(runner, inputs, *rest)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "finish", first_only)

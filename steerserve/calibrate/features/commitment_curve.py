@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from schedulers import CommitmentProfile
-from steerserve.calibrate.generation import Written
+from steerserve.calibrate.generation import GeneratedText
 from steerserve.models.base import DiffusionLM
 from steerserve.saes.sae import SparseAutoencoder
 from steerserve.train.activations import NoisedBatch, states
@@ -22,7 +22,7 @@ from steerserve.train.activations import NoisedBatch, states
 @torch.inference_mode()
 def feature_curves(
     model: DiffusionLM,
-    samples: Sequence[Written],
+    samples: Sequence[GeneratedText],
     saes: Mapping[int, SparseAutoencoder],
     features: Mapping[int, Sequence[int]],
     slices: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from schedulers import slice_of
-from steerserve.calibrate.generation import Written
+from steerserve.calibrate.generation import GeneratedText
 from steerserve.errors import SteerserveError
 from steerserve.models.base import ModelFacts
 from steerserve.train.activations import NoisedBatch
@@ -31,8 +31,8 @@ class Canvases:
         return Canvases(batch, self.row[mine], self.position[mine])
 
 
-def reached(
-    samples: Sequence[Written], facts: ModelFacts, slices: int, count: int, positions: int, seed: int
+def canvases_by_slice(
+    samples: Sequence[GeneratedText], facts: ModelFacts, slices: int, count: int, positions: int, seed: int
 ) -> dict[int, Canvases]:
     """By slice, `count` canvases that the samples were at while their progress was in it; slices none was in are left
     out.
@@ -61,7 +61,7 @@ def reached(
 
 
 def _canvases(
-    states: Sequence[tuple[Written, int]], facts: ModelFacts, positions: int, random: np.random.Generator
+    states: Sequence[tuple[GeneratedText, int]], facts: ModelFacts, positions: int, random: np.random.Generator
 ) -> Canvases:
     start = 0 if facts.bos_id is None else 1
     tokens = torch.tensor([one.tokens for one, _ in states])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from schedulers import JointProfile
 from steerserve.calibrate.profile.canvases import Canvases
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.profile.fisher import PushedPredictions
 
 CHECK_EVERY = 2
 """The exact KL is taken on one canvas of every so many slices."""
@@ -51,7 +51,7 @@ class Cost:
         return self.matrices[:, a, a]
 
 
-def canvas_means(predictions: Predictions) -> list[list[list[float]]]:
+def canvas_means(predictions: PushedPredictions) -> list[list[list[float]]]:
     """The mean Fisher inner products of each canvas [N][A][A]: what is kept of a slice."""
     fisher, row = predictions.fisher(), predictions.canvases.row
     found: list[list[list[float]]] = [fisher[row == i].mean(0).tolist() for i in sorted(set(row.tolist()))]
@@ -106,7 +106,7 @@ def _smoothing(slices: int) -> Tensor:
 
 
 def check(
-    predict: Callable[[Canvases], Predictions], canvases: Mapping[int, Canvases], total: float, strength: float
+    predict: Callable[[Canvases], PushedPredictions], canvases: Mapping[int, Canvases], total: float, strength: float
 ) -> dict[str, Any]:
     """The exact KL of pushes of one attribute, whose predictions are given, against the quadratic form, on a few
     canvases of all slices.

@@ -20,7 +20,7 @@ _BLOCK = 1 << 25
 """Derivatives of logits held at once."""
 
 
-class Nudges:
+class SmallPushes:
     """Pushes of A attributes together, each at its own strength, on the canvases of one batch; a `Sites`."""
 
     def __init__(self, attributes: Sequence[Attribute], batch: NoisedBatch, shift: int, device: torch.device) -> None:
@@ -64,7 +64,7 @@ def scope_states(batch: NoisedBatch, shift: int) -> Tensor:
     return moved
 
 
-class Predictions:
+class PushedPredictions:
     """What a model predicts at chosen positions of some canvases, as a function of the strengths of A pushes.
 
     The distribution is the one that a sampler draws from: over temperature (1 where it is 0, whose KL is not finite),
@@ -77,7 +77,7 @@ class Predictions:
         facts = model.facts
         self.model, self.canvases, self.count = model, canvases, len(attributes)
         self.device = next(model.parameters()).device
-        self.nudges = Nudges(attributes, canvases.batch, facts.shift, self.device)
+        self.pushes = SmallPushes(attributes, canvases.batch, facts.shift, self.device)
         self.heat = temperature if temperature > 0 else 1.0
         barred = {*facts.forbidden_ids, *facts.end_ids, *([facts.mask_id] if facts.parameterisation == "score" else [])}
         self.barred = torch.tensor(sorted(barred), device=self.device)
@@ -85,8 +85,8 @@ class Predictions:
 
     def states(self, strengths: Tensor) -> Tensor:
         """Final states [P, hidden_size] under pushes of these strengths [A]."""
-        self.nudges.strengths = strengths
-        return final_states(self.model, self.canvases.batch, self.nudges)[self.row, self.position]
+        self.pushes.strengths = strengths
+        return final_states(self.model, self.canvases.batch, self.pushes)[self.row, self.position]
 
     def logits(self, states: Tensor) -> Tensor:
         """[P, vocabulary] float32 of states [P, hidden_size], over temperature."""

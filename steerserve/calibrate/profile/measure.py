@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from schedulers import JointProfile
-from steerserve.calibrate.generation import Written
-from steerserve.calibrate.profile.canvases import Canvases, reached
+from steerserve.calibrate.generation import GeneratedText
+from steerserve.calibrate.profile.canvases import Canvases, canvases_by_slice
 from steerserve.calibrate.profile.cost import CHECK_EVERY, assemble, canvas_means, check, joint
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.profile.fisher import PushedPredictions
 from steerserve.calibrate.profile.plot import plot
 from steerserve.calibrate.profile.pulses import PulsePlan, PulseRuns
-from steerserve.calibrate.profile.result_cache import Kept
+from steerserve.calibrate.profile.result_cache import ResultCache
 from steerserve.calibrate.profile.sensitivity import shrink, spread, summary
 from steerserve.calibrate.provenance import (
     differing,
@@ -90,17 +90,17 @@ def measure(
         _say(f"{root}: everything has been measured under these settings already")
         return before
     texts = texts_by_group(data, [task.group for task in tasks.values()], recipe.judge_texts, recipe.seed)
-    kept = Kept(root / CACHE, settings)
+    kept = ResultCache(root / CACHE, settings)
     _say(f"{len(attributes)} attributes: {stated_cost(recipe, len(attributes), slices)}")
     began = time.perf_counter()
     model = opened.load(model_folder.resolve().name, _say)
     runs = PulseRuns(model, opened.tokenizer, plan)
-    baseline = [Written(**one) for one in kept.get("unsteered", runs.unsteered)]
+    baseline = [GeneratedText(**one) for one in kept.get("unsteered", runs.unsteered)]
     temperature = opened.defaults.temperature if recipe.temperature is None else recipe.temperature
-    canvases = reached(baseline, facts, slices, recipe.canvases, recipe.positions, recipe.seed)
+    canvases = canvases_by_slice(baseline, facts, slices, recipe.canvases, recipe.positions, recipe.seed)
 
-    def predict(several: Sequence[Attribute], some: Canvases) -> Predictions:
-        return Predictions(model, several, some, temperature)
+    def predict(several: Sequence[Attribute], some: Canvases) -> PushedPredictions:
+        return PushedPredictions(model, several, some, temperature)
 
     of_all = partial(predict, list(attributes.values()))
     bar = tqdm(canvases.items(), desc="cost", unit="slice", leave=False)
@@ -165,7 +165,7 @@ def stated_cost(recipe: ProfileRecipe, attributes: int, slices: int) -> str:
     )
 
 
-def _canvas_means(predict: Callable[[Canvases], Predictions], some: Canvases) -> list[list[list[float]]]:
+def _canvas_means(predict: Callable[[Canvases], PushedPredictions], some: Canvases) -> list[list[list[float]]]:
     return canvas_means(predict(some))
 
 

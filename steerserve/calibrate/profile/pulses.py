@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.generation import Written, bounds, check_apart, write
-from steerserve.calibrate.preflight import check_drawn, rehearse
-from steerserve.calibrate.profile.result_cache import Kept
+from steerserve.calibrate.generation import GeneratedText, bounds, check_texts_differ, write
+from steerserve.calibrate.preflight import check_admission, check_sampler_draws
+from steerserve.calibrate.profile.result_cache import ResultCache
 from steerserve.calibrate.profile.sensitivity import Effects, Floats, log_odds
 from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.engine.admission.catalogue import Catalogue
@@ -50,11 +50,11 @@ class PulsePlan:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise ArtifactError for runs that cannot be or that all come out alike, and SteerserveError where a pulse
         falls between two steps."""
-        check_drawn(rehearse(self.params(0), self.catalogue, tokenizer, self.config, "run"))
+        check_sampler_draws(check_admission(self.params(0), self.catalogue, tokenizer, self.config, "run"))
         name = next(iter(self.strengths))
         for part, schedule in zip(self.parts, self.schedules, strict=True):
             params = self.params(0, self.push(name, 1, schedule))
-            plan = rehearse(params, self.catalogue, tokenizer, self.config, "run").plan["interventions"][0]
+            plan = check_admission(params, self.catalogue, tokenizer, self.config, "run").plan["interventions"][0]
             if plan["strength_per_step"] is not None and not any(plan["strength_per_step"]):
                 raise SteerserveError(
                     f"no step of {self.recipe.run_steps} falls into {part}: take more run_steps, or wider edges"
@@ -90,10 +90,12 @@ class PulseRuns:
     def unsteered(self) -> list[dict[str, Any]]:
         """The runs that every pulse is compared with, as JSON; raises ArtifactError where they are all the same."""
         written = write(self.engine, [self.plan.params(row) for row in range(self.plan.recipe.runs)], "unsteered runs")
-        check_apart(written, "unsteered runs")
+        check_texts_differ(written, "unsteered runs")
         return [asdict(one) for one in written]
 
-    def effects(self, name: str, target: str, judge: Judge | None, baseline: Sequence[Written], kept: Kept) -> Effects:
+    def effects(
+        self, name: str, target: str, judge: Judge | None, baseline: Sequence[GeneratedText], kept: ResultCache
+    ) -> Effects:
         """What each pulse of an attribute does; `judge` may be None where all has been kept."""
 
         def judged(texts: Sequence[str]) -> Floats:

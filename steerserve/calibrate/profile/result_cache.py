@@ -12,7 +12,7 @@ from steerserve.errors import ArtifactError
 T = TypeVar("T")
 
 
-class Kept:
+class ResultCache:
     """A folder of JSON values by name, all found under the same settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ class Effects:
 
 
 @dataclass(frozen=True, eq=False)
-class Shrunk:
+class ShrunkSensitivity:
     """Sensitivities of the windows with the noise of their measurement taken into account."""
 
     values: Floats
@@ -91,7 +91,7 @@ def log_odds(probabilities: Sequence[float] | Floats) -> Floats:
     return found
 
 
-def shrink(means: Floats, covariance: Floats, cost: Floats) -> Shrunk:
+def shrink(means: Floats, covariance: Floats, cost: Floats) -> ShrunkSensitivity:
     """Empirical-Bayes sensitivities; means [W] and covariance [W, W] as measured, cost [W] of a unit pulse.
 
     With x = s / c and weights pi = c / sum c, the dispersion that rho is made of is D = sum pi (x - m)^2, m = sum pi x.
@@ -116,7 +116,7 @@ def shrink(means: Floats, covariance: Floats, cost: Floats) -> Shrunk:
         "corrected": _rho(true, mean),
         "shrunk": _rho(float(weights @ (pulled - centre) ** 2), centre),
     }
-    return Shrunk(pulled * cost, factors, rho)
+    return ShrunkSensitivity(pulled * cost, factors, rho)
 
 
 def _rho(dispersion: float, mean: float) -> float | None:
@@ -136,7 +136,7 @@ def spread(values: Sequence[float] | Floats, windows: Sequence[tuple[int, int]])
     ]
 
 
-def summary(effects: Effects, shrunk: Shrunk, windows: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def summary(effects: Effects, shrunk: ShrunkSensitivity, windows: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """What provenance says of the sensitivities."""
     mean = effects.windows.sum(1)
     error = float(mean.std(ddof=1)) / math.sqrt(len(mean))

@@ -15,7 +15,7 @@ from steerserve.calibrate.features.commitment_curve import profile
 from steerserve.calibrate.features.selection import Selection
 from steerserve.calibrate.texts.tasks import Task
 from steerserve.calibrate.trials.layers import compare
-from steerserve.calibrate.trials.runner import Laboratory
+from steerserve.calibrate.trials.runner import TrialRunner
 from steerserve.calibrate.trials.strength import Setting, Trial, layer_sets, search
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute, AttributeSite
@@ -24,7 +24,7 @@ from steerserve.train.classifiers import Judge
 
 
 @dataclass(frozen=True)
-class Findings:
+class AttributeInputs:
     """Everything known of an attribute before it is tried out."""
 
     task: Task
@@ -37,48 +37,48 @@ class Findings:
     provenance: Mapping[str, Any]
 
 
-def finish(
-    laboratory: Laboratory,
-    findings: Findings,
+def choose_and_save(
+    runner: TrialRunner,
+    inputs: AttributeInputs,
     saes: Mapping[int, SparseAutoencoder],
     model_sha256: str,
     folder: Path,
 ) -> Attribute:
     """Search layers and strength, and save the attribute into `folder`."""
-    task, layers = findings.task, sorted(saes)
+    task, layers = inputs.task, sorted(saes)
 
     def make(setting: Setting) -> Attribute:
-        samples = next(iter(findings.curves.values())).shape[0]
-        curve = profile([findings.curves[layer] for layer in setting.layers], range(samples))
-        known = (findings.selections, curve, findings.norms, saes)
-        return trial_attribute(task.name, setting, *known, laboratory.recipe.schedule, model_sha256)
+        samples = next(iter(inputs.curves.values())).shape[0]
+        curve = profile([inputs.curves[layer] for layer in setting.layers], range(samples))
+        known = (inputs.selections, curve, inputs.norms, saes)
+        return trial_attribute(task.name, setting, *known, runner.recipe.schedule, model_sha256)
 
     def evaluate(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
-        return laboratory.trials(settings, fresh, make, findings.judge, task.target, task.name)
+        return runner.trials(settings, fresh, make, inputs.judge, task.target, task.name)
 
     def measured(settings: Sequence[Setting], fresh: bool) -> list[Trial]:
-        return laboratory.trials(settings, fresh, make, findings.judge, task.target, f"{task.name} sites", True)
+        return runner.trials(settings, fresh, make, inputs.judge, task.target, f"{task.name} sites", True)
 
-    recipe, sets, sites = laboratory.recipe, layer_sets(layers), {}
+    recipe, sets, sites = runner.recipe, layer_sets(layers), {}
     if recipe.sites_kl is not None:
         start = recipe.strengths[len(recipe.strengths) // 2]
         compared = compare(sets, recipe.sites_kl, start, measured, recipe.enough)
         tqdm.write(compared.table(task.name), file=sys.stderr)
         sets, sites = [compared.layers], {"sites": compared.to_json()}
     choice = search(sets, recipe.strengths, evaluate, recipe.enough)
-    unsteered = laboratory.baseline(fresh=True)
-    share = float(np.mean(findings.judge.assigned(task.target, unsteered.texts)))
+    unsteered = runner.baseline(fresh=True)
+    share = float(np.mean(inputs.judge.assigned(task.target, unsteered.texts)))
     ablation = {
         "unsteered": {"share": round(share, 4), "loss": round(unsteered.loss, 4)},
         "unsteered_distinct": round(unsteered.distinct, 4),
         **choice.to_json(),
         **sites,
     }
-    notes = {str(layer): one.note for layer, one in findings.selections.items() if one.note is not None}
+    notes = {str(layer): one.note for layer, one in inputs.selections.items() if one.note is not None}
     attribute = replace(
         make(choice.setting),
-        provenance={**findings.provenance, "ablation": ablation, "selection_notes": notes},
-        probe=findings.probe,
+        provenance={**inputs.provenance, "ablation": ablation, "selection_notes": notes},
+        probe=inputs.probe,
     )
     attribute.save(folder)
     return attribute

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.generation import Written, bounds, check_apart, write
+from steerserve.calibrate.generation import GeneratedText, bounds, check_texts_differ, write
 from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
 from steerserve.calibrate.trials.strength import Setting, Trial
@@ -33,7 +33,7 @@ class Baseline:
     distinct: float
 
 
-class Laboratory:
+class TrialRunner:
     """Runs texts of attributes that are not on disk yet; unsteered texts are written once for each seed."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Laboratory:
         key = self._seed_and_texts(fresh)
         if key not in self._baselines:
             written = write(self.engine({}), self._params(key, None), "unsteered trials")
-            check_apart(written, "unsteered trials")
+            check_texts_differ(written, "unsteered trials")
             loss, distinct = self._figures(written)
             self._baselines[key] = Baseline(tuple(one.text for one in written), loss, distinct)
         return self._baselines[key]
@@ -114,7 +114,7 @@ class Laboratory:
         seed, texts = key
         return [trial_params(self.recipe, seed, row, attribute, measured) for row in range(texts)]
 
-    def _figures(self, written: Sequence[Written]) -> tuple[float, float]:
+    def _figures(self, written: Sequence[GeneratedText]) -> tuple[float, float]:
         """Mean loss and mean distinct-2; a text without tokens counts as drawn from all of them alike, and as one token
         over and over."""
         losses = torch.full((len(written),), math.log(self.model.facts.vocab_size), dtype=torch.float64)
@@ -128,7 +128,7 @@ def trial_params(
     recipe: CalibrationRecipe, seed: int, row: int, attribute: str | None, measured: bool
 ) -> GenerationParams:
     """One text of a trial, pushed by the attribute of that name as it is, or by nothing; `measured` as in
-    `Laboratory.trials`."""
+    `TrialRunner.trials`."""
     return GenerationParams(
         max_tokens=recipe.trial_tokens,
         steps=recipe.trial_steps,

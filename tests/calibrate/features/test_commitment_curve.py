@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steerserve.calibrate.features.commitment_curve import confident, feature_curves, profile, some_activations
-from steerserve.calibrate.generation import Written, unsteered_samples, write
+from steerserve.calibrate.generation import GeneratedText, unsteered_samples, write
 from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import RequestError
@@ -71,7 +71,7 @@ def test_the_curve_is_read_from_the_canvases_that_the_engine_went_through(tmp_pa
 
 def test_fewer_steps_than_slices_are_joined_by_straight_lines() -> None:
     lm, saes = tiny.bert(), {1: tiny.sae(1)}
-    sample = Written("", tuple(range(10, 18)), (0, 1, 1, 0, 0, 1, 0, 1))
+    sample = GeneratedText("", tuple(range(10, 18)), (0, 1, 1, 0, 0, 1, 0, 1))
     fine = feature_curves(lm, [sample], saes, {1: [2, 5]}, 8, 1000)[1][0]
     coarse = feature_curves(lm, [sample], saes, {1: [2, 5]}, 2, 1000)[1][0]
     torch.testing.assert_close(fine[::4], coarse)

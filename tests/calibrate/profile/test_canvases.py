@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from steerserve.calibrate.generation import Written
-from steerserve.calibrate.profile.canvases import reached
+from steerserve.calibrate.generation import GeneratedText
+from steerserve.calibrate.profile.canvases import canvases_by_slice
 from steerserve.errors import SteerserveError
 from steerserve.models.base import ModelFacts
 from tests import tiny
@@ -15,18 +15,18 @@ from tests import tiny
 FACTS = tiny.bert().facts
 
 
-def samples(count: int, length: int, steps: int) -> list[Written]:
+def samples(count: int, length: int, steps: int) -> list[GeneratedText]:
     random = np.random.default_rng(5)
     made = []
     for _ in range(count):
         committed_at = np.empty(length, dtype=int)
         committed_at[random.permutation(length)] = np.arange(length) * steps // length
         tokens = tuple(random.integers(40, 90, length).tolist())
-        made.append(Written("", tokens, tuple(committed_at.tolist())))
+        made.append(GeneratedText("", tokens, tuple(committed_at.tolist())))
     return made
 
 
-def states(runs: Sequence[Written], facts: ModelFacts) -> dict[tuple[int, ...], float]:
+def states(runs: Sequence[GeneratedText], facts: ModelFacts) -> dict[tuple[int, ...], float]:
     """Every canvas that a run is at before a step, with its progress."""
     start = [] if facts.bos_id is None else [facts.bos_id]
     found = {}
@@ -43,7 +43,7 @@ def states(runs: Sequence[Written], facts: ModelFacts) -> dict[tuple[int, ...], 
 def test_canvases_are_those_that_runs_were_at_in_each_slice(steps: int, slices: int) -> None:
     runs = samples(6, 10, steps)
     known = states(runs, FACTS)
-    made = reached(runs, FACTS, slices, count=4, positions=3, seed=0)
+    made = canvases_by_slice(runs, FACTS, slices, count=4, positions=3, seed=0)
     assert sorted(made) == sorted({int(progress * slices + 1e-9) for progress in known.values()})
     for place, some in made.items():
         rows = [tuple(row) for row in some.batch.canvas.tolist()]
@@ -57,15 +57,15 @@ def test_canvases_are_those_that_runs_were_at_in_each_slice(steps: int, slices: 
 
 
 def test_the_first_canvas_is_a_batch_of_its_own() -> None:
-    some = reached(samples(6, 10, 10), FACTS, 5, count=3, positions=2, seed=0)[1]
+    some = canvases_by_slice(samples(6, 10, 10), FACTS, 5, count=3, positions=2, seed=0)[1]
     one = some.first()
     assert torch.equal(one.batch.canvas, some.batch.canvas[:1]) and one.row.tolist() == [0, 0]
     assert one.position.tolist() == some.position[:2].tolist()
 
 
 def test_runs_that_stopped_short_are_left_out() -> None:
-    runs = [*samples(3, 10, 10), Written("", (50, 51), (0, 1)), Written("", (), ())]
-    made = reached(runs, FACTS, 10, count=5, positions=2, seed=0)
+    runs = [*samples(3, 10, 10), GeneratedText("", (50, 51), (0, 1)), GeneratedText("", (), ())]
+    made = canvases_by_slice(runs, FACTS, 10, count=5, positions=2, seed=0)
     assert all(some.batch.canvas.shape == (3, 11) for some in made.values())
     with pytest.raises(SteerserveError, match="have no tokens"):
-        reached([Written("", (), ())], FACTS, 10, 5, 2, 0)
+        canvases_by_slice([GeneratedText("", (), ())], FACTS, 10, 5, 2, 0)

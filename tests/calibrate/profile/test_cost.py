@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from schedulers.joint_profile import check_cost
-from steerserve.calibrate.generation import Written
-from steerserve.calibrate.profile.canvases import Canvases, reached
+from steerserve.calibrate.generation import GeneratedText
+from steerserve.calibrate.profile.canvases import Canvases, canvases_by_slice
 from steerserve.calibrate.profile.cost import FLOOR, RIDGE, assemble, canvas_means, check, joint
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.profile.fisher import PushedPredictions
 from tests.calibrate.made import family
 from tests.calibrate.profile.test_fisher import attributes, canvases
 
@@ -64,7 +64,7 @@ def test_attributes_that_push_the_same_way_still_have_a_cost() -> None:
 def test_what_is_kept_of_a_slice_is_the_mean_over_each_canvas() -> None:
     model = family("bert")
     some = canvases(model)
-    predictions = Predictions(model, attributes(model), some, 1.0)
+    predictions = PushedPredictions(model, attributes(model), some, 1.0)
     fisher = predictions.fisher()
     kept = torch.tensor(canvas_means(predictions), dtype=torch.float64)
     assert kept.shape == (4, 3, 3)
@@ -75,10 +75,10 @@ def test_what_is_kept_of_a_slice_is_the_mean_over_each_canvas() -> None:
 def run_canvases(length: int) -> dict[int, Canvases]:
     random = np.random.default_rng(4)
     runs = [
-        Written("", tuple(random.integers(5, 40, length).tolist()), tuple(random.permutation(length).tolist()))
+        GeneratedText("", tuple(random.integers(5, 40, length).tolist()), tuple(random.permutation(length).tolist()))
         for _ in range(3)
     ]
-    return reached(runs, family("bert").facts, length, count=3, positions=length, seed=0)
+    return canvases_by_slice(runs, family("bert").facts, length, count=3, positions=length, seed=0)
 
 
 def test_a_small_uniform_push_costs_its_sum_in_nats_a_token() -> None:
@@ -86,13 +86,13 @@ def test_a_small_uniform_push_costs_its_sum_in_nats_a_token() -> None:
     length, model = 12, family("bert")
     pushed = attributes(model)
     along = run_canvases(length)
-    total = assemble({k: canvas_means(Predictions(model, pushed, one, 1.0)) for k, one in along.items()}, length)
+    total = assemble({k: canvas_means(PushedPredictions(model, pushed, one, 1.0)) for k, one in along.items()}, length)
     push = torch.tensor([0.3, 0.2, -0.1])
     form = float(push.double() @ total.matrices.sum(0) @ push.double()) / 2
     size = (1e-3 / form) ** 0.5
     nats = 0.0
     for k in range(length):
-        exact = Predictions(model, pushed, along[k], 1.0).kl([size * push, -size * push]).mean(0)
+        exact = PushedPredictions(model, pushed, along[k], 1.0).kl([size * push, -size * push]).mean(0)
         nats += float(np.mean([float(exact[along[k].row == i].mean()) for i in range(3)])) / length
     # The smoothing moves cost between slices near the end, where few positions are left.
     assert nats / (size**2 * form) == pytest.approx(1, rel=0.1)
@@ -101,8 +101,8 @@ def test_a_small_uniform_push_costs_its_sum_in_nats_a_token() -> None:
 def test_the_check_compares_both_ways_of_measuring() -> None:
     model = family("bert")
     pushed, along = attributes(model), run_canvases(12)
-    total = assemble({k: canvas_means(Predictions(model, pushed, one, 1.0)) for k, one in along.items()}, 12)
-    found = check(lambda some: Predictions(model, pushed[1:2], some, 1.0), along, float(total.of(1).sum()), 0.05)
+    total = assemble({k: canvas_means(PushedPredictions(model, pushed, one, 1.0)) for k, one in along.items()}, 12)
+    found = check(lambda some: PushedPredictions(model, pushed[1:2], some, 1.0), along, float(total.of(1).sum()), 0.05)
     assert found["exact_over_fisher"] == pytest.approx(1, rel=0.03)
     assert found["doubling"] == pytest.approx(1, rel=0.1)
     assert found["at_strength"] == pytest.approx(1, rel=0.3)

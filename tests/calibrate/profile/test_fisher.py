@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerserve.calibrate.generation import Written
-from steerserve.calibrate.profile.canvases import Canvases, reached
-from steerserve.calibrate.profile.fisher import Predictions
+from steerserve.calibrate.generation import GeneratedText
+from steerserve.calibrate.profile.canvases import Canvases, canvases_by_slice
+from steerserve.calibrate.profile.fisher import PushedPredictions
 from steerserve.models import DiffusionLM
 from steerserve.steering.attribute import Attribute, AttributeSite
 from steerserve.steering.plan import SteeringPlan
@@ -45,10 +45,10 @@ def attributes(model: DiffusionLM, scope: str = "masked") -> list[Attribute]:
 def canvases(model: DiffusionLM, place: int = 2) -> Canvases:
     random = np.random.default_rng(1)
     runs = [
-        Written("", tuple(random.integers(5, 40, LENGTH).tolist()), tuple(random.permutation(LENGTH).tolist()))
+        GeneratedText("", tuple(random.integers(5, 40, LENGTH).tolist()), tuple(random.permutation(LENGTH).tolist()))
         for _ in range(4)
     ]
-    return reached(runs, model.facts, LENGTH, count=4, positions=3, seed=0)[place]
+    return canvases_by_slice(runs, model.facts, LENGTH, count=4, positions=3, seed=0)[place]
 
 
 def log_p(model: DiffusionLM, states: Tensor, heat: float) -> Tensor:
@@ -97,7 +97,7 @@ def steered(model: DiffusionLM, some: Canvases, one: Attribute, strength: float)
 def test_a_push_is_the_one_that_the_engine_makes(name: str, scope: str) -> None:
     model = family(name)
     some, several = canvases(model), attributes(model, scope)
-    predictions = Predictions(model, several, some, temperature=0.7)
+    predictions = PushedPredictions(model, several, some, temperature=0.7)
     for a, one in enumerate(several):
         with torch.no_grad():
             found = predictions.states(0.8 * torch.eye(3)[a])
@@ -108,7 +108,7 @@ def test_a_push_is_the_one_that_the_engine_makes(name: str, scope: str) -> None:
 def test_the_fisher_form_is_that_of_central_differences(name: str) -> None:
     model = family(name)
     some, several, heat, step = canvases(model), attributes(model), 0.7, 2e-2
-    predictions = Predictions(model, several, some, heat)
+    predictions = PushedPredictions(model, several, some, heat)
     zero, unit = torch.zeros(3), torch.eye(3)
     with torch.no_grad():
         base = log_p(model, predictions.states(zero), heat)
@@ -127,7 +127,7 @@ def test_the_fisher_form_is_that_of_central_differences(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_exact_kl_of_a_small_push_is_half_its_fisher_form(name: str) -> None:
     model = family(name)
-    predictions = Predictions(model, attributes(model), canvases(model), temperature=1.0)
+    predictions = PushedPredictions(model, attributes(model), canvases(model), temperature=1.0)
     fisher = predictions.fisher().mean(0)
     for push in (torch.eye(3)[0], torch.eye(3)[1], torch.tensor([0.6, -0.5, 0.4])):
         form = float(push.double() @ fisher @ push.double()) / 2
@@ -140,7 +140,7 @@ def test_exact_kl_of_a_small_push_is_half_its_fisher_form(name: str) -> None:
 def test_exact_kl_is_that_of_the_two_predictions() -> None:
     model = family("bert")
     some, several = canvases(model), attributes(model)
-    predictions = Predictions(model, several, some, temperature=0.5)
+    predictions = PushedPredictions(model, several, some, temperature=0.5)
     with torch.no_grad():
         plain = log_p(model, steered(model, some, several[1], 0.0), 0.5)
         pushed = log_p(model, steered(model, some, several[1], 0.9), 0.5)
@@ -151,7 +151,7 @@ def test_exact_kl_is_that_of_the_two_predictions() -> None:
 
 def test_nothing_of_greedy_sampling_is_infinite() -> None:
     model = family("bert")
-    cold, warm = (Predictions(model, attributes(model), canvases(model), heat) for heat in (0.0, 1.0))
+    cold, warm = (PushedPredictions(model, attributes(model), canvases(model), heat) for heat in (0.0, 1.0))
     assert torch.equal(cold.fisher(), warm.fisher())
 
 
@@ -159,7 +159,7 @@ def test_attributes_on_disk_are_pushed_at_their_default_layers(tmp_path: Path) -
     model = tiny.bert()
     one = tiny.attribute(tmp_path, "x", layers=(0, 2))
     some = canvases(model)
-    found = Predictions(model, [one], some, 1.0)
-    assert sorted(found.nudges.index) == [0, 2]
+    found = PushedPredictions(model, [one], some, 1.0)
+    assert sorted(found.pushes.index) == [0, 2]
     with torch.no_grad():
         torch.testing.assert_close(found.states(torch.tensor([0.4])), steered(model, some, one, 0.4))
