@@ -27,7 +27,7 @@ from bench.engines.measure import MIXED_NEWS, MIXED_PROMPTS, against_loops, orde
 from bench.engines.phases import phases
 from bench.engines.report import fitted, plot, tables
 from bench.engines.shapes import CPU_SHAPES, LOOPS, RANDOM, Subject, subject
-from bench.engines.work import asked
+from bench.engines.workload import asked
 from steerserve.memory import keep_freed_memory
 
 PARTS = ("loops", "steering", "orders", "scaling", "phases", "graphs")

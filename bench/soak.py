@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.exchange import ended_once, outcome, posted, served
-from bench.faults.found import LEFT
+from bench.faults.http import ended_once, outcome, posted, served
+from bench.faults.report import LEFT
 from bench.faults.server import PATIENCE, Served
 from bench.load import Target, body, closed
 from bench.wire import Client

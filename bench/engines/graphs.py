@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.engines.measure import EQUAL, MIXED_NEWS, MIXED_PROMPTS, rounds, spread
 from bench.engines.shapes import LOOPS, Subject
-from bench.engines.work import Side, asked, pushes, serve
+from bench.engines.workload import Side, asked, pushes, serve
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.graphs.graphed import GraphedLM, Recorder
 from steerserve.engine.forward.graphs.recorder import CudaRecorder

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.engines.shapes import LOOPS, Subject
-from bench.engines.work import EXACT, Side, asked, loop, pushes, serve, wait
+from bench.engines.workload import EXACT, Side, asked, loop, pushes, serve, wait
 from steerserve.engine.api.params import Choice, GenerationParams
 
 MIXED_PROMPTS = (4, 60, 12, 33, 8, 48, 21, 5, 40, 16, 64, 27, 10, 52, 6, 30)

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.engines.shapes import Subject
-from bench.engines.work import serve
+from bench.engines.workload import serve
 from steerserve.engine import engine as torch_engine
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import DiffusionEngine

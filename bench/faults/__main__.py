@@ -21,10 +21,10 @@ from pathlib import Path
 
 from bench.faults.bodies import malformed, no_http, oversized
 from bench.faults.clients import leaving, never_read, silent, slow_readers
-from bench.faults.crowds import overload, thousand
-from bench.faults.exchange import SEED, served
-from bench.faults.found import HEAD, Act, Found, row, watched
+from bench.faults.http import SEED, served
+from bench.faults.overload import overload, thousand
 from bench.faults.process import full_disk, in_process, stopped
+from bench.faults.report import HEAD, Act, Found, row, watched
 from bench.faults.server import PATIENCE
 
 

@@ -4,8 +4,8 @@ import json
 import random
 from typing import Any
 
-from bench.faults.exchange import SEED, SMALL, STEERED, everybody, posted
-from bench.faults.found import Found
+from bench.faults.http import SEED, SMALL, STEERED, everybody, posted
+from bench.faults.report import Found
 from bench.faults.server import Served
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from bench.faults.exchange import EVENTS, LONG, SEED, SMALL, answered, connect, everybody, outcome, posted
-from bench.faults.found import LEFT, LET_GO, Act, Found
+from bench.faults.http import EVENTS, LONG, SEED, SMALL, answered, connect, everybody, outcome, posted
+from bench.faults.report import LEFT, LET_GO, Act, Found
 from bench.faults.server import PATIENCE, Served
 
 

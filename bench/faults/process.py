@@ -10,8 +10,8 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
-from bench.faults.exchange import EVENTS, LONG, SMALL, answered, ended_once, everybody, posted, served
-from bench.faults.found import Found, watched
+from bench.faults.http import EVENTS, LONG, SMALL, answered, ended_once, everybody, posted, served
+from bench.faults.report import Found, watched
 from bench.faults.server import PATIENCE, Served, started
 
 LOOP = "tests/server/worker/test_faults_loop.py::test_"

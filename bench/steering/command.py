@@ -10,15 +10,10 @@ from typing import Any
 import torch
 
 from bench.judges.scoring import load_judge
-from bench.steering.cells import EXPERIMENTS, Cell, plan
-from bench.steering.classifiers import train_classifiers
 from bench.steering.header import origin_of, still_refused, write_header
-from bench.steering.measure import Judges
-from bench.steering.methods import CANDIDATES, METHODS
-from bench.steering.real import real_texts
-from bench.steering.render import RECORDS, render
-from bench.steering.run import run
-from bench.steering.settings import (
+from bench.steering.plan.cells import EXPERIMENTS, Cell, plan
+from bench.steering.plan.methods import CANDIDATES, METHODS
+from bench.steering.plan.settings import (
     FULL,
     QUICK,
     SITE_PROFILES,
@@ -28,9 +23,14 @@ from bench.steering.settings import (
     Settings,
     with_texts,
 )
-from bench.steering.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
+from bench.steering.plan.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
+from bench.steering.plan.targets import Target
+from bench.steering.report.render import RECORDS, render
+from bench.steering.run import run
 from bench.steering.store import Store
-from bench.steering.tasks import Target
+from bench.steering.texts.classifiers import train_classifiers
+from bench.steering.texts.measure import Judges
+from bench.steering.texts.real import real_texts
 from steerserve.config import EngineConfig
 from steerserve.errors import SteerserveError
 from steerserve.memory import keep_freed_memory

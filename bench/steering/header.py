@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.steering.cells import Cell
-from bench.steering.measure import Judges
-from bench.steering.render import HEADER
-from bench.steering.settings import Settings
+from bench.steering.plan.cells import Cell
+from bench.steering.plan.settings import Settings
+from bench.steering.report.render import HEADER
+from bench.steering.texts.measure import Judges
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.engine import DiffusionEngine
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.steering.cells import INFILL, Cell
-from bench.steering.measure import Judges, measure
-from bench.steering.settings import Settings
+from bench.steering.plan.cells import INFILL, Cell
+from bench.steering.plan.settings import Settings
 from bench.steering.store import Store
-from bench.steering.writing import Passage, compose
+from bench.steering.texts.measure import Judges, measure
+from bench.steering.texts.writing import Passage, compose
 from steerserve.calibrate.texts.labelled import held_out_texts
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.errors import ArtifactError, RequestError

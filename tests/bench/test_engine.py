@@ -14,7 +14,7 @@ from bench.engines.measure import compared, scaling, steering
 from bench.engines.phases import PHASES, phases
 from bench.engines.report import exponent, fitted, plot, tables
 from bench.engines.shapes import Subject
-from bench.engines.work import Side, asked, loop, serve
+from bench.engines.workload import Side, asked, loop, serve
 from steerserve.engine.api.params import GenerationParams
 from steerserve.models import DiffusionLM
 from tests import tiny

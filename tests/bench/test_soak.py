@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from bench.faults.found import LEFT
+from bench.faults.report import LEFT
 from bench.load import Target
 from bench.soak import Soak, asked, summary
 from bench.wire import Client

@@ -13,11 +13,12 @@ import pytest
 from bench import steer
 from bench.judges.model import JudgeConfig
 from bench.judges.training import JudgeRecipe, train
-from bench.steering import command, efficiency, statistics
-from bench.steering.cells import Cell, plan
-from bench.steering.settings import Settings, SiteSettings
+from bench.steering import command
+from bench.steering.analysis import efficiency, statistics
+from bench.steering.plan.cells import Cell, plan
+from bench.steering.plan.settings import Settings, SiteSettings
 from bench.steering.store import Store
-from bench.steering.writing import Row, compose, params
+from bench.steering.texts.writing import Row, compose, params
 from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.calibrate.run import calibrate
 from steerserve.config import EngineConfig
