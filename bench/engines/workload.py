@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.engines.dream_loop import dream_loop
-from bench.engines.llada_loop import llada_loop
-from bench.engines.mdlm_loop import mdlm_loop
+from bench.engines.loops import dream_loop, llada_loop, mdlm_loop
 from bench.engines.shapes import Subject
 from steerserve.engine.api.events import Done
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef

@@ -24,13 +24,13 @@ from bench.faults.clients import leaving, never_read, silent, slow_readers
 from bench.faults.http import SEED, served
 from bench.faults.overload import overload, thousand
 from bench.faults.process import full_disk, in_process, stopped
-from bench.faults.report import HEAD, Act, Found, row, watched
+from bench.faults.report import HEAD, Fault, Report, row, run_fault
 from bench.faults.server import PATIENCE
 
 
-def on_one_server(chosen: Callable[[str], bool]) -> Iterator[Found]:
+def on_one_server(chosen: Callable[[str], bool]) -> Iterator[Report]:
     """The faults that a server must outlive, one after the other on the same one."""
-    faults: list[tuple[str, Act, int | None]] = [
+    faults: list[tuple[str, Fault, int | None]] = [
         *((f"client leaves {stage}", leaving(stage, 100), None) for stage in (
             "before the body is complete", "while queued and denoising", "while it streams")),
         ("slow readers", slow_readers, None),
@@ -42,14 +42,14 @@ def on_one_server(chosen: Callable[[str], bool]) -> Iterator[Found]:
     ]  # fmt: skip
     if any(chosen(name) for name, _, _ in faults):
         with served() as server:
-            yield from (watched(server, *fault) for fault in faults if chosen(fault[0]))
-    short: list[tuple[str, Act, int | None]] = [
+            yield from (run_fault(server, *fault) for fault in faults if chosen(fault[0]))
+    short: list[tuple[str, Fault, int | None]] = [
         ("streams that are never read", never_read, None),
         ("heads and bodies that do not come", silent, 50),
     ]
     if any(chosen(name) for name, _, _ in short):
         with served("--request-timeout", "60", "--body-timeout", "3") as server:
-            yield from (watched(server, *fault) for fault in short if chosen(fault[0]))
+            yield from (run_fault(server, *fault) for fault in short if chosen(fault[0]))
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     def chosen(name: str) -> bool:
         return not arguments.only or any(part in name for part in arguments.only)
 
-    def every() -> Iterator[Found]:
+    def every() -> Iterator[Report]:
         yield from on_one_server(chosen)
         if chosen("SIGTERM while rows run and stream"):
             yield stopped("SIGTERM while rows run and stream", rows=16)
@@ -79,9 +79,9 @@ def main() -> None:
     if arguments.only and arguments.out is not None and arguments.out.exists():
         results = {one["fault"]: one for one in json.loads(arguments.out.read_text("utf-8"))["faults"]}
     print(HEAD)
-    for found in every():
-        results[found.fault] = asdict(found) | {"outcomes": dict(sorted(found.outcomes.items()))}
-        print(row(results[found.fault]), flush=True)
+    for report in every():
+        results[report.fault] = asdict(report) | {"outcomes": dict(sorted(report.outcomes.items()))}
+        print(row(results[report.fault]), flush=True)
     print(f"{time.monotonic() - began:.0f} s")
     if arguments.out is not None:
         table = "\n".join([HEAD, *map(row, results.values())])

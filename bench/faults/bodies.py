@@ -5,11 +5,11 @@ import random
 from typing import Any
 
 from bench.faults.http import SEED, SMALL, STEERED, everybody, posted
-from bench.faults.report import Found
+from bench.faults.report import Report
 from bench.faults.server import Served
 
 
-async def malformed(server: Served, found: Found) -> None:
+async def malformed(server: Served, report: Report) -> None:
     """Bodies cut at every byte, and with bytes changed, doubled or taken out; and what is no HTTP."""
     chance, good = random.Random(SEED), json.dumps(SMALL | STEERED | {"seed": 1}).encode()
     bodies = [good[:i] for i in range(len(good))]
@@ -21,10 +21,10 @@ async def malformed(server: Served, found: Found) -> None:
             raw[at : at + 1] = chance.choice((b"", new, raw[at : at + 1] + new))
         bodies.append(bytes(raw))
     paths = ("/v1/completions", "/v1/steering/preview", "/v1/features/activations", "/v1/chat/completions")
-    found.outcomes = await everybody(server, [posted(server, b, path=chance.choice(paths)) for b in bodies], 64)
+    report.outcomes = await everybody(server, [posted(server, b, path=chance.choice(paths)) for b in bodies], 64)
 
 
-async def no_http(server: Served, found: Found) -> None:
+async def no_http(server: Served, report: Report) -> None:
     """What is no HTTP, or none that can be trusted: nothing of it reaches the application."""
     chance = random.Random(SEED)
     raws = [chance.randbytes(chance.randint(4, 400)) + b"\r\n\r\n" for _ in range(300)]
@@ -32,11 +32,11 @@ async def no_http(server: Served, found: Found) -> None:
     broken = (b"Content-Length: -1", b"Content-Length: 5x", b"Content-Length: 1\r\nContent-Length: 2", b"Bad header",
               b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x", b"\x00: x", b"A: \x00")  # fmt: skip
     raws += [head + line + b"\r\n\r\n" for line in broken] * 10
-    found.requests = len(raws)
-    found.outcomes = await everybody(server, raws, 64)
+    report.requests = len(raws)
+    report.outcomes = await everybody(server, raws, 64)
 
 
-async def oversized(server: Served, found: Found) -> None:
+async def oversized(server: Served, report: Report) -> None:
     """Bodies, heads, prompts, canvases, counts, numbers and nesting over every limit."""
     many = {"interventions": [{"attribute": "topic/sports"}] * 257}
     wrong: list[Any] = [
@@ -54,4 +54,4 @@ async def oversized(server: Served, found: Found) -> None:
     raws += [posted(server, b"", length=length) for length in (2**20 + 1, 10**12, 10**18)]
     raws += [posted(server, SMALL, "A: " + "x" * size) for size in (40_000, 60_000)]
     raws += [posted(server, SMALL, *[f"A{i}: x" for i in range(4000)])]
-    found.outcomes = await everybody(server, raws, 16)
+    report.outcomes = await everybody(server, raws, 16)

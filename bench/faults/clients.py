@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.faults.http import EVENTS, LONG, SEED, SMALL, answered, connect, everybody, outcome, posted
-from bench.faults.report import LEFT, LET_GO, Act, Found
+from bench.faults.report import LEFT, LET_GO, Fault, Report
 from bench.faults.server import PATIENCE, Served
 
 
@@ -27,10 +27,10 @@ async def leaves(server: Served, raw: bytes, when: Callable[[asyncio.StreamReade
     return LEFT
 
 
-def leaving(stage: str, count: int) -> Act:
+def leaving(stage: str, count: int) -> Fault:
     """Clients that leave at a stage, every other one with a reset, while somebody else is served."""
 
-    async def act(server: Served, found: Found) -> None:
+    async def act(server: Served, report: Report) -> None:
         chance = random.Random(SEED)
         raws, whens = [], []
         for i in range(count):
@@ -41,7 +41,7 @@ def leaving(stage: str, count: int) -> Act:
         other = asyncio.create_task(answered(server, posted(server, SMALL)))
         pairs = enumerate(zip(raws, whens, strict=True))
         gone = await asyncio.gather(*(leaves(server, raw, when, i % 2 == 0) for i, (raw, when) in pairs))
-        found.outcomes = Counter(gone) + Counter([await other])
+        report.outcomes = Counter(gone) + Counter([await other])
 
     return act
 
@@ -60,7 +60,7 @@ def _moment(server: Served, stage: str, chance: random.Random) -> Callable[[asyn
     return when
 
 
-async def slow_readers(server: Served, found: Found) -> None:
+async def slow_readers(server: Served, report: Report) -> None:
     """Streams read a little at a time, and ordinary requests beside them."""
 
     async def slowly(raw: bytes) -> str:
@@ -75,10 +75,10 @@ async def slow_readers(server: Served, found: Found) -> None:
 
     slow = [slowly(posted(server, LONG | EVENTS | {"seed": i, "n": 2})) for i in range(10)]
     quick = [answered(server, posted(server, SMALL | {"seed": i})) for i in range(40)]
-    found.outcomes = Counter(await asyncio.gather(*slow, *quick))
+    report.outcomes = Counter(await asyncio.gather(*slow, *quick))
 
 
-async def never_read(server: Served, found: Found) -> None:
+async def never_read(server: Served, report: Report) -> None:
     """Streams that are not read at all, whose clients hold on: how the server is rid of them."""
     writers, before, sent = [], server.left()["files"], server.sent
     for i in range(4):
@@ -92,19 +92,19 @@ async def never_read(server: Served, found: Found) -> None:
     while (files := server.left()["files"]) > before and time.monotonic() < began + PATIENCE:
         await asyncio.sleep(0.5)
     ended = Counter(line["outcome"] for line in server.reports() if line["request_id"] in ids)
-    found.note = f"ended as {dict(ended)}; {files - before:.0f} of their connections still open after "
-    found.note += f"{time.monotonic() - began:.0f} s"
+    report.note = f"ended as {dict(ended)}; {files - before:.0f} of their connections still open after "
+    report.note += f"{time.monotonic() - began:.0f} s"
     for writer in writers:
         writer.transport.abort()
-    found.outcomes = Counter({LEFT: len(writers)}) + quick
+    report.outcomes = Counter({LEFT: len(writers)}) + quick
 
 
-async def silent(server: Served, found: Found) -> None:
+async def silent(server: Served, report: Report) -> None:
     """Connections that never finish their headers, or their body."""
     raw = posted(server, SMALL)
     heads, bodies = [raw[:0]] * 50 + [raw[:40]] * 50, [posted(server, SMALL)[:-5] for _ in range(50)]
     began = time.monotonic()
     of_bodies, of_heads = await asyncio.gather(everybody(server, bodies), everybody(server, heads))
-    found.outcomes = of_bodies + Counter({LET_GO if name == "closed" else name: n for name, n in of_heads.items()})
-    found.requests = len(heads + bodies)
-    found.note = f"the last one let go after {time.monotonic() - began:.0f} s"
+    report.outcomes = of_bodies + Counter({LET_GO if name == "closed" else name: n for name, n in of_heads.items()})
+    report.requests = len(heads + bodies)
+    report.note = f"the last one let go after {time.monotonic() - began:.0f} s"

@@ -6,11 +6,11 @@ import time
 from collections import Counter
 
 from bench.faults.http import SEED, SMALL, STEERED, answered, connect, outcome, posted
-from bench.faults.report import Found
+from bench.faults.report import Report
 from bench.faults.server import PATIENCE, Served
 
 
-async def thousand(server: Served, found: Found) -> None:
+async def thousand(server: Served, report: Report) -> None:
     """A thousand connections, all open before the first request is sent; every third streams, every other steers."""
     raws = []
     for i in range(1000):
@@ -24,10 +24,10 @@ async def thousand(server: Served, found: Found) -> None:
         pair[1].close()
         return outcome(received)
 
-    found.outcomes = Counter(await asyncio.gather(*map(one, pairs, raws)))
+    report.outcomes = Counter(await asyncio.gather(*map(one, pairs, raws)))
 
 
-async def overload(server: Served, found: Found) -> None:
+async def overload(server: Served, report: Report) -> None:
     """Four times the measured capacity for 30 s, at Poisson times."""
     chance = random.Random(SEED)
     until = time.monotonic() + 8
@@ -46,6 +46,6 @@ async def overload(server: Served, found: Found) -> None:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         tasks.append(asyncio.create_task(answered(server, posted(server, SMALL | {"seed": len(tasks)}))))
     done = sum(task.done() and task.result() == "200" for task in tasks)
-    found.outcomes = Counter(await asyncio.gather(*tasks))
-    found.requests = len(tasks)
-    found.note = f"capacity {capacity:.1f}/s in a closed loop of 32; {done / 30:.1f}/s answered while overloaded"
+    report.outcomes = Counter(await asyncio.gather(*tasks))
+    report.requests = len(tasks)
+    report.note = f"capacity {capacity:.1f}/s in a closed loop of 32; {done / 30:.1f}/s answered while overloaded"

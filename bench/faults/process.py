@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.faults.http import EVENTS, LONG, SMALL, answered, ended_once, everybody, posted, served
-from bench.faults.report import Found, watched
+from bench.faults.report import Report, run_fault
 from bench.faults.server import PATIENCE, Served, started
 
 LOOP = "tests/server/worker/test_faults_loop.py::test_"
@@ -23,9 +23,9 @@ IN_PROCESS = (
 """Faults that only the process itself can have: tests that inject them."""
 
 
-def stopped(fault: str, *flags: str, kill: bool = False, rows: int = 40) -> Found:
+def stopped(fault: str, *flags: str, kill: bool = False, rows: int = 40) -> Report:
     """A signal while rows stream, wait and run; after a kill, another server on the same port."""
-    found = Found(fault)
+    report = Report(fault)
     with served(*flags) as server:
 
         async def act() -> Counter[str]:
@@ -36,49 +36,49 @@ def stopped(fault: str, *flags: str, kill: bool = False, rows: int = 40) -> Foun
             server.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
             await asyncio.sleep(0.3)
             late = await everybody(server, [posted(server, SMALL)] * 10)
-            found.outcomes = Counter({f"late: {name}": count for name, count in late.items()})
+            report.outcomes = Counter({f"late: {name}": count for name, count in late.items()})
             return Counter(await asyncio.gather(*tasks))
 
         running = asyncio.run(act())
         code = server.process.wait(PATIENCE)
-        found.requests, found.outcomes = rows + 10, found.outcomes + running
-        found.note = f"exit code {code}"
-        found.ends = f"{sum(count for name, count in running.items() if ended_once(name))} of {sum(running.values())}"
+        report.requests, report.outcomes = rows + 10, report.outcomes + running
+        report.note = f"exit code {code}"
+        report.ends = f"{sum(count for name, count in running.items() if ended_once(name))} of {sum(running.values())}"
         port, began = server.port, time.monotonic()
     if kill:
         with started(port=port) as again:
-            found.note += f"; on the same port again after {time.monotonic() - began:.0f} s: "
-            found.note += asyncio.run(answered(again, posted(again, SMALL)))
-    return found
+            report.note += f"; on the same port again after {time.monotonic() - began:.0f} s: "
+            report.note += asyncio.run(answered(again, posted(again, SMALL)))
+    return report
 
 
-def full_disk() -> Found:
+def full_disk() -> Report:
     """Standard output and error at /dev/full from the start."""
     fault = "disk full for logs"
     try:
         with served("--log-prompts", full=True) as server:
 
-            async def act(server: Served, found: Found) -> None:
-                found.outcomes = await everybody(server, [posted(server, SMALL | {"seed": i}) for i in range(50)])
+            async def act(server: Served, report: Report) -> None:
+                report.outcomes = await everybody(server, [posted(server, SMALL | {"seed": i}) for i in range(50)])
                 raws = [posted(server, b"{") for _ in range(50)]
-                found.outcomes += await everybody(server, raws)
+                report.outcomes += await everybody(server, raws)
 
-            found = watched(server, fault, act)
+            report = run_fault(server, fault, act)
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
                 [dropped] = re.findall(rb"(?m)^steerserve_log_lines_dropped_total (\S+)", answer.read())
             server.process.terminate()
             code = server.process.wait(PATIENCE)
-        found.reported = "-"
-        found.note = f"{float(dropped):.0f} lines counted as dropped; exit code {code} at SIGTERM"
+        report.reported = "-"
+        report.note = f"{float(dropped):.0f} lines counted as dropped; exit code {code} at SIGTERM"
     except RuntimeError as error:
-        return Found(fault, note=str(error))
-    return found
+        return Report(fault, note=str(error))
+    return report
 
 
-def in_process() -> Iterator[Found]:
+def in_process() -> Iterator[Report]:
     """The faults that tests inject, run."""
     for fault, test in IN_PROCESS:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         outcomes = Counter({name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|error)", told.stdout)})
-        yield Found(fault, sum(outcomes.values()), outcomes, note=f"in process: {test}")
+        yield Report(fault, sum(outcomes.values()), outcomes, note=f"in process: {test}")

@@ -11,7 +11,7 @@ from bench.faults.http import ended_once
 from bench.faults.server import IDLE_SECONDS, Served
 
 LEFT, LET_GO = "left", "closed, no head came"
-REHEARSED = {"oversized everything": 7, "malformed and truncated bodies": 1}
+WARM_UPS = {"oversized everything": 7, "malformed and truncated bodies": 1}
 HEAD = "\n".join(
     (
         "| fault | requests | outcomes | one end | one log line | left behind | |",
@@ -21,7 +21,7 @@ HEAD = "\n".join(
 
 
 @dataclass
-class Found:
+class Report:
     """What came of one fault."""
 
     fault: str
@@ -33,30 +33,30 @@ class Found:
     note: str = ""
 
 
-Act = Callable[[Served, Found], Coroutine[Any, Any, None]]
+Fault = Callable[[Served, Report], Coroutine[Any, Any, None]]
 
 
-def watched(server: Served, fault: str, act: Act, reported: int | None = None) -> Found:
+def run_fault(server: Served, fault: str, act: Fault, reported: int | None = None) -> Report:
     """Do one fault to a server that goes on running, and look at what is left of it.
 
     reported: requests that must have a line in the log, where these are not all.
     """
-    found = Found(fault)
-    for _ in range(REHEARSED.get(fault, 0)):
-        asyncio.run(act(server, Found(fault)))
+    report = Report(fault)
+    for _ in range(WARM_UPS.get(fault, 0)):
+        asyncio.run(act(server, Report(fault)))
     before = server.settled(server.left())
     first = server.sent + 1
-    asyncio.run(act(server, found))
+    asyncio.run(act(server, report))
     ids = [f"r{i}" for i in range(first, server.sent + 1)]
-    found.requests = found.requests or len(ids)
+    report.requests = report.requests or len(ids)
     after = server.settled(before)
-    found.left = {name: round(after[name] - before[name]) for name in before}
+    report.left = {name: round(after[name] - before[name]) for name in before}
     wanted = len(ids) if reported is None else reported
-    found.reported = f"{_reported(server, ids, wanted)} of {wanted}"
-    stayed = {name: count for name, count in found.outcomes.items() if name not in (LEFT, LET_GO)}
+    report.reported = f"{_reported(server, ids, wanted)} of {wanted}"
+    stayed = {name: count for name, count in report.outcomes.items() if name not in (LEFT, LET_GO)}
     if stayed:
-        found.ends = f"{sum(count for name, count in stayed.items() if ended_once(name))} of {sum(stayed.values())}"
-    return found
+        report.ends = f"{sum(count for name, count in stayed.items() if ended_once(name))} of {sum(stayed.values())}"
+    return report
 
 
 def _reported(server: Served, ids: list[str], wanted: int) -> int:
@@ -71,9 +71,11 @@ def _reported(server: Served, ids: list[str], wanted: int) -> int:
         time.sleep(0.2)
 
 
-def row(found: dict[str, Any]) -> str:
+def row(report: dict[str, Any]) -> str:
     """A line of the table."""
-    outcomes = ", ".join(f"{name}: {count}" for name, count in found["outcomes"].items())
-    left = "-" if found["left"] is None else ", ".join(f"{found['left'][name]:+.0f} {name}" for name in found["left"])
-    cells = (found["fault"], found["requests"], outcomes, found["ends"], found["reported"], left, found["note"])
+    outcomes = ", ".join(f"{name}: {count}" for name, count in report["outcomes"].items())
+    left = (
+        "-" if report["left"] is None else ", ".join(f"{report['left'][name]:+.0f} {name}" for name in report["left"])
+    )
+    cells = (report["fault"], report["requests"], outcomes, report["ends"], report["reported"], left, report["note"])
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from bench.judges.scoring import load_judge
-from bench.steering.header import origin_of, still_refused, write_header
 from bench.steering.plan.cells import EXPERIMENTS, Cell, plan
 from bench.steering.plan.methods import CANDIDATES, METHODS
 from bench.steering.plan.settings import (
@@ -25,9 +24,9 @@ from bench.steering.plan.settings import (
 )
 from bench.steering.plan.sites import SITE_EXPERIMENTS, SITE_METHODS, one_site_attributes, prepare, stated
 from bench.steering.plan.targets import Target
-from bench.steering.report.render import RECORDS, render
+from bench.steering.records import RECORDS, Store, origin_of, still_refused, write_header
+from bench.steering.report.render import render
 from bench.steering.run import run
-from bench.steering.store import Store
 from bench.steering.texts.classifiers import train_classifiers
 from bench.steering.texts.measure import Judges
 from bench.steering.texts.real import real_texts

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.steering.plan.cells import INFILL, Cell
 from bench.steering.plan.settings import Settings
-from bench.steering.store import Store
+from bench.steering.records import Store
 from bench.steering.texts.measure import Judges, measure
 from bench.steering.texts.writing import Passage, compose
 from steerserve.calibrate.texts.labelled import held_out_texts

@@ -17,7 +17,7 @@ from bench.steering import command
 from bench.steering.analysis import efficiency, statistics
 from bench.steering.plan.cells import Cell, plan
 from bench.steering.plan.settings import Settings, SiteSettings
-from bench.steering.store import Store
+from bench.steering.records import Store
 from bench.steering.texts.writing import Row, compose, params
 from steerserve.calibrate.recipes import ProfileRecipe
 from steerserve.calibrate.run import calibrate

@@ -24,7 +24,7 @@ def count_texts(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def told(counts: Mapping[str, Any]) -> str:
+def counts_line(counts: Mapping[str, Any]) -> str:
     """The same as sentences; nothing where there is no cell."""
     if not counts["texts"]:
         return ""

@@ -3,17 +3,14 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from bench.steering.analysis.summary import summarise
+from bench.steering.records import HEADER, RECORDS, Store
 from bench.steering.report.figures import draw
 from bench.steering.report.tables import tables
-from bench.steering.store import Store
 from schedulers import CommitmentProfile
 from steerserve.errors import ArtifactError
-
-RECORDS: Final = "cells.jsonl.gz"
-HEADER: Final = "run.json"
 
 
 def render(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.steering.analysis.counts import count_texts, told
+from bench.steering.analysis.counts import count_texts, counts_line
 
 
 def record(experiment: str, task: str, method: str, texts: int, kl: int = 0) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def test_texts_are_counted_in_the_records() -> None:
     assert counts["kl"] == [5, 6]
     # Self-BLEU is of 24 texts at most.
     assert counts["self_bleu"] == [12, 13, 16, 24]
-    text = told(counts)
+    text = counts_line(counts)
     assert "single 13 or 30, pairs 16, triples 12" in text
     assert "first 5 or 6 texts" in text and "first 12, 13, 16 or 24" in text
 
@@ -31,8 +31,8 @@ def test_texts_are_counted_in_the_records() -> None:
 def test_a_run_without_measured_kl_says_so() -> None:
     counts = count_texts([record("single", "unsteered", "none", 12), record("orders", "infill", "random", 8)])
     assert counts == {"texts": {"orders": [8]}, "kl": [], "self_bleu": [8]}
-    assert told(counts).startswith("Texts a cell: orders 8. KL was not measured")
+    assert counts_line(counts).startswith("Texts a cell: orders 8. KL was not measured")
 
 
 def test_nothing_is_said_of_no_records() -> None:
-    assert told(count_texts([record("single", "unsteered", "none", 12)])) == ""
+    assert counts_line(count_texts([record("single", "unsteered", "none", 12)])) == ""

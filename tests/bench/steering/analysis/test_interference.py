@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bench.steering.analysis.interference import interference
-from bench.steering.report.interference_tables import crosstalk_table, set_table
+from bench.steering.report.tables import crosstalk_table, set_table
 
 
 def record(task: str, method: str, factor: float, odds: dict[str, list[float]], has: dict[str, str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 
-from bench.steering.report.markdown import markdown, number, percent, points, span, tenths
+from bench.steering.report.tables import markdown, number, percent, points, span, tenths
 
 
 def test_a_table_has_a_rule_below_its_head() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.steering.report.interference_tables import real_table
+from bench.steering.report.tables import real_table
 from bench.steering.texts.real import stretch
 
 
