@@ -184,7 +184,7 @@ def test_a_run_stopped_before_its_first_attribute_may_be_begun_again_by_another_
 ) -> None:
     tasks = tmp_path / "one.json"
     tasks.write_text(json.dumps(TASKS[2:]))
-    for out, stages in (("out", ("_contrast", "feature_curves", "probes_of", "finish")), ("fresh", ())):
+    for out, stages in (("out", ("_contrast", "feature_curves", "probes_of", "choose_and_save")), ("fresh", ())):
         for i, stage in enumerate(stages):
             other = make_recipe(folder, tasks=tasks, temperature=2.0 + i, texts=12 + i, slices=32)
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -213,7 +213,7 @@ def test_a_run_stopped_between_two_attributes_goes_on_under_the_same_options_onl
         return choose_and_save(runner, inputs, *rest)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "finish", first_only)
+        patch.setattr(module, "choose_and_save", first_only)
         calibrate(tiny_model, folder / "saes", folder / "data", out, recipe)
     other = tmp_path / "tokenizer"
     other.mkdir()
