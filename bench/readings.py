@@ -148,7 +148,7 @@ def table(runs: list[Run], strength: float) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="texts of each attribute")
     parser.add_argument("--strength", type=float, default=1.2, help="in residual norms")

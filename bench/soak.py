@@ -36,7 +36,7 @@ WARM_SECONDS = 60.0
 WHOLE = ("200", "200 [DONE]")
 """Outcomes that count as served."""
 STAYS = 0.9
-"""Of the requests; half of the others leave halfway, half are wrong."""
+"""Share of requests that stay; half of the others leave halfway, half are wrong."""
 
 
 @dataclass

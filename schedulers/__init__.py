@@ -1,4 +1,4 @@
-"""When to steer how hard, and which position commits next: strength schedules, orders and transfers.
+"""Strength schedules, orders and transfers: how hard to steer at a step, and which positions commit at it.
 
 Imports torch and the standard library only, so that it serves a notebook or another engine as well.
 """

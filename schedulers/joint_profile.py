@@ -1,4 +1,4 @@
-"""What pushing several attributes together does and costs over denoising: the joint profile."""
+"""The joint profile: sensitivity and cost of pushing several attributes together over denoising."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

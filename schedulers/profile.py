@@ -1,4 +1,4 @@
-"""When an attribute forms during denoising: its commitment profile, and what scheduling can gain from it."""
+"""The commitment profile: when an attribute forms during denoising, and what scheduling can gain from it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class CommitmentProfile:
 
     @property
     def forms(self) -> bool:
-        """Whether the curve rises anywhere: without a rise every fraction falls back to 1 / blocks."""
+        """Tell if the curve rises anywhere: without a rise every fraction falls back to 1 / blocks."""
         return bool(self.rises(self.slices).any())
 
     def rises(self, blocks: int) -> Tensor:
@@ -126,7 +126,7 @@ class CommitmentProfile:
 
 
 def rho(sensitivity: Sequence[float], cost: Sequence[float]) -> float:
-    """How much further the best schedule moves the attribute than the best uniform push of the same KL; 1 or more.
+    """Predicted gain of the best schedule over the best uniform push of the same KL; 1 or more.
 
     rho^2 = (sum c)(sum s^2 / c) / (sum s)^2 = 1 + CV_c^2(s / c), over the slices; it is 1 exactly where s / c is
     constant. Source: arXiv 2605.10971, theorem 1. Raises ValueError where a cost is not positive or the sensitivity

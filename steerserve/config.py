@@ -142,9 +142,9 @@ class ServerConfig:
     metrics_port: int | None = None
     """Port of its own for /metrics, 0 for a free one; unset: on the server's port, where a key is needed if any is."""
     log_requests: bool = True
-    """Whether to write a line of JSON to standard output for every request."""
+    """Write a line of JSON to standard output for every request."""
     log_prompts: bool = False
-    """Whether these lines hold the prompts."""
+    """Put the prompts into these lines."""
     otel_endpoint: str | None = None
     """URL of an OpenTelemetry collector (OTLP over HTTP) that is sent a trace of every request."""
 

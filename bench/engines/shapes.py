@@ -58,7 +58,7 @@ class Subject:
     attributes: tuple[str, ...]
     saes: tuple[str, ...]
     weights: int
-    """Of its matrices, the head left out, a multiplication each a token."""
+    """Weights of its matrices, the head left out: each is a multiplication a token."""
 
 
 def subject(name: str, rows: int, device: str) -> Subject:

@@ -1,4 +1,4 @@
-"""Requests as bytes, and what came back for them."""
+"""Requests as bytes, and the outcome of what came back for them."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ def outcome(received: bytes) -> str:
 
 
 def ended_once(name: str) -> bool:
-    """Whether an outcome is exactly one terminal answer."""
+    """Tell if an outcome is exactly one terminal answer."""
     return name.isdigit() or name in ("200 [DONE]", "200 error event")
 
 

@@ -1,4 +1,4 @@
-"""What came of a fault, and what it left behind."""
+"""Report of one fault: what came of every request, and what it left behind."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ HEAD = "\n".join(
 
 @dataclass
 class Report:
-    """What came of one fault."""
+    """Outcomes of one fault, and the connections, tasks and files left over after it."""
 
     fault: str
     requests: int = 0
@@ -60,8 +60,8 @@ def run_fault(server: Served, fault: str, act: Fault, reported: int | None = Non
 
 
 def _reported(server: Served, ids: list[str], wanted: int) -> int:
-    """How many of these requests have one line in the log, once all have or after a while: a request's line is written
-    after its connection has ended."""
+    """Number of these requests that have one line in the log, once all have or after a while: a request's line is
+    written after its connection has ended."""
     until = time.monotonic() + IDLE_SECONDS
     while True:
         lines = server.lines()

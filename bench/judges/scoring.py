@@ -1,4 +1,4 @@
-"""A trained judge, and what it says of texts."""
+"""A trained judge, and its loss of texts."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Verdict:
     nats: float
     """Sum over its tokens."""
     bytes: int
-    """Of the text as it was read: the loss of a text is nats a byte, which no tokenizer has a say in."""
+    """Bytes of the text as it was read: the loss of a text is nats a byte, which no tokenizer has a say in."""
 
 
 class QualityJudge:

@@ -1,4 +1,4 @@
-"""What the judge reads: a share of the bench split that the bench's classifiers leave to it."""
+"""Texts of the judge: a share of the bench split that the bench's classifiers leave to it."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from steerserve.errors import ArtifactError
 from steerserve.train import corpus
 
 SHARE_PERCENT = 40
-"""Of the bench split's texts; the classifiers get the others."""
+"""Share of the bench split's texts; the classifiers get the others."""
 HELD_OUT_PERCENT = 4
-"""Of the judge's texts, set aside to measure its loss."""
+"""Share of the judge's texts that is set aside to measure its loss."""
 START = "<s>"
 """The token before each text."""
 
 
 def is_judges(text: str) -> bool:
-    """Whether a text of the bench split belongs to the judge, by a hash of its own."""
+    """Tell if a text of the bench split belongs to the judge, by a hash of its own."""
     return _bucket("judge of quality", text) < SHARE_PERCENT
 
 

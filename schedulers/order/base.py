@@ -12,7 +12,7 @@ class Candidates:
     or float64."""
 
     probability: Tensor | None = None
-    """Of the candidate token, under the model's distribution."""
+    """Probability of the candidate token under the model's distribution."""
     margin: Tensor | None = None
     """Probability of the likeliest token minus that of the second."""
     entropy: Tensor | None = None

@@ -37,7 +37,7 @@ class SaeAttribute:
 
 
 def uptake(projection: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """How far a position has taken an attribute up: 0 at `low` and below, 1 at `high` and above, linear between.
+    """Share to which a position has taken an attribute up: 0 at `low` and below, 1 at `high` and above, linear between.
 
     projection [N], the attribute's reading at the positions; low and high in the same units, numbers or [N], the
     levels of text without the attribute and of text that has it. Returns [N] float32; 0 where high is not above low,

@@ -27,7 +27,7 @@ def per_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
 
 
 def select(scores: Tensor, row: Tensor, counts: Tensor) -> Tensor:
-    """Which candidates commit [N] bool: the counts[r] best of each row, all of them where there are fewer.
+    """Choose the candidates that commit [N] bool: the counts[r] best of each row, all of them where there are fewer.
 
     scores [N]; row [N] int64 (0 to R - 1, sorted); counts [R] int64. Ties go to the earlier position.
     """

@@ -1,4 +1,4 @@
-"""What the orders by the model's sureness of a position have in common."""
+"""The common base of the orders by the model's sureness of a position."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +38,7 @@ class Sureness:
 
     @property
     def needs(self) -> frozenset[str]:
-        """See `Order.needs`."""
+        """Names of the fields of Candidates that `score` reads."""
         return frozenset({self.field, "uniform"} if self.alg_temp > 0 else {self.field})
 
     def ranked(self, sureness: Tensor, candidates: Candidates) -> Tensor:

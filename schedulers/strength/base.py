@@ -15,7 +15,7 @@ class StrengthSchedule(Protocol):
     """A gain g(p) >= 0 over denoising progress; the strength applied is s g(p). A frozen, hashable config."""
 
     needs_profile: ClassVar[bool]
-    """Whether `shape` must be given a profile."""
+    """True if `shape` must be given a profile."""
     default_norm: ClassVar[str | None]
     """The norm where the caller names none; None: `kl` where the cost is known, else `l2`."""
 
@@ -30,5 +30,5 @@ class StrengthSchedule(Protocol):
         ...
 
     def note(self, profile: CommitmentProfile | None) -> str | None:
-        """What the receipt must say of how the schedule was applied; None where it is as asked."""
+        """A note for the receipt on how the schedule was applied; None where it is as asked."""
         ...

@@ -53,7 +53,7 @@ class Feedback:
 
 @dataclass(frozen=True, eq=False)
 class ControllerState:
-    """What R controllers remember from one reading to the next."""
+    """State of R controllers from one reading to the next."""
 
     gain: Tensor
     """[R] float64, of the last push; infinite before the first, which no rate limits."""
@@ -83,7 +83,7 @@ class Controllers:
         return ControllerState(torch.full_like(self.start, torch.inf), torch.zeros_like(self.release))
 
     def released(self, state: ControllerState) -> Tensor:
-        """Which controllers have let go [R] bool."""
+        """True for the controllers that have let go [R] bool."""
         return state.streak >= self.release
 
     def gains(self, readout: Tensor, progress: Tensor, state: ControllerState) -> tuple[Tensor, ControllerState]:

@@ -94,7 +94,7 @@ def joint_gains(sensitivity: Tensor, cost: Tensor, weights: Tensor, strengths: T
 
 
 def joint_rho(sensitivity: Tensor, cost: Tensor, weights: Tensor, *, nonnegative: bool = False) -> float:
-    """How much further the best schedules move the weighted attributes than the best uniform mix of the same KL; >= 1.
+    """Predicted gain of the best schedules over the best uniform mix of the same KL on the weighted attributes; >= 1.
 
     rho^2 = sum_t s_t^T C_t^-1 s_t / ((sum s)^T (sum C)^-1 (sum s)) with w * s for s: never below 1, s^T C^-1 s being
     jointly convex and homogeneous, and 1 exactly where C_t^-1 (w * s_t) is the same in every slice. `nonnegative`:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 Ending = Literal["none", "likeliest", "draw"]
-"""What becomes of positions that are masked after a block's last step: they stay so, or commit in one more step, to
+"""Fate of positions that are masked after a block's last step: they stay so, or commit in one more step, to
 the likeliest token or to a drawn one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quota:
-    """Where each of R rows stands in its block, and its candidates, best first within rows (`rank`), N in all."""
+    """Position of each of R rows in its block, and its candidates, best first within rows (`rank`), N in all."""
 
     step: Tensor
     """[R] int64, this step of the block, from 0; `steps` at the one after the last, where the transfer has one."""
@@ -30,7 +30,7 @@ class Quota:
     entropy: Tensor | None = None
     """[N] float32 or float64, nats."""
     due: Tensor | None = None
-    """[N] bool, whether a position's own draw falls within its `Transfer.hazard`."""
+    """[N] bool, true if a position's own draw falls within its `Transfer.hazard`."""
 
 
 class NoiseSchedule(Protocol):
@@ -49,21 +49,21 @@ class Transfer:
     """Says how many positions of each row commit. A frozen, hashable config."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What must be known of the candidates: fields of Candidates, or `mass` (see `hazard`)."""
+    """Fields of the candidates that it reads: fields of Candidates, or `mass` (see `hazard`)."""
     ending: ClassVar[Ending] = "none"
     idles: ClassVar[bool] = False
-    """Whether steps may commit nothing even where there are fewer of them than positions."""
+    """True if steps may commit nothing even where there are fewer of them than positions."""
     binds: ClassVar[bool] = True
-    """Whether a block makes the steps that are asked for; where not, it goes on until it is full, one position a step
+    """True if a block makes the steps that are asked for; where not, it goes on until it is full, one position a step
     at least, and `Quota.steps` are the most that it may make."""
 
     @property
     def remasks(self) -> bool:
-        """Whether committed positions of a block may be masked again while it has steps left."""
+        """Tell if committed positions of a block may be masked again while it has steps left."""
         return False
 
     def counts(self, quota: Quota) -> Tensor:
-        """How many commit [R] int64, 0 to `masked`."""
+        """Number of positions that commit [R] int64, 0 to `masked`."""
         raise NotImplementedError
 
     def masked(self, total: int, steps: int) -> list[int] | None:  # noqa: ARG002 (the contract's)

@@ -21,12 +21,12 @@ class Cosine(Transfer):
     idles: ClassVar[bool] = True
 
     def counts(self, quota: Quota) -> Tensor:
-        """What is masked beyond the schedule [R]."""
+        """Number of positions masked beyond the schedule [R]."""
         left = self._left(quota.total, quota.step, quota.steps)
         return finish((quota.masked - left).clamp(min=0), quota)
 
     def masked(self, total: int, steps: int) -> list[int] | None:
-        """See `Transfer.masked`."""
+        """Masked positions before each step of a block of `total`, by the cosine."""
         step = torch.arange(steps - 1)
         left = self._left(torch.tensor(total), step, torch.tensor(steps))
         return [total, *(count for count in left.tolist() if count > 0)]

@@ -22,14 +22,14 @@ class Independent(Transfer):
         check_eps(self.eps)
 
     def counts(self, quota: Quota) -> Tensor:
-        """How many draws say so [R]; all that is left at the step after the last."""
+        """Number of positions whose own draw commits them [R]; all that is left at the step after the last."""
         if quota.due is None:
             raise ValueError("this transfer needs the candidates' draws, which were not made")
         due = per_row(quota.due.long(), quota.row, quota.step.shape[0])
         return torch.where(quota.step >= quota.steps, quota.masked, due)
 
     def time(self, step: Tensor, steps: Tensor) -> Tensor | None:
-        """See `Transfer.time`."""
+        """Time t [R] float64 before a step, from 1 to eps."""
         return timesteps(step, steps, self.eps)
 
     def _next(self, step: Tensor, steps: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Origin(Independent):
     """Time after the last step, above 0 and below 1."""
 
     def hazard(self, step: Tensor, steps: Tensor, sigma: NoiseSchedule | None) -> Tensor | None:  # noqa: ARG002
-        """See `Transfer.hazard`."""
+        """Probability [R] float64 that a masked position commits at a step, as the class states it."""
         share = 1 - timesteps(step + 1, steps, self.eps) / timesteps(step, steps, self.eps)
         return torch.where(step >= steps - 1, torch.ones_like(share), share)
 
@@ -68,7 +68,7 @@ class Ddpm(Independent):
     ending: ClassVar[Ending] = "likeliest"
 
     def hazard(self, step: Tensor, steps: Tensor, sigma: NoiseSchedule | None) -> Tensor | None:  # noqa: ARG002
-        """See `Transfer.hazard`."""
+        """Probability [R] float64 that a masked position commits at a step, as the class states it."""
         return 1 - self._next(step, steps) / timesteps(step, steps, self.eps)
 
 
@@ -87,7 +87,7 @@ class Analytic(Independent):
     ending: ClassVar[Ending] = "draw"
 
     def hazard(self, step: Tensor, steps: Tensor, sigma: NoiseSchedule | None) -> Tensor | None:
-        """See `Transfer.hazard`."""
+        """Probability [R] float64 that a masked position commits at a step, as the class states it."""
         now = _of_score_model(sigma).total(timesteps(step, steps, self.eps))
         return torch.expm1(now - _of_score_model(sigma).total(self._next(step, steps)))
 
@@ -107,7 +107,7 @@ class Euler(Independent):
     ending: ClassVar[Ending] = "draw"
 
     def hazard(self, step: Tensor, steps: Tensor, sigma: NoiseSchedule | None) -> Tensor | None:
-        """See `Transfer.hazard`."""
+        """Probability [R] float64 that a masked position commits at a step, as the class states it."""
         time = timesteps(step, steps, self.eps)
         return (time - self._next(step, steps)) * _of_score_model(sigma).rate(time)
 

@@ -22,6 +22,6 @@ class Linear(Transfer):
         return torch.minimum(each + (quota.step < more), quota.masked)
 
     def masked(self, total: int, steps: int) -> list[int] | None:
-        """See `Transfer.masked`."""
+        """Masked positions before each step of a block of `total`, in equal parts."""
         each, more = divmod(total, steps)
         return [total - each * i - min(i, more) for i in range(steps if each else more)]

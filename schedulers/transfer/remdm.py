@@ -38,17 +38,17 @@ class Remdm(Ddpm):
 
     @property
     def remasks(self) -> bool:
-        """See `Transfer.remasks`."""
+        """True if `eta` is above 0."""
         return self.eta > 0
 
     def hazard(self, step: Tensor, steps: Tensor, sigma: NoiseSchedule | None) -> Tensor | None:  # noqa: ARG002
-        """See `Transfer.hazard`."""
+        """Probability [R] float64 that a masked position commits at a step."""
         now = timesteps(step, steps, self.eps)
         # The published chance, written as that of `ddpm` and what makes up for the tokens that are masked again.
         return 1 - self._next(step, steps) / now + self._sigma(step, steps) * (1 - now) / now
 
     def remask(self, step: Tensor, steps: Tensor) -> Tensor | None:
-        """See `Transfer.remask`."""
+        """Probability [R] float64 that a committed position is masked again at a step."""
         return self._sigma(step, steps) if self.remasks else None
 
     def _sigma(self, step: Tensor, steps: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Threshold(Transfer):
             integer("pace", self.pace, low=1)
 
     def counts(self, quota: Quota) -> Tensor:
-        """How many are sure enough [R]."""
+        """Number of candidates that are sure enough [R]."""
         if quota.probability is None:
             raise ValueError("transfer 'threshold' needs the candidates' probability, which was not computed")
         counts = per_row((quota.probability >= self.value).long(), quota.row, quota.step.shape[0])

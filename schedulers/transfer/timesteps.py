@@ -30,7 +30,7 @@ class Timesteps(Transfer):
         return finish(self._count(quota.masked, quota.step, quota.steps), quota)
 
     def masked(self, total: int, steps: int) -> list[int] | None:
-        """See `Transfer.masked`."""
+        """Masked positions before each step of a block of `total`, by the times of the steps."""
         left = [total]
         for step in range(steps - 1):
             # The arithmetic of `_count`, without a tensor a step.
@@ -39,7 +39,7 @@ class Timesteps(Transfer):
         return left
 
     def time(self, step: Tensor, steps: Tensor) -> Tensor | None:
-        """See `Transfer.time`."""
+        """Time t [R] float64 before a step, from 1 to eps."""
         return timesteps(step, steps, self.eps)
 
     def _count(self, masked: Tensor, step: Tensor, steps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write many texts through an engine, in batches, with what is needed to replay how each was written."""
+"""Write many texts through an engine in batches, and record the step at which each token was committed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def write(engine: Engine, params: Sequence[GenerationParams], title: str) -> lis
 
 
 def bounds(rows: int) -> EngineConfig:
-    """Those of an engine that only this process asks for texts, `rows` at a time."""
+    """Configuration of an engine that only this process asks for texts, `rows` at a time."""
     return EngineConfig(max_rows=rows, max_queue=1 << 20, max_steps=1 << 20)
 
 
@@ -108,7 +108,7 @@ def unsteered_samples(
 
 
 def sample_params(recipe: CalibrationRecipe, row: int) -> GenerationParams:
-    """One sample."""
+    """Parameters of one unsteered sample."""
     return GenerationParams(
         max_tokens=recipe.sample_tokens,
         steps=recipe.sample_steps,

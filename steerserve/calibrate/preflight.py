@@ -1,5 +1,7 @@
-"""Admission of what is about to be written, before the model is loaded: what cannot be is refused while it costs
-nothing, under the name of the option that asks for it."""
+"""Check a recipe before the model is loaded: texts that the engine would refuse or draw all alike are an error.
+
+The error names the option that asks for it.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -44,7 +46,7 @@ def check_calibration(opened: OpenedModel, saes: Mapping[int, SparseAutoencoder]
 def placeholder_attribute(
     opened: OpenedModel, saes: Mapping[int, SparseAutoencoder], recipe: CalibrationRecipe
 ) -> Attribute:
-    """An attribute with all that those of a trial have: pushed at every layer, with a curve that rises evenly."""
+    """An attribute shaped like those of a trial: pushed at every layer, with a curve that rises evenly."""
     direction = F.one_hot(torch.tensor(0), opened.facts.hidden_size).float()
     selection = Selection((FeatureWeight(0, 1.0, 0.0, 1.0),), direction, direction, None)
     curve = CommitmentProfile(tuple(i / recipe.slices for i in range(recipe.slices + 1)), samples=1)
@@ -56,7 +58,7 @@ def placeholder_attribute(
 def check_admission(
     params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, config: EngineConfig, kind: str
 ) -> Request:
-    """The request of params by the engine's own checks; raises ArtifactError naming the option.
+    """Admit params by the engine's own checks and return the request; raises ArtifactError naming the option.
 
     kind: of text, as the options of its length and steps name it.
     """

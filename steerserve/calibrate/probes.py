@@ -1,4 +1,4 @@
-"""Train the probe of each attribute: what says of a finished text, from the model's states of it, whether it has it.
+"""Train the probe of each attribute, which tells from the model's states of a finished text if the text has it.
 
 Logistic regression on mean states of whole texts, target against contrast, as in Alain and Bengio (arXiv 1610.01644);
 which states, and how texts are cut, are ours.
@@ -62,7 +62,7 @@ def train_probes(
 
 
 def probe_texts(data: Path, tasks: Iterable[Task], recipe: ProbeRecipe) -> dict[Group, dict[str, list[str]]]:
-    """What probes of these tasks are trained on; raises ArtifactError where a label has too few texts."""
+    """Texts that probes of these tasks are trained on; raises ArtifactError where a label has too few texts."""
     return texts_by_group(data, (task.group for task in tasks), recipe.probe_texts, recipe.seed)
 
 

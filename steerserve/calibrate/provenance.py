@@ -1,4 +1,4 @@
-"""Where an attribute came from, and whether the one on disk is the one that would be made."""
+"""The card of an attribute: where it came from, what it lacks to be measured, and the profile written into it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ UNRECORDED: Final = ("dtype", "tokenizer", "probes")
 
 
 def origin_of_model(opened: OpenedModel) -> dict[str, Any]:
-    """What of a model, as it is placed, decides what is found by it, as JSON."""
+    """Everything about an opened model that decides the results, as JSON: weights, dtype, tokenizer, sampler."""
     vocabulary = json.dumps(sorted(opened.tokenizer.get_vocab().items()))
     return {
         "model_sha256": opened.sha256,
@@ -31,7 +31,7 @@ def origin_of_model(opened: OpenedModel) -> dict[str, Any]:
 
 
 def differing(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names of what is not recorded as it is wanted."""
+    """Names of the settings whose recorded value is not the one wanted."""
     known = [name for name in wanted if name in recorded or name not in UNRECORDED]
     return [name for name in known if recorded.get(name) != wanted[name]]
 
@@ -50,7 +50,7 @@ def file_hashes(data: Path, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def already_made(folder: Path, origin: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds the attribute of this origin; raises ArtifactError where it holds another one."""
+    """Tell if `folder` holds the attribute of this origin; raises ArtifactError where it holds another one."""
     path = folder / "attribute.json"
     if not path.exists():
         return False
@@ -67,7 +67,7 @@ def already_made(folder: Path, origin: Mapping[str, Any]) -> bool:
 
 
 def task_of(attribute: Attribute) -> Task:
-    """The task that its classifier is trained on."""
+    """The task an attribute was calibrated for, read from its provenance."""
     if "task" not in attribute.provenance:
         raise ArtifactError(
             f"attribute {attribute.name!r} does not say what texts it is of (provenance.task): calibrate it first"
@@ -76,7 +76,7 @@ def task_of(attribute: Attribute) -> Task:
 
 
 def profile_of(attribute: Attribute, recipe: ProfileRecipe) -> CommitmentProfile:
-    """Its curve; raises ArtifactError where it cannot be measured."""
+    """The commitment curve of an attribute; raises ArtifactError where pushes of it cannot be measured."""
     name = attribute.name
     if attribute.profile is None:
         raise ArtifactError(f"attribute {name!r} has no commitment curve: calibrate it first")
@@ -97,7 +97,7 @@ def profile_of(attribute: Attribute, recipe: ProfileRecipe) -> CommitmentProfile
 
 
 def pushed(attribute: Attribute) -> dict[str, Any]:
-    """What decides what pushing an attribute does, and how that is judged."""
+    """Everything about an attribute that decides what pushing it does and how that is judged, as JSON."""
     return {
         "directions": attribute.directions_sha256,
         "layers": list(attribute.layers),

@@ -117,7 +117,7 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class ProfileRecipe:
-    """How many runs and canvases what pushes do and cost is measured on."""
+    """How many runs and canvases the sensitivity and the cost of pushes are measured on."""
 
     runs: int = 64
     """Texts of each pulse, and of the unsteered runs that all pulses are compared with."""
@@ -178,7 +178,7 @@ class ProfileRecipe:
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """What probes are trained on."""
+    """How many texts probes are trained on."""
 
     probe_texts: int = 2000
     """Texts of each class that probes are trained and measured on, at most."""

@@ -130,7 +130,7 @@ def calibrate(
 
 
 def stated_cost(recipe: CalibrationRecipe, attributes: int, sets: int) -> str:
-    """What steering trials take, in forward passes of one row."""
+    """Say how much the steering trials take, in forward passes of one row."""
     text = f"{attributes} attributes: about "
     if recipe.sites_kl is not None:
         compared = attributes * site_forwards(sets, recipe)

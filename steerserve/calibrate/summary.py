@@ -1,4 +1,4 @@
-"""What a calibration tells the person who runs it: how many texts there were, what was chosen, and how sure that is."""
+"""Lines for the person who runs a calibration: how many texts there were, what was chosen, and how sure that is."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ THIN = 50
 
 
 def texts_lines(group: Group, texts: Mapping[str, Sequence[str]], used: int, judge: Judge) -> list[str]:
-    """How many texts each label of a group has and uses, how well a classifier tells them apart, and warnings.
+    """Say how many texts each label of a group has and uses, how well a classifier tells them apart, and warnings.
 
     used: texts of a label that features are found on, at most.
     """
@@ -40,7 +40,7 @@ def texts_lines(group: Group, texts: Mapping[str, Sequence[str]], used: int, jud
 
 
 def outcome_lines(attribute: Attribute) -> list[str]:
-    """What was chosen for an attribute, and what its push did in fresh texts of the trials."""
+    """Say what was chosen for an attribute, and what its push did in fresh texts of the trials."""
     tried = attribute.provenance["ablation"]
     won = next(
         one
@@ -68,7 +68,8 @@ def outcome_lines(attribute: Attribute) -> list[str]:
 
 
 def serve_lines(model: Path | None, sae: Path | None, out: Path, attributes: Sequence[str]) -> list[str]:
-    """The commands that serve what was made, and write a text with the first of the attributes; None: the bundled."""
+    """Give the commands that serve the attributes made, and write a text with the first of the attributes; None: the
+    bundled."""
     named = {"--model": model, "--sae": sae, "--attributes": out}
     folders = " ".join(f"{flag} {shlex.quote(str(path))}" for flag, path in named.items() if path is not None)
     lines = ["serve them:", f"  steerserve serve {folders}"]

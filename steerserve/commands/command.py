@@ -40,7 +40,7 @@ class Once(argparse.Action):
     """Stores a value, and refuses a second one, which argparse alone would take in place of the first."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """See argparse."""
+        """Print the version or the help and exit, as argparse actions do."""
         if getattr(namespace, self.dest, None) is not None:
             parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {values}")
         setattr(namespace, self.dest, values)

@@ -18,7 +18,7 @@ Choice = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the engine must know about a checkpoint; read from its config, never assumed."""
+    """Facts of a checkpoint that the engine needs; read from its config, never assumed."""
 
     family: str
     vocab_size: int
@@ -43,7 +43,7 @@ class ModelFacts:
     parameterisation: Literal["logits", "score"] = "logits"
     """What `head` gives: logits of the token, or log ratios p(token) / p(mask) (SEDD)."""
     scale_by_sigma: bool = False
-    """Whether log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
+    """True if log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
 
     keys: tuple[int, int] | None = None
     """Key-value heads of a layer and their size, where the forward can `resume` from those it made before."""
@@ -68,7 +68,7 @@ class SamplerDefaults:
 
 
 class Sites(Protocol):
-    """What a forward calls at every layer's output; it may change the hidden state or only read it."""
+    """Called by a forward at every layer's output; it may change the hidden state or only read it."""
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         """hidden [rows, length, hidden_size] -> the same shape; the same object where nothing is to be done."""

@@ -27,11 +27,11 @@ class LogLinear:
     eps: float = 1e-3
 
     def total(self, time: Tensor) -> Tensor:
-        """See `Sigma.total`."""
+        """Total noise at times t [rows]."""
         return -torch.log1p(-(1 - self.eps) * time)
 
     def rate(self, time: Tensor) -> Tensor:
-        """See `Sigma.rate`."""
+        """Derivative of the total noise at times t [rows]."""
         return (1 - self.eps) / (1 - (1 - self.eps) * time)
 
 
@@ -43,11 +43,11 @@ class Geometric:
     high: float = 20.0
 
     def total(self, time: Tensor) -> Tensor:
-        """See `Sigma.total`."""
+        """Total noise at times t [rows]."""
         return self.low ** (1 - time) * self.high**time
 
     def rate(self, time: Tensor) -> Tensor:
-        """See `Sigma.rate`."""
+        """Derivative of the total noise at times t [rows]."""
         return self.total(time) * (math.log(self.high) - math.log(self.low))
 
 

@@ -18,7 +18,7 @@ from steerserve.runtime.self_test import check_steering
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a model and its SAEs are."""
+    """Folders of a model and its SAEs."""
 
     model: Path
     saes: Path | None
@@ -45,7 +45,7 @@ def check_graphs(config: EngineConfig, backend: BackendConfig, device: torch.dev
 
 
 def told(backend: BackendConfig) -> dict[str, Any]:
-    """What `/capabilities` says of the backend beside what every engine says."""
+    """Facts of the backend for `/capabilities` beside those of every engine."""
     if backend.engine != "vllm":
         return {}
     return {

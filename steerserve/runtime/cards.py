@@ -1,4 +1,4 @@
-"""What a server says of what it has loaded: attributes, SAEs, vectors, and what its engine honours."""
+"""Cards of what a server has loaded: attributes, SAEs, vectors, and the capabilities of its engine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from steerserve.steering.vectors import NamedVector
 
 
 def attribute_card(attribute: Attribute) -> dict[str, Any]:
-    """What `/v1/attributes/{name}` says: the card, its hash, its dispersion and its probe."""
+    """Answer of `/v1/attributes/{name}`: the card, its hash, its dispersion and its probe."""
     profile = schedulers.CommitmentProfile.from_json(attribute.profile) if attribute.profile else None
     return attribute.card() | {
         "sha256": attribute.sha256,
@@ -24,7 +24,7 @@ def attribute_card(attribute: Attribute) -> dict[str, Any]:
 
 
 def sae_card(sae: SparseAutoencoder, norms: Mapping[int, float]) -> dict[str, Any]:
-    """What `/v1/saes` says of an SAE."""
+    """Entry of an SAE in `/v1/saes`."""
     facts = sae.facts
     return {
         "layer": facts.layer,
@@ -52,7 +52,7 @@ def _trained_on(metadata: Mapping[str, Any]) -> str | None:
 
 
 def vector_card(vector: NamedVector, norms: Mapping[int, float]) -> dict[str, Any]:
-    """What `/v1/vectors` says of a vector; `norms` are its own strength, in hidden units by layer."""
+    """Entry of a vector in `/v1/vectors`; `norms` are its own strength, in hidden units by layer."""
     return {
         "layers": sorted(vector.layers),
         "norms": {str(layer): norm for layer, norm in sorted(vector.norms.items())},
@@ -63,7 +63,7 @@ def vector_card(vector: NamedVector, norms: Mapping[int, float]) -> dict[str, An
 
 
 def capabilities(engine: DiffusionEngine) -> dict[str, Any]:
-    """What this engine honours; anything else is refused."""
+    """Capabilities of this engine; anything else is refused."""
     config = engine.config
     return {
         "engine": "torch",

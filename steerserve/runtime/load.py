@@ -202,7 +202,7 @@ def chat(opened: OpenedModel) -> Callable[[Sequence[Mapping[str, Any]]], str] | 
 
 
 def sae_labels(directory: Path, saes: dict[str, SparseAutoencoder]) -> dict[str, Mapping[int, str]]:
-    """What the features of each SAE are called, by index, where its folder says."""
+    """Labels of the features of each SAE by index, where its folder has any."""
     folders = find_saes(directory)
     return {name: read_labels(folders[name], sae.facts.features) for name, sae in saes.items()}
 

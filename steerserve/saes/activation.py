@@ -1,4 +1,4 @@
-"""What turns pre-activations into feature activations, one class an activation.
+"""Activation functions of SAEs, one class each.
 
 Each maps pre-activations [..., features] to activations of the same shape. An activation with tensors of its own
 (a threshold, say) registers them as buffers, so that they move with the SAE.
@@ -12,7 +12,7 @@ class Activation(nn.Module):
     """A rule from pre-activations to activations, feature by feature or token by token."""
 
     signed = False
-    """Whether activations may be negative."""
+    """True if activations may be negative."""
 
     def forward(self, pre: Tensor) -> Tensor:
         """Activations [..., features] of pre-activations [..., features]."""

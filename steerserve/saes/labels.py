@@ -1,4 +1,4 @@
-"""What features mean, as somebody has found out: `labels.json` beside an SAE, `{"812": "sports scores"}`."""
+"""Names of features: `labels.json` beside an SAE, `{"812": "sports scores"}`."""
 
 from collections.abc import Mapping
 from pathlib import Path

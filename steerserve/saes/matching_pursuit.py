@@ -19,7 +19,7 @@ class Pursuit:
     max_iterations: int | None = None
     """None: as many as the hidden size."""
     stop_on_duplicate_support: bool = True
-    """Whether to end when an iteration takes a feature that is active already, or none."""
+    """End when an iteration takes a feature that is active already, or none."""
 
 
 class MatchingPursuitAutoencoder(SparseAutoencoder):
@@ -61,11 +61,11 @@ class MatchingPursuitAutoencoder(SparseAutoencoder):
         return activations.reshape(*hidden.shape[:-1], self.facts.features)
 
     def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:  # noqa: ARG002 (the same for any)
-        """See SparseAutoencoder. Always the activation: the product of the first iteration, which is the
+        """The latent of one feature, which is always its activation: the product of the first iteration, which is the
         pre-activation, holds what later iterations give to other features."""
         return self.encode(hidden)[..., feature].float()
 
     def rank(self, hidden: Tensor) -> Tensor:
-        """See SparseAutoencoder; features that were not taken follow in the order of the first iteration."""
+        """Features by falling activation; those that were not taken follow in the order of the first iteration."""
         activations, pre = self.encode(hidden), self.pre(hidden)
         return torch.where(activations > 0, activations, pre - pre.amax(dim=-1, keepdim=True).relu())

@@ -36,7 +36,7 @@ class SaeFacts:
     activation: str
     """Name of the activation, as the layout calls it."""
     sha256: str
-    """Of the weights file."""
+    """SHA-256 of the weights file."""
     policy: Policy | None = None
     """None where the layout does not say."""
     k: int | None = None
@@ -147,11 +147,11 @@ class SparseAutoencoder(nn.Module):
         return self._own[feature]
 
     def reads_back(self, feature: int) -> bool:
-        """Whether the encoder reads a feature's own decoder row, so that a push along it sets what is read."""
+        """Tell if the encoder reads a feature's own decoder row, so that a push along it sets what is read."""
         return self.own(feature) >= LEAST_OWN
 
     def reached(self, feature: int) -> bool:
-        """Whether the activation lets a feature through once its own decoder row is pushed far enough: a TopK does not
+        """Tell if the activation lets a feature through once its own decoder row is pushed far enough: a TopK does not
         where k others read more of that row than it does."""
         if feature not in self._reached:
             # So far that nothing but the row counts.
@@ -165,7 +165,7 @@ class SparseAutoencoder(nn.Module):
         return self.row_norm(feature) / (self.own(feature) if self.reads_back(feature) else 1.0)
 
     def lets_through(self, target: float) -> bool:
-        """Whether a latent set to target is one that an active feature may have."""
+        """Tell if a latent set to target is one that an active feature may have."""
         return target != 0 if self.activation.signed else target > 0
 
     def latent(self, hidden: Tensor, feature: int, target: float) -> Tensor:

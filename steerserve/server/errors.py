@@ -155,19 +155,19 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 
 def answer_to(error: SteerserveError) -> ErrorAnswer:
-    """How an error raised on purpose is answered: as its class says."""
+    """Answer an error that was raised on purpose as its class says."""
     message = "internal error" if error.code == SteerserveError.code else str(error)
     again = {} if error.retry_after is None else retry_headers(error.retry_after)
     return ErrorAnswer(error.status, message, error.type, error.param, error.code, {**error.headers, **again})
 
 
 def unexpected(request_id: str) -> ErrorAnswer:
-    """How everything else is answered: nothing but the id under which it was logged."""
+    """Answer any other error with nothing but the id under which it was logged."""
     return ErrorAnswer(500, f"internal error; quote request {request_id}", code="internal_error")
 
 
 def http_error(status: int, method: str, path: str, headers: dict[str, str]) -> ErrorAnswer:
-    """How a request that met no route is answered."""
+    """Answer a request that met no route."""
     shown = path if len(path) <= 100 else path[:100] + "..."
     if status == 404:
         message, code = f"no route {method} {shown!r}", "not_found"

@@ -98,7 +98,7 @@ class ServerProcess(Server):
         self._ready(host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop: told to, or nothing is left to serve with."""
+        """Return True to stop: on a signal, or when nothing is left to serve with."""
         return await super().on_tick(counter) or self._app.state.worker.intake.failed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -173,7 +173,7 @@ def address_of(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener on `host`."""
+    """Tell if only this machine reaches a listener on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a server is built from: an engine, and what is worth telling about it."""
+"""The service that a server is built from: an engine and the facts it tells about it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -66,9 +66,9 @@ class Attribute:
     """A `schedulers.CommitmentProfile` as JSON."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
-    """Of the card and the directions; empty before it is on disk."""
+    """SHA-256 of the card and the directions; empty before it is on disk."""
     directions_sha256: str = ""
-    """Of the directions alone, which stay as they are when a profile is measured anew."""
+    """SHA-256 of the directions alone, which stay as they are when a profile is measured anew."""
     probe: Probe | None = field(default=None, repr=False)
     """What says of a finished text whether it has the attribute; None where it was not trained."""
 

@@ -16,7 +16,7 @@ class Bound:
     ratio: float
     """|delta| / |h|."""
     refuse: bool = False
-    """Whether a change that is larger is left as it is and told, instead of made smaller."""
+    """Leave a change that is larger as it is and report it, instead of making it smaller."""
 
 
 class Bounds:
@@ -28,7 +28,7 @@ class Bounds:
         self.refuses = any(bound is not None and bound.refuse for bound in self.rows)
         counted = [[p < len(row) and row[p] is not None for p in range(width)] for row in pushes]
         self.counted = torch.tensor(counted, device=device)[:, :, None]
-        """Whether a push is one of those that are bounded [rows, pushes, 1]."""
+        """True for the pushes that are bounded [rows, pushes, 1]."""
         largest = torch.finfo(torch.float32).max
         most = [largest if bound is None or bound.refuse else bound.ratio for bound in self.rows]
         self.most = torch.tensor(most, device=device)

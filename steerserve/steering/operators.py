@@ -1,4 +1,4 @@
-"""The operators: what a push does to the hidden state along its unit direction v, all as one coefficient on v.
+"""The operators: how a push changes the hidden state along its unit direction v, all as one coefficient on v.
 
 Every operator is `h + coefficient(h) v`, with strength s and gain g of the moment (g = 1 is the full push):
 

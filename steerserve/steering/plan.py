@@ -44,7 +44,7 @@ class SteeringPlan:
             site.set_step(progress, scopes, position)
 
     def touches(self, layer: int) -> bool:
-        """Whether a layer's output is changed or read at the step that was set."""
+        """Tell if a layer's output is changed or read at the step that was set."""
         return layer in self.captures or (layer in self.sites and self.sites[layer].active)
 
     def gain(self, push: Push) -> float:
@@ -58,7 +58,7 @@ class SteeringPlan:
         site.scale(row, place, factor)
 
     def refused(self) -> dict[int, tuple[int, float, float]]:
-        """Of the last forward, the rows whose pushes went over a bound that refuses: layer, |delta| / |h|, the bound.
+        """Rows of the last forward whose pushes went over a bound that refuses: layer, |delta| / |h|, the bound.
 
         Waits for the device only where there is such a bound."""
         found: dict[int, tuple[int, float, float]] = {}
@@ -119,7 +119,7 @@ class SteeringPlan:
         return site.projection[row, place]
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        """See `steerserve.models.Sites`."""
+        """Steer and read a layer's output [rows, length, hidden_size]; the same object where nothing is to be done."""
         if layer in self.captures:
             self.captured[layer] = hidden
         site = self.sites.get(layer)

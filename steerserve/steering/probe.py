@@ -1,4 +1,4 @@
-"""A probe: what says of a finished text whether it has an attribute, from the model's own states of it."""
+"""A probe: a classifier that tells from the model's own states of a finished text if the text has an attribute."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class Probe:
     texts: int
     """Texts it was trained on."""
     sha256: str = ""
-    """Of its file; empty before it is on disk."""
+    """SHA-256 of its file; empty before it is on disk."""
 
     def log_odds(self, mean: Tensor) -> Tensor:
         """Log of p / (1 - p) in nats [texts] that each text has the attribute, of mean states [texts, hidden_size]."""

@@ -1,4 +1,4 @@
-"""One direction at one layer for one row: what it is, what turns it between two steps, and what it did."""
+"""One direction at one layer for one row: the push, the gain that may change between steps, and what it did."""
 
 import math
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ class GainOverride:
     gain: float | None = None
     """In place of its table's; None: the table's."""
     held: bool = True
-    """Whether it pushes at all."""
+    """False where it does not push at all."""
 
     def turn(self, gain: Tensor) -> Tensor:
         """The gain [] that holds where the table says `gain` []."""
@@ -74,7 +74,7 @@ class Push:
     scope: str | tuple[int, int] = "all"
     """A named scope, or a half-open span of canvas positions."""
     sae: Encoder | None = None
-    """Of a push of a feature: then `clamp` and `cap` set its latent and not the projection."""
+    """SAE of a push of a feature: then `clamp` and `cap` set its latent and not the projection."""
     feature: int | None = None
     pair: StateEncoder | None = None
     """The SAE's pair for the layer, of a `boost` where one is loaded: it then takes each token's largest activation
@@ -82,19 +82,19 @@ class Push:
     within: tuple[float, float] = (0.0, math.inf)
     """The progress from which on the gains hold, and from which on there is none again."""
     override: GainOverride | None = None
-    """Of a push that is not its table's alone."""
+    """Gain that replaces the one of its table, where it has one."""
     bound: Bound | None = None
     """The same for all the pushes of a row that have one."""
     applied: Applied = field(default_factory=Applied)
 
     @property
     def by_sae(self) -> bool:
-        """Whether its operator reads the state by an SAE."""
+        """Tell if its operator reads the state by an SAE."""
         return self.sae is not None and self.feature is not None and self.op in READS_LATENT
 
     @property
     def reads_latent(self) -> bool:
-        """Whether it is a reading of a feature: of its activation in the state as the pushes have left it."""
+        """Tell if it is a reading of a feature: of its activation in the state as the pushes have left it."""
         return self.op == "read" and self.sae is not None and self.feature is not None
 
     @property

@@ -163,7 +163,7 @@ class Site:
 
     @property
     def adds(self) -> bool:
-        """Whether what it pushes does not depend on the state: its pushes are `add`s without a bound."""
+        """Tell if what it pushes does not depend on the state: its pushes are `add`s without a bound."""
         return not self.projects and self.bounds is None
 
     def weights(self) -> Tensor:

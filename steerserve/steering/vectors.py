@@ -49,9 +49,9 @@ class NamedVector:
     layers: Mapping[int, Tensor] = field(repr=False)
     """Unit directions [hidden_size] float32."""
     norms: Mapping[int, float]
-    """Of the directions as they were stored: strength 1 of the tool that made them, in hidden units."""
+    """Norms of the directions as they were stored: strength 1 of the tool that made them, in hidden units."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     source: str
     """The file, from the folder that was loaded."""
 

@@ -20,7 +20,7 @@ WINDOWS = 3
 """Windows cut from one long text."""
 HELD_OUT_PERCENT = 10
 FEW, FOLDS = 1000, 5
-"""Of a label with fewer texts than `FEW` none is set aside for good: `FOLDS` parts are held out in turn."""
+"""A label with fewer texts than `FEW` has none set aside for good: `FOLDS` parts are held out in turn."""
 
 
 class Judge:
@@ -46,7 +46,7 @@ class Judge:
         return self.probabilities(texts)[:, self.labels.index(label)]
 
     def assigned(self, label: str, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether each text's likeliest label is this one [texts]."""
+        """True for each text whose likeliest label is this one [texts]."""
         likeliest: NDArray[np.intp] = self.probabilities(texts).argmax(axis=1)
         return np.equal(likeliest, self.labels.index(label))
 
@@ -150,7 +150,7 @@ def windows(text: str, words: int = WINDOW_WORDS, most: int = WINDOWS) -> list[s
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a text is among the tenth set aside; it always is or never."""
+    """Tell if a text is among the tenth set aside; it always is or never."""
     # By a hash of its own: the one of `corpus.split_of` has been used up by choosing the split.
     return _hash(text) % 100 < HELD_OUT_PERCENT
 

@@ -1,4 +1,4 @@
-"""What a trained model is worth, for its card: held-out NELBO by set, and samples that nobody chose."""
+"""Figures of a trained model for its card: held-out NELBO by set, and samples that nobody chose."""
 
 import math
 from pathlib import Path

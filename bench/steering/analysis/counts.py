@@ -1,4 +1,4 @@
-"""How many texts the figures of a run rest on, counted in its records."""
+"""Number of texts that the figures of a run rest on, counted in its records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,8 +10,10 @@ GROUPS: Final = {1: "single", 2: "pairs", 3: "triples"}
 
 
 def count_texts(records: Sequence[Record]) -> dict[str, Any]:
-    """Of the cells but the unsteered one, each number once, rising: `texts` by what is steered to, of how many of these
-    the `kl` was measured, and of how many `self_bleu` is."""
+    """Count the texts of the cells but the unsteered one, each number once, rising.
+
+    Returns `texts` by what is steered to, the number of them whose `kl` was measured, and that of `self_bleu`.
+    """
     cells = [one for one in records if one["method"] != "none"]
     texts: dict[str, set[int]] = {}
     for one in cells:

@@ -90,9 +90,9 @@ def efficiency(
 
 
 def _correlations(points: Sequence[Mapping[str, Any]], draws: Sequence[Mapping[str, Floats]]) -> dict[str, Any]:
-    """Of predicted and measured gain over attributes, for each method and for all points: Pearson's r of the logarithms
-    and Spearman's of the gains. A gain of 0 or less has no logarithm and is left out of the first, in each draw anew;
-    `points` of `of` are in it."""
+    """Correlations of predicted and measured gain over attributes, for each method and for all points: Pearson's r of
+    the logarithms and Spearman's of the gains. A gain of 0 or less has no logarithm and is left out of the first, in
+    each draw anew; `points` of `of` are in it."""
     told: dict[str, Any] = {}
     for method in [*dict.fromkeys(point["method"] for point in points), "all"]:
         mine = [

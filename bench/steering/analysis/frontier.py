@@ -1,4 +1,4 @@
-"""What a method reaches for a task as its strength rises, and what that costs, row by row."""
+"""Share and cost that a method reaches for a task as its strength rises, row by row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ FINE = 81
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Of one task and method, over strengths from 0 (the unsteered rows) to the largest; rows share their noise."""
+    """Rows of one task and method, over strengths from 0 (the unsteered rows) to the largest; rows share their
+    noise."""
 
     task: str
     method: str

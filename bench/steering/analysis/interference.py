@@ -1,4 +1,4 @@
-"""What a push does to the attributes that it is not for, and what that leaves of several pushed at once."""
+"""Crosstalk: what a push does to other attributes, and how much of several attributes pushed at once is left."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""Everything that is said of a run, worked out from its records alone."""
+"""Summary of a run, worked out from its records alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

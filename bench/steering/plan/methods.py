@@ -1,4 +1,4 @@
-"""The methods that are compared: what each asks for, in the fields of a request.
+"""The methods that are compared, each as the fields of its request.
 
 Schedules are compared at one predicted KL: each has the norm `kl` where the attribute's cost was measured and `l2`
 where not, so that a strength costs what the uniform push of that strength would.
@@ -38,12 +38,12 @@ class Method:
     request: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the whole request."""
     sets: bool = False
-    """Whether it is also tried on several attributes at once."""
+    """True if it is also tried on several attributes at once."""
     singles: bool = True
     candidates: int = 1
     """Texts written for each that is shown: the one that the attributes' probes find likeliest to have them all."""
     judged: bool = False
-    """Whether the attributes' probes have a say in the text."""
+    """True if the attributes' probes have a say in the text."""
 
 
 def equal_cost(attribute: Attribute) -> str:

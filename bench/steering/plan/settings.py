@@ -1,4 +1,4 @@
-"""How much the instrument writes and how; results of other settings are not mixed."""
+"""Settings of a run: how many texts, and how they are written; results of other settings are not mixed."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ class Settings:
     """Texts of a cell (one task, method and strength), strengths as multiples of the attributes' own, and sizes."""
 
     texts: int = 48
-    """Of a cell of the methods that are compared throughout."""
+    """Texts of a cell of the methods that are compared throughout."""
     side_texts: int = 32
-    """Of a cell of the other methods."""
+    """Texts of a cell of the other methods."""
     kl_texts: int = 12
-    """Of a cell's texts whose trajectory KL is measured, which takes a second forward pass."""
+    """Number of a cell's texts whose trajectory KL is measured, which takes a second forward pass."""
     tokens: int = 48
     steps: int = 24
     factors: tuple[float, ...] = (0.4, 0.7, 1.0, 1.5, 2.2)
     side_factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     set_factors: tuple[float, ...] = (0.3, 0.5, 0.75, 1.1, 1.6)
-    """Of sets of attributes, whose pushes add up."""
+    """Multiples for sets of attributes, whose pushes add up."""
     ranked_texts: int = 32
-    """Of a cell of the methods that are tried on three attributes at once alone."""
+    """Texts of a cell of the methods that are tried on three attributes at once alone."""
     ranked_factors: tuple[float, ...] = (0.5, 0.75, 1.1)
     sets: int = 4
     """Pairs, and as many triples."""
@@ -34,7 +34,7 @@ class Settings:
     order_context: int = 20
     """Tokens of held-out text before and after the span that is filled in."""
     classifier_texts: int = 12_000
-    """Of each label."""
+    """Texts of each label that a classifier is trained on, at most."""
     seed: int = 7
 
 

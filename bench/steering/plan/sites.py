@@ -36,7 +36,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Of the attribute that is pushed at this layer only."""
+        """Name of the attribute that is pushed at this layer only."""
         return f"{self.attribute}{AT}{self.layer}"
 
 

@@ -1,4 +1,4 @@
-"""What is steered for: single attributes, pairs and triples, chosen by a rule and not by how they come out."""
+"""Targets of steering: single attributes, pairs and triples, chosen by a rule and not by how they come out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """Of one attribute its own, of several theirs joined."""
+        """The name of one attribute; the names of several, joined."""
         return " + ".join(self.attributes)
 
 

@@ -1,4 +1,4 @@
-"""The classifiers that say which attributes a text has, trained on the part of the bench split that is theirs."""
+"""Classifiers of attributes, trained on their own part of the bench split."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Classifiers:
     """Label of each attribute in the classifier of its kind."""
 
     def read(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.bool_]]]:
-        """Of each attribute log p / (1 - p) in nats [texts], and whether it is the likeliest of its kind [texts]."""
+        """Log p / (1 - p) of each attribute in nats [texts], and if it is the likeliest of its kind [texts]."""
         odds: dict[str, NDArray[np.float64]] = {}
         has: dict[str, NDArray[np.bool_]] = {}
         floor = math.exp(-LARGEST)

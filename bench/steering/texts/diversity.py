@@ -1,4 +1,4 @@
-"""How little texts repeat themselves and each other."""
+"""Diversity of texts: how little they repeat themselves and each other."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What is kept of a cell: a few whole numbers a text, from which every table and figure is made."""
+"""The record of a cell: a few whole numbers a text, from which every table and figure is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the measures say of real texts: how far steering to sets could come, and what "good text" costs there.
+"""The measures on real texts: how far steering to sets could come, and what "good text" costs there.
 
 Texts are of the held-out split, which neither model, judge nor classifier was trained on, cut to as many words as a
 written text has. There are no texts with all attributes of a set, so beside the texts of each there are joined ones: a

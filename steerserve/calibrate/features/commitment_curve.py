@@ -1,4 +1,4 @@
-"""When an attribute forms: its features' activation along the denoising of unsteered samples.
+"""Commitment curves: the activation of an attribute's features along the denoising of unsteered samples.
 
 Source: arXiv 2605.10971, commitment dynamics: the steering features' ReLU activations at every step, averaged over
 the samples that a classifier is sure of. Samples are replayed from the step at which each token was committed, so one

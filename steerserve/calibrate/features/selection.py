@@ -18,7 +18,7 @@ from steerserve.steering.attribute import FeatureWeight
 
 @dataclass(frozen=True)
 class Selection:
-    """What an attribute is at one layer."""
+    """Features and directions of an attribute at one layer."""
 
     features: tuple[FeatureWeight, ...]
     """Kept features, positive ones first, each side by falling |d|; weight 0 where a feature does not steer."""

@@ -77,9 +77,9 @@ class LayerStatistics:
     """One class at one layer, over the masked positions of its noised texts."""
 
     activations: Moments
-    """Of each feature's activation, per token."""
+    """Mean and variance of each feature's activation, per token."""
     hidden: Moments
-    """Of the hidden state, per token."""
+    """Mean and variance of the hidden state, per token."""
     text_means: Tensor
     """Each feature's mean activation on each text [texts, features]."""
 

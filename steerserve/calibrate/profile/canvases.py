@@ -1,4 +1,4 @@
-"""Canvases that unsteered runs went through, by slice of progress: what the cost of a push is measured on."""
+"""Canvases that unsteered runs went through, by slice of progress; the cost of a push is measured on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

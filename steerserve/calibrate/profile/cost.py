@@ -1,4 +1,4 @@
-"""What pushing attributes costs over progress: trajectory KL in nats per response token, to second order.
+"""Cost of pushing attributes over progress: trajectory KL in nats per response token, to second order.
 
 By the chain rule the KL of a steered run from the unsteered one is the sum, over the tokens it commits, of the KL of
 the prediction each was drawn from. A token that commits at progress p under pushes of strengths a [A] costs
@@ -47,7 +47,7 @@ class Cost:
     """What was added to the scaled diagonals."""
 
     def of(self, a: int) -> Tensor:
-        """c [K] of one attribute."""
+        """Cost c [K] of the attribute with index a."""
         return self.matrices[:, a, a]
 
 

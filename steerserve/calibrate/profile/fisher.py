@@ -42,7 +42,7 @@ class SmallPushes:
             self.masks[layer] = scopes[:, [SCOPES[one.scope] for one in mine]].float()
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        """See `steerserve.models.Sites`."""
+        """Add the pushes of this layer to its output [rows, length, hidden_size]."""
         if layer not in self.index:
             return hidden
         pushed = self.strengths[self.index[layer], None] * self.steps[layer]

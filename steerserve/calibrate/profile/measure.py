@@ -154,7 +154,7 @@ def measure(
 
 
 def stated_cost(recipe: ProfileRecipe, attributes: int, slices: int) -> str:
-    """What is about to be computed, in forward passes of one canvas."""
+    """Say how much is about to be computed, in forward passes of one row."""
     texts = recipe.runs + attributes * recipe.texts
     fisher = slices * recipe.canvases * (attributes + 1)
     checks = attributes * -(-slices // CHECK_EVERY) * 8

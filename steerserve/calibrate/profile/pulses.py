@@ -1,4 +1,4 @@
-"""What a measurement writes: unsteered runs, and the same under each pulse; known before the model is loaded."""
+"""Runs of a measurement: unsteered texts, and the same texts under a pulse in each window of progress."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +26,7 @@ being small numbers, with a benchmark."""
 
 
 class PulsePlan:
-    """The params of every run."""
+    """Parameters of every run, known before the model is loaded."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class PulsePlan:
         return Intervention(attribute=name, strength=sign * self.strengths[name], schedule=schedule)
 
     def params(self, row: int, *pushes: Intervention) -> GenerationParams:
-        """One run; those of one row share their noise."""
+        """Parameters of one run; runs of one row share their noise."""
         recipe = self.recipe
         return GenerationParams(
             max_tokens=recipe.run_tokens,
@@ -96,7 +96,7 @@ class PulseRuns:
     def effects(
         self, name: str, target: str, judge: Judge | None, baseline: Sequence[GeneratedText], kept: ResultCache
     ) -> Effects:
-        """What each pulse of an attribute does; `judge` may be None where all has been kept."""
+        """Measure what each pulse of an attribute does; `judge` may be None where all has been kept."""
 
         def judged(texts: Sequence[str]) -> Floats:
             if judge is None:

@@ -1,4 +1,4 @@
-"""What a measurement has found so far, on disk, so that one that was stopped goes on where it was."""
+"""Results of a measurement on disk, so that one that was stopped goes on where it was."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ResultCache:
-    """A folder of JSON values by name, all found under the same settings."""
+    """A folder of JSON values by name, all measured under the same settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Raises ArtifactError where the folder holds what was found under other settings."""
@@ -28,7 +28,7 @@ class ResultCache:
             )
 
     def has(self, name: str) -> bool:
-        """Whether this value has been found."""
+        """Tell if this value has been found."""
         return self._path(name).exists()
 
     def get(self, name: str, find: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""What pushing an attribute does over progress: pairs of runs with common random numbers that differ by one pulse.
+"""Sensitivity of a text to pushes over progress: pairs of runs with common random numbers that differ by one pulse.
 
     s(window) = mean over pairs of (log-odds of the target after the pulse - without it) / strength of the pulse
 
@@ -137,7 +137,7 @@ def spread(values: Sequence[float] | Floats, windows: Sequence[tuple[int, int]])
 
 
 def summary(effects: Effects, shrunk: ShrunkSensitivity, windows: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What provenance says of the sensitivities."""
+    """Sensitivities as provenance records them."""
     mean = effects.windows.sum(1)
     error = float(mean.std(ddof=1)) / math.sqrt(len(mean))
     return {

@@ -1,4 +1,4 @@
-"""What is calibrated: each attribute with the texts that show it and the texts that it is told apart from, as data."""
+"""Tasks of a calibration: each attribute, the texts that show it, and the texts it is contrasted with."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Group:
     labels: tuple[str, ...]
     at_least: tuple[str, float] | None
     all_texts: bool = False
-    """Whether every text is used, also those that are held out for bench/ and for the bundled model."""
+    """Use every text, also those that are held out for bench/ and for the bundled model."""
 
 
 @dataclass(frozen=True)

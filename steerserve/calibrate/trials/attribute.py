@@ -1,4 +1,4 @@
-"""From what was found about an attribute to the attribute: search its layers and strength, and write it."""
+"""Choose the layers and the strength of an attribute, and write it."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ from steerserve.train.classifiers import Judge
 
 @dataclass(frozen=True)
 class AttributeInputs:
-    """Everything known of an attribute before it is tried out."""
+    """Everything an attribute is made of, before its layers and strength are chosen."""
 
     task: Task
     selections: Mapping[int, Selection]
     curves: Mapping[int, Tensor]
-    """Of its steering features on the samples kept, by layer [samples, slices + 1, features]."""
+    """Activations of its steering features on the samples kept, by layer [samples, slices + 1, features]."""
     norms: Mapping[int, float]
     judge: Judge
     probe: Probe

@@ -1,4 +1,4 @@
-"""Which layers to push: the share of texts that each reaches at one measured KL, and what that does to their loss.
+"""Choose the layers to push: the share of texts that each set reaches at one measured KL, and the loss of these texts.
 
 At one strength layers differ in what they do and in what they cost alike, so a comparison at one strength mostly tells
 which layer is pushed hardest. Here every layer set is pushed as hard as brings the measured trajectory KL to one value.
@@ -37,7 +37,7 @@ class Comparison:
     note: str | None
 
     def level(self, trial: Trial) -> bool:
-        """Whether a trial's KL is near enough to be compared."""
+        """Tell if a trial's KL is near enough to be compared."""
         return trial.kl is not None and abs(trial.kl / self.kl - 1) <= LEVEL
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Steering trials: texts written with an attribute at some layers and strength, judged against unsteered ones."""
+"""Write texts with an attribute at some layers and strength, and judge them against unsteered ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Baseline:
 
 
 class TrialRunner:
-    """Runs texts of attributes that are not on disk yet; unsteered texts are written once for each seed."""
+    """Runs trials of attributes that are not on disk yet; unsteered texts are written once for each seed."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class TrialRunner:
     ) -> list[Trial]:
         """One trial of each setting, all in one batch; `make` builds the attribute of a setting.
 
-        measured: whether to measure the KL, at the cost of a second row for each.
+        measured: True measures the KL, at the cost of a second row for each text.
         """
         key, unsteered = self._seed_and_texts(fresh), self.baseline(fresh)
         attributes = {f"trial-{i}": make(setting) for i, setting in enumerate(settings)}

@@ -9,7 +9,7 @@ from steerserve.calibrate.recipes import CalibrationRecipe
 
 @dataclass(frozen=True)
 class Setting:
-    """What one trial tries."""
+    """The layers and the strength of one trial."""
 
     layers: tuple[int, ...]
     strength: float
@@ -18,7 +18,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of it."""
+    """Result of one trial."""
 
     setting: Setting
     texts: int
@@ -31,7 +31,7 @@ class Trial:
     distinct_ratio: float
     """Mean distinct-2 of a text, over that of the same unsteered texts."""
     within: bool
-    """Whether both are inside the recipe's bounds."""
+    """True if both ratios are inside the recipe's bounds."""
     kl: float | None = None
     """Measured KL of the steered from the unsteered predictions in nats a response token; None: not measured."""
 
@@ -101,7 +101,7 @@ def search(
 
 
 def merit(trial: Trial, enough: float) -> tuple[bool, float, float]:
-    """What trials are ranked by: within bounds the share, from `enough` on the lower loss; without, the lower loss."""
+    """Sort key of trials: within bounds the share, from `enough` on the lower loss; without, the lower loss."""
     if not trial.within:
         return False, -trial.loss_ratio, 0.0
     if trial.share < enough:

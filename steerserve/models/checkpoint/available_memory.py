@@ -1,4 +1,4 @@
-"""Whether a model fits into memory: what it takes, and what is available."""
+"""Check that a model fits into memory: the bytes it takes, and those that are available."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def check_room(name: str, parameters: int, dtype: torch.dtype, others: int, available: int | None) -> str:
-    """A line that says what a model takes and what there is, in bytes; raises ArtifactError where it cannot fit.
+    """Say in a line what memory a model takes and what is available; raises ArtifactError where it cannot fit.
 
     others: bytes that are to be loaded beside it; available: None where it cannot be known. Weights that stay mapped
     count too: they must be in memory to be used.

@@ -164,7 +164,7 @@ class BertDiffusionLM(TransformerLM):
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG003 (interface)
-        """See `DiffusionLM.adapt`: norms under their present names, without the parts of a pretrained BERT that
+        """The checkpoint's tensors, norms under their present names, without the parts of a pretrained BERT that
         predict no token (pooler and next-sentence head), and without the tied head where it was written out."""
         named = {
             name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
@@ -193,7 +193,7 @@ class BertDiffusionLM(TransformerLM):
         return layers
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`; the output matrix is the word embedding (tied)."""
+        """Logits [..., vocab_size]; the output matrix is the word embedding (tied)."""
         embeddings: Any = self.bert["embeddings"]
         predictions: Any = self.cls["predictions"]
         logits: Tensor = F.linear(predictions(hidden), embeddings["word_embeddings"].weight, predictions.bias)

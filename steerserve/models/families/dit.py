@@ -35,7 +35,7 @@ class DitConfig:
     num_layers: int
     num_heads: int
     conditional: bool
-    """Whether the modulations follow the noise level; otherwise they are constants of the checkpoint."""
+    """True if the modulations follow the noise level; otherwise they are constants of the checkpoint."""
 
 
 def check_heads(**sizes: int) -> None:
@@ -185,7 +185,7 @@ class Dit(nn.Module):
         sigma: Tensor | None,
         at: Tensor | None,
     ) -> Tensor:
-        """See `DiffusionLM.forward`."""
+        """Final hidden states; the arguments are those of `DiffusionLM.forward`."""
         hidden: Tensor = self.vocab_embed(tokens)
         condition = None
         if self.sigma_map is not None:
@@ -219,11 +219,11 @@ class DitDiffusionLM(DiffusionLM):
         sigma: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward`; a ValueError where the model follows the noise level and sigma is not [rows]."""
+        """Final hidden states; raises ValueError where the model follows the noise level and sigma is not [rows]."""
         out: Tensor = self.backbone(tokens, lengths, sites, sigma, at)
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`; the raw output of the last linear layer."""
+        """Output [..., vocab_size] of the last linear layer, as it is."""
         out: Tensor = self.backbone.output_layer.linear(hidden)
         return out

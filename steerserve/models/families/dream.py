@@ -174,7 +174,7 @@ class DreamDiffusionLM(TransformerLM):
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        """The checkpoint's tensors without rotary frequencies and without a tied head that was written out."""
         config = _read(raw)
         left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
         return leave_out_copies(
@@ -205,7 +205,7 @@ class DreamDiffusionLM(TransformerLM):
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`."""
+        """Logits [..., vocab_size] of hidden states [..., hidden_size]."""
         model: Any = self.model
         weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
         return F.linear(hidden, weight)

@@ -159,7 +159,7 @@ class LladaDiffusionLM(TransformerLM):
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        """The checkpoint's tensors without rotary frequencies and without a tied head that was written out."""
         config = _read(raw)
         left = leave_out_frequencies(tensors, config.d_model // config.n_heads, config.rope_theta)
         copies = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"} if config.weight_tying else {}
@@ -185,7 +185,7 @@ class LladaDiffusionLM(TransformerLM):
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`; rows past the vocabulary are cut off."""
+        """Logits [..., vocab_size]; rows past the vocabulary are cut off."""
         transformer: Any = self.model["transformer"]
         weight = transformer["wte"].weight if self.config.weight_tying else transformer["ff_out"].weight
         logits = F.linear(hidden, weight[: self.config.vocab_size])

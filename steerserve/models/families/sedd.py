@@ -68,7 +68,7 @@ class SeddDiffusionLM(DitDiffusionLM):
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `DiffusionLM.adapt` and `adapt_dit`."""
+        """The checkpoint's tensors under this package's names, as `adapt_dit` gives them."""
         return adapt_dit(_read(raw).dit, tensors)
 
 

@@ -106,7 +106,7 @@ def literal(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
+    """Tell if a folder holds the files of a tokenizer."""
     return any(all((folder / name).is_file() for name in names) for names in ((TOKENIZER,), *FILES.values()))
 
 

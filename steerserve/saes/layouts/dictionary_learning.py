@@ -58,9 +58,9 @@ class Form:
     activation: Callable[[Mapping[str, Tensor]], Activation]
     optional: tuple[str, ...] = ()
     subtracts: bool = True
-    """Whether the decoder's bias is subtracted before encoding."""
+    """True if the decoder's bias is subtracted before encoding."""
     unit: bool = False
-    """Whether the library makes the decoder's rows unit vectors when it loads."""
+    """True if the library makes the decoder's rows unit vectors when it loads."""
 
     def shapes(self, hidden_size: int, features: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its tensors."""

@@ -1,4 +1,4 @@
-"""Folding what layouts do around an encoder into the weights, so that every SAE follows the one definition.
+"""Fold what layouts do around an encoder into the weights, so that every SAE follows the one definition.
 
 Tensors are by name, as SparseAutoencoder has them; each function returns new ones and changes none.
 """
@@ -11,7 +11,7 @@ from steerserve.errors import ArtifactError
 
 
 def gated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Of a gated SAE (arXiv 2404.16014) with W_enc, b_gate, b_mag and r_mag: the same as a JumpReLU, and its threshold.
+    """Rewrite a gated SAE (arXiv 2404.16014) with W_enc, b_gate, b_mag and r_mag as a JumpReLU, and give its threshold.
 
     With `x = (h - b_dec) W_enc` its magnitude is `x exp(r_mag) + b_mag`, our pre-activation; its gate `x + b_gate > 0`
     is then a threshold on that (arXiv 2407.14435, section 3).
@@ -22,12 +22,13 @@ def gated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def plain_input(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of an SAE that encodes `h W_enc + b_enc`: the same with `b_enc + b_dec W_enc`, from which b_dec is subtracted."""
+    """Rewrite an SAE that encodes `h W_enc + b_enc` as one that subtracts b_dec first: its bias is `b_enc + b_dec
+    W_enc`."""
     return {**tensors, "b_enc": tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]}
 
 
 def scaled_input(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Of an SAE of states times `factor`: the same of raw states; activations stay as they are."""
+    """Rewrite an SAE of states times `factor` as one of raw states; activations stay as they are."""
     return {
         **tensors,
         "W_enc": tensors["W_enc"] * factor,
@@ -37,8 +38,8 @@ def scaled_input(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tens
 
 
 def unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each pre-activation times its decoder row's norm, and the row divided by it; needs a positively homogeneous
-    activation, or one that is meant of the scaled pre-activations."""
+    """Multiply each pre-activation by the norm of its decoder row, and divide the row by it; needs a positively
+    homogeneous activation, or one that is meant of the scaled pre-activations."""
     norm = decoder_norms(tensors["W_dec"])
     return {
         **tensors,

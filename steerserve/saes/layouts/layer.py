@@ -1,4 +1,4 @@
-"""Which layer's output an SAE reads, from the names that layouts give it."""
+"""Read the layer of an SAE from the names that layouts give it."""
 
 import re
 

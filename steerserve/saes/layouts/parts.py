@@ -1,4 +1,4 @@
-"""What every reader gives: what an SAE's folder says of it, and the tensors it is made of."""
+"""Results of a reader: the description of an SAE in its folder, and the tensors it is made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from steerserve.saes.sae import Policy
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder says of its SAE before the weights are read; None is what it does not say."""
+    """Description of an SAE before its weights are read; None is what the folder does not say."""
 
     activation: str
     layer: int | None

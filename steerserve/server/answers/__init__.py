@@ -1,1 +1,1 @@
-"""What is sent back: whole answers and the views of a stream."""
+"""Answers: whole ones, and the views of a stream."""

@@ -14,7 +14,7 @@ from steerserve.server.rows.rows import Row
 
 @dataclass
 class Tally:
-    """What a row that still runs has come to."""
+    """Counts of a row that still runs."""
 
     tokens: int = 0
     """Tokens that stand."""
@@ -33,7 +33,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one request: its rows, by the engine's id, and the results of those that have finished."""
+    """State of one request: its rows, by the engine's id, and the results of those that have finished."""
 
     id: str
     created: int
@@ -48,9 +48,9 @@ class Answer:
     suffix_tokens: int = 0
     """Tokens behind each of the responses."""
     echo: bool = False
-    """Whether the prompt is part of the text."""
+    """Put the prompt into the text."""
     logprobs: bool = True
-    """Whether log-probabilities are told where the engine has recorded them."""
+    """Give log-probabilities where the engine has recorded them."""
     ranking: Ranking = Ranking()
     receipts: Form = "short"
     """How much is told of what was applied."""
@@ -71,7 +71,7 @@ class Answer:
 
     @property
     def long(self) -> bool:
-        """Whether to tell it may take longer than other requests should wait for: much is told of every token."""
+        """Tell if rendering it may take longer than other requests should wait: much is said of every token."""
         return any(result.logprobs is not None or result.trace for result in self.results.values())
 
     def behind(self, request_id: str) -> Decoder:
@@ -79,11 +79,11 @@ class Answer:
         return self.openings[self.rows[request_id].prompt].behind
 
     def opening(self, request_id: str) -> str:
-        """What a row's text begins with before its response."""
+        """Text that comes before a row's response."""
         return self.openings[self.rows[request_id].prompt].text if self.echo else ""
 
     def finished(self, choice: int) -> bool:
-        """Whether every row of the choice has its result."""
+        """Tell if every row of the choice has its result."""
         return all(request_id in self.results for request_id, row in self.rows.items() if row.choice == choice)
 
     def text(self, choice: int) -> str:
@@ -97,7 +97,7 @@ class Answer:
         return {"index": index} | self._said(keys[False]) | self.about(index)
 
     def about(self, index: int) -> dict[str, Any]:
-        """What there is to say of a finished choice beside its text."""
+        """Fields of a finished choice beside its text."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
         result = self.results[keys[False]]
         found: dict[str, Any] = {"logprobs": self._logprobs(keys[False]), "finish_reason": result.finish_reason}
@@ -114,7 +114,7 @@ class Answer:
         return found
 
     def steering(self, request_id: str) -> dict[str, Any] | None:
-        """What there is to say of the steering of a finished row: its receipt, `verdicts`, the probability that it has
+        """Fields about the steering of a finished row: its receipt, `verdicts`, the probability that it has
         each attribute it was judged by, and its number as a `candidate`; None for a row without any of these."""
         result = self.results[request_id]
         told = _verdicts(result)

@@ -53,8 +53,8 @@ class StreamCanvas:
             del self._tokens[position]
 
     def grown(self) -> str:
-        """What has settled since the last call: text of the contiguous committed prefix, without what may yet be taken
-        back or become part of a stop string or of a character whose other bytes are still masked."""
+        """Return what has settled since the last call: text of the contiguous committed prefix, without what may yet be
+        taken back or become part of a stop string or of a character whose other bytes are still masked."""
         settled = self._settled()
         if not settled.startswith(self._sent):
             # A decoder that rewrites what it has already said; the end of the row brings the rest.
@@ -62,7 +62,8 @@ class StreamCanvas:
         return self._send(settled)
 
     def rest(self, text: str) -> str:
-        """What of a finished row's text has not been sent; raises ValueError where it does not continue what was."""
+        """Return the part of a finished row's text that has not been sent; raises ValueError where it does not continue
+        what was."""
         if not text.startswith(self._sent):
             raise ValueError("the final text does not continue the streamed text")
         return self._send(text)

@@ -1,4 +1,4 @@
-"""What each token of a text says there, and what its alternatives would have said.
+"""Tokens of a text with the characters that each adds, and those that its alternatives would have added.
 
 A token's text depends on what stands before it: a character may be spread over tokens, a word piece is glued to the one
 before, a first token loses its space. Decoding every prefix anew tells it, at a cost that grows with the square of the
@@ -27,13 +27,13 @@ twice."""
 
 
 class Said(NamedTuple):
-    """What a token adds to a text."""
+    """Characters that a token adds to a text."""
 
     text: str
     offset: int
     """Characters of the text before it."""
     whole: bool
-    """Whether that is characters alone, which nothing but them is part of."""
+    """True if these are whole characters, of which no other token is a part."""
 
 
 class PromptText:
@@ -207,7 +207,7 @@ def _cut(window: Sequence[int], text_of: Decoder) -> int:
 
 
 def _is_mute(decode: Decoder) -> Callable[[int], bool]:
-    """Whether a token has no text, wherever it stands, as special ones have none: others are glued over it.
+    """Make the test of whether a token has no text wherever it stands, as special ones have none.
 
     Told by two of it, since a space may be dropped where it comes first.
     """

@@ -1,4 +1,4 @@
-"""How the two OpenAI interfaces word the same things: completions and chat completions."""
+"""Response formats of the two OpenAI interfaces: completions and chat completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from steerserve.server.protocol.encoding import finite
 
 @dataclass(frozen=True)
 class Words:
-    """What a token says at its place."""
+    """Text of a token at its place."""
 
     text: str
     """What it adds to the text. One that adds nothing is told by its name (`[SEP]`), one that is only a part of a
@@ -34,7 +34,7 @@ class ResponseFormat(Protocol):
     """The words of one interface."""
 
     prefix: str
-    """Of the ids of its answers."""
+    """Prefix of the ids of its answers."""
     answer: str
     """The `object` of an answer."""
     chunk: str
@@ -64,19 +64,19 @@ class CompletionFormat:
     answer = chunk = "text_completion"
 
     def said(self, text: str) -> dict[str, Any]:
-        """See `ResponseFormat.said`."""
+        """The fields of a choice that hold its text."""
         return {"text": text}
 
     def opening(self, text: str) -> dict[str, Any] | None:
-        """See `ResponseFormat.opening`."""
+        """The first frame of a stream, if it has one."""
         return {"text": text} if text else None
 
     def piece(self, text: str) -> dict[str, Any]:
-        """See `ResponseFormat.piece`."""
+        """The fields of a streamed piece of text."""
         return {"text": text}
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """See `ResponseFormat.logprobs`; of alternatives with one text the likelier is told."""
+        """Log-probabilities of tokens; of alternatives with one text the likelier is given."""
         told = any(one.alternatives for one in pieces)
         return {
             "tokens": [one.words.text for one in pieces],
@@ -94,19 +94,19 @@ class ChatFormat:
     chunk = "chat.completion.chunk"
 
     def said(self, text: str) -> dict[str, Any]:
-        """See `ResponseFormat.said`."""
+        """The fields of a choice that hold its text."""
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     def opening(self, text: str) -> dict[str, Any] | None:
-        """See `ResponseFormat.opening`: who speaks."""
+        """The first frame of a stream: who speaks."""
         return {"delta": {"role": "assistant", "content": text}}
 
     def piece(self, text: str) -> dict[str, Any]:
-        """See `ResponseFormat.piece`."""
+        """The fields of a streamed piece of text."""
         return {"delta": {"content": text} if text else {}}
 
     def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """See `ResponseFormat.logprobs`."""
+        """Log-probabilities of tokens, with their bytes."""
         content = [
             _chat_token(one.words, one.logprob or 0.0)
             | {"top_logprobs": [_chat_token(words, logprob) for words, logprob in one.alternatives]}

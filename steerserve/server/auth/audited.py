@@ -1,4 +1,4 @@
-"""Which fields of a request are known not to weaken a mandatory intervention."""
+"""Fields of a request that are known not to weaken a mandatory intervention."""
 
 from dataclasses import MISSING, fields
 from typing import Final

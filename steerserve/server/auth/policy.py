@@ -1,4 +1,4 @@
-"""What the holder of a key may ask of the engine, and what the key adds to every row."""
+"""Policies: what the holder of a key may ask of the engine, and what the key adds to every row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,9 +33,9 @@ class Policy:
     """Operators that interventions may use; None: all. Clamp, cap and project_out take away what is there, however much
     that is: a limit on strength does not limit them."""
     vectors: bool = True
-    """Whether raw vectors may be pushed."""
+    """Allow raw vectors to be pushed."""
     features: bool = True
-    """Whether single features may be pushed."""
+    """Allow single features to be pushed."""
     mandatory: tuple[Intervention, ...] = field(default=())
     """Pushed in every row, baselines included, after the caller's own."""
     max_overlap: float = 0.2

@@ -1,4 +1,4 @@
-"""How hard a planned intervention pushes, as its plan tells before it runs."""
+"""Size of a planned intervention, as its plan states before it runs."""
 
 import math
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ def peak_of(summary: Mapping[str, Any], param: str) -> float:
 
 
 def size_of(amount: float, unit: str) -> float:
-    """How far a push of so much goes, which is what adds up: nats go with its square."""
+    """Size of a push of this amount; sizes add up, and nats go with their square."""
     return math.sqrt(amount) if unit == "kl" else amount
 
 
 def amount_of(size: float, unit: str) -> float:
-    """How much a push of that size is in its unit."""
+    """Amount of a push of this size in its unit."""
     return size**2 if unit == "kl" else size
 
 
 def loudness_of(summary: Mapping[str, Any], param: str) -> float:
-    """How large a planned push is at its schedule's peak, in hidden units, its layers added up.
+    """Size of a planned push at its schedule's peak, in hidden units, its layers added up.
 
     Raises PolicyError where the plan does not say.
     """

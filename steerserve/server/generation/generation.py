@@ -34,7 +34,7 @@ class Generation:
         """on_end is told the answer's id."""
         self.answer = answer
         self.deleted = False
-        """Whether its caller has ended it."""
+        """True once its caller has ended it."""
         self._on_end = on_end
         self._turns = turns
         self._subscription = subscription
@@ -103,7 +103,8 @@ class Generation:
         return await self.rendered(lambda: encoded(self.answer.body()))
 
     async def rendered(self, work: Callable[[], Value]) -> Value:
-        """What `work` makes of the answer: of a long one outside the loop, which has others to attend to."""
+        """Return what `work` makes of the answer; a long one is made outside the loop, which has others to attend
+        to."""
         if not self.answer.long:
             return work()
         rendered: Value = await self._turns.take(work)

@@ -27,7 +27,7 @@ class Reader(h11.Connection):
     target is what is asked for, and the name stands for the Host header (RFC 9112, section 3.2.2)."""
 
     def next_event(self) -> Any:
-        """See `h11.Connection.next_event`."""
+        """Return the next event, as `h11.Connection` does."""
         event = super().next_event()
         if not isinstance(event, h11.Request):
             return event
@@ -63,11 +63,11 @@ class Lingering:
 
     @property
     def lingers(self) -> bool:
-        """Whether all has been sent, and what comes is dropped."""
+        """Tell if all has been sent and what comes is dropped."""
         return self._left is not None
 
     def is_closing(self) -> bool:
-        """Whether it has been told to close."""
+        """Tell if it is to close."""
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class ChatRequest(GenerationRequest):
 
     @property
     def alternatives(self) -> int | None:
-        """See `GenerationRequest.alternatives`."""
+        """Number of alternatives wanted for each token; None for no log-probabilities."""
         return self.top_logprobs or 0 if self.logprobs else None
 
     @model_validator(mode="after")

@@ -101,7 +101,7 @@ class GenerationRequest(Strict):
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt's tokens are wanted."""
+        """Tell if log-probabilities of the prompt's tokens are wanted."""
         return False
 
     @model_validator(mode="after")
@@ -155,12 +155,12 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def alternatives(self) -> int | None:
-        """See `GenerationRequest.alternatives`."""
+        """Number of alternatives wanted for each token; None for no log-probabilities."""
         return self.logprobs
 
     @property
     def scores_prompt(self) -> bool:
-        """See `GenerationRequest.scores_prompt`."""
+        """Tell if log-probabilities of the prompt's tokens are wanted."""
         return self.echo and self.logprobs is not None
 
     @model_validator(mode="after")

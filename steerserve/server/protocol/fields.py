@@ -104,7 +104,7 @@ def _prompt_branch(value: Any) -> str | None:
 # Not compared by value: `typing` would take the annotation of False for that of the equal 0.
 @dataclass(frozen=True, eq=False)
 class Neutral:
-    """Of a field that clients send but that cannot be honoured: the values that ask for nothing."""
+    """Values that ask for nothing, of a field that clients send but that cannot be honoured."""
 
     allowed: tuple[Any, ...]
 

@@ -174,7 +174,7 @@ class Steering(Change):
     the probes, to have what `rank` names."""
     control: Control | None = None
     measure_kl: bool = False
-    """Whether to measure the KL from the unsteered model; each steered row then costs two."""
+    """Measure the KL from the unsteered model; each steered row then costs two."""
     receipt: Form = "short"
     """How much the receipts tell: `short` leaves out hashes and what grows with the steps, `full` nothing."""
     rank: list[Name] | None = Field(default=None, max_length=64)

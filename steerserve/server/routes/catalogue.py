@@ -17,7 +17,7 @@ LONG = frozenset({"sites", "profile", "provenance"})
 
 
 class Catalogue:
-    """What one service has."""
+    """Routes that list what one service has."""
 
     def __init__(self, service: Service, config: ServerConfig) -> None:
         self._service = service

@@ -167,7 +167,7 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
 
 
 class OpenApi:
-    """What there is to know of a server's routes: for programs, for readers, and at its root."""
+    """Descriptions of a server's routes: for programs, for readers, and at its root."""
 
     def __init__(self, service: Service, config: ServerConfig) -> None:
         self._document = document(service, config)

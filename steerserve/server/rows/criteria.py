@@ -1,4 +1,4 @@
-"""What a request wants its texts to be judged and ranked by, and whom to blame where that cannot be done."""
+"""Criteria that a request judges and ranks its texts by, and the field to blame where that cannot be done."""
 
 import re
 from typing import Final
@@ -49,7 +49,7 @@ def explained(error: RequestError, body: GenerationRequest | Change) -> RequestE
 
 
 def unwanted(one: Intervention) -> bool:
-    """Whether an intervention is meant to take away what it names: one that pushes against it, that takes its
+    """Tell if an intervention is meant to take away what it names: one that pushes against it, that takes its
     projection out or caps it, or that sets it to nothing or less.
 
     A strength that does nothing, as 0 of `add`, is not, nor is an attribute's own strength. A `control` pushes

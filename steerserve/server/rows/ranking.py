@@ -1,4 +1,4 @@
-"""Which of the candidates that were made for a prompt are answered, and in which order."""
+"""Ranking: the candidates of a prompt that are answered, and their order."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How many candidates are made for each prompt, how many of them are answered, and by what they are ranked."""
+    """Number of candidates of each prompt, the number that is answered, and what they are ranked by."""
 
     n: int = 1
     best_of: int = 1
@@ -32,12 +32,12 @@ class Ranking:
 
     @property
     def chooses(self) -> bool:
-        """Whether there are more candidates than are answered."""
+        """Tell if there are more candidates than are answered."""
         return self.best_of > self.n
 
     @property
     def by_logprobs(self) -> bool:
-        """Whether candidates are ranked by the log-probability of their tokens."""
+        """Tell if candidates are ranked by the log-probability of their tokens."""
         return self.chooses and not self.wishes
 
     @property
@@ -52,7 +52,7 @@ def probability(log_odds: float) -> float:
 
 
 def score(result: Result, wishes: Sequence[Criterion]) -> float | None:
-    """How good a finished text is, in nats, the larger the better.
+    """Score of a finished text in nats; larger is better.
 
     The log-probability that it is as wished, the attributes taken as independent; without wishes the mean
     log-probability of its tokens when they were committed, which is how OpenAI's `best_of` ranks, and None for a text

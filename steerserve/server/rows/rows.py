@@ -29,13 +29,13 @@ class Row:
     prompt: int
     """Index of its prompt."""
     baseline: bool = False
-    """Whether it is the unsteered twin of its choice."""
+    """True if it is the unsteered twin of its choice."""
     asked: int | None = None
     """The max_tokens that was asked for, where less of it fits on the canvas and `params` has what does."""
 
     @property
     def notes(self) -> list[str]:
-        """What was done otherwise than asked."""
+        """Notes on what was done otherwise than asked."""
         if self.asked is None:
             return []
         return [f"max_tokens is {self.params.max_tokens}, not {self.asked}: more does not fit on the canvas"]

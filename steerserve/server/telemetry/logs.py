@@ -119,7 +119,8 @@ def described(visit: RequestRecord) -> dict[str, Any]:
 
 
 class LineHandler(logging.Handler):
-    """What the libraries and the server itself log, as lines of JSON; a record that cannot be written is dropped."""
+    """Handler that writes what the libraries and the server log as lines of JSON; a record that cannot be written is
+    dropped."""
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()

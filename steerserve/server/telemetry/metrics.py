@@ -1,4 +1,4 @@
-"""What the server tells Prometheus, in a registry of its own."""
+"""Metrics for Prometheus, in a registry of their own."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -20,7 +20,7 @@ CODES = {"disconnected": CLOSED, "failed": 500, "refused": 503, "timeout": 504}
 
 @dataclass(eq=False)
 class RequestRecord:
-    """What is known of a request so far. Times are of `time.perf_counter`, which no change of the clock moves."""
+    """Facts of a request so far. Times are of `time.perf_counter`, which no change of the clock moves."""
 
     id: str
     method: str

@@ -1,4 +1,4 @@
-"""What the asyncio side tells the engine's thread to do."""
+"""Commands from the asyncio side to the engine's thread."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Whether work is taken, and the rows that are on their way to the engine's queue."""
+"""Intake of the engine: if it takes work, and the rows that are on their way to the engine's queue."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ class Intake:
         self.down: str | None = "the engine has not been started"
         """Why no work is taken; None while the engine runs."""
         self.failed = False
-        """Whether the engine has ended without being told to: nothing but a new process helps."""
+        """True once the engine has ended without being told to: nothing but a new process helps."""
         self.arriving = 0
         """Rows that have been handed over and that the engine has yet to take or to refuse."""
         self._draining_until: float | None = None

@@ -1,4 +1,4 @@
-"""What an engine has to do and how fast it does it, as its worker sees it: rows waiting and running, steps a second."""
+"""Load of an engine as its worker sees it: rows waiting and running, steps a second."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ class LiveRow:
     width: int = 1
     """Canvases of each of its steps."""
     started: bool = False
-    """Whether it has been in a batch: known from its first event on."""
+    """True once it has been in a batch, which its first event shows."""
 
 
 class Load:
@@ -44,7 +44,7 @@ class Load:
 
     @property
     def now(self) -> Mapping[str, Any]:
-        """What the engine said of itself after its last step: see `Service.load`; and `queue_steps`."""
+        """Load that the engine stated after its last step, as `Service.load` lists it, and `queue_steps`."""
         return {**self._now, "queue_steps": self._waiting_steps}
 
     @property
@@ -53,7 +53,7 @@ class Load:
         return self._waiting_steps
 
     def seconds_for(self, steps: float) -> float:
-        """How long the engine takes for so many canvas-steps, at the rate it has had lately; at least one."""
+        """Seconds that the engine takes for so many canvas-steps, at the rate it has had lately; at least one."""
         return max(1.0, steps / self._rate) if self._rate > 0 else 1.0
 
     def check_full(self, arriving: int, most: int | None) -> None:

@@ -1,4 +1,4 @@
-"""How much of the callers' own work is done at once, so that the engine's thread is not kept waiting for its turn."""
+"""Threads for the callers' own work, few enough that the engine's thread is not kept waiting for its turn."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class WorkerPool:
         self._free = asyncio.Semaphore(at_once)
 
     async def take(self, work: Callable[..., Any], *arguments: Any, first: Callable[[], None] | None = None) -> Any:
-        """What `work` returns, or raises, in a thread; `first` is called in the loop once the turn has come, and where
-        it raises, there is no work to be done."""
+        """Return what `work` returns, or raise what it raises, in a thread; `first` is called in the loop once the turn
+        has come, and where it raises, there is no work to be done."""
         async with self._free:
             if first is not None:
                 first()

@@ -49,7 +49,7 @@ class EngineWorker:
 
     @property
     def step_seconds(self) -> float:
-        """How long the step that is being made has lasted; 0 between steps."""
+        """Seconds that the step being made has lasted; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.perf_counter() - began
 
@@ -90,8 +90,8 @@ class EngineWorker:
         self._command(Abort(tuple(ids)))
 
     async def ask(self, work: Callable[[Engine], Any]) -> Any:
-        """What `work` returns, or raises, when it is called with the engine in its thread, between two steps; raises
-        EngineDownError."""
+        """Return what `work` returns, or raise what it raises, when it is called with the engine in its thread, between
+        two steps; raises EngineDownError."""
         loop = asyncio.get_running_loop()
         command = Ask(work, loop, loop.create_future())
         with self.intake.lock:

@@ -17,7 +17,7 @@ _FILE: Final = re.compile(r"(?:.*/)?(?P<name>[^/]+?)(?:\.[^./]+)?")
 
 
 class EasySteerApply(Strict):
-    """Where a vector applies: the union of what is named."""
+    """Tokens that a vector applies to: the union of what is named."""
 
     prompt: Literal["all"] | None = None
     generation: Literal["all"] | None = None
@@ -56,7 +56,7 @@ class EasySteerVector(Strict):
     scale: Strength = 1.0
     layers: list[Layer] | None = Field(default=None, min_length=1, max_length=256)
     normalize: bool = False
-    """Whether the vector is used at norm 1 and not at the norm it is stored at."""
+    """Use the vector at norm 1 and not at the norm it is stored at."""
     apply: EasySteerApply
     params: Annotated[Any, fields.neutral({})] = None
     name: str | None = Field(default=None, max_length=200)
