@@ -125,14 +125,14 @@ class DiffusionEngine:
         return text
 
     def admit(self, params: GenerationParams) -> Request:
-        """See `Engine.admit`; safe from any thread."""
+        """Check params and resolve every name without queueing; safe from any thread."""
         request = self._admit(params)
         self.scoring.check(request)
         self.batcher.limits.check(footprint(request, self.model.facts))
         return request
 
     def add(self, requests: list[Request]) -> None:
-        """See `Engine.add`."""
+        """Queue admitted requests, all of them or none; raises QueueFullError."""
         if len(requests) > self.config.max_queue:
             raise RequestError(f"{len(requests)} rows, but the queue holds {self.config.max_queue} at most", "n")
         held = len(self.waiting) + len(self.scoring)
@@ -151,12 +151,12 @@ class DiffusionEngine:
         return max(1.0, self.step_seconds * sum(request.steps_left for request in self.batcher.unfinished) / 2)
 
     def abort(self, request_id: str) -> None:
-        """See `Engine.abort`."""
+        """Free a request's row before the next step; unknown ids are ignored."""
         self.batcher.aborted.add(request_id)
 
     @torch.inference_mode()
     def steer(self, request_id: str, request: Request) -> int | None:
-        """See `Engine.steer`."""
+        """Give a request other interventions from its next step on; returns that step, None for one that is gone."""
         for mine in self.batcher.unfinished:
             if mine.id == request_id and request_id not in self.aborted:
                 # Before the change: what the pushes did so far is handed back to the row.
@@ -166,7 +166,7 @@ class DiffusionEngine:
         return None
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Release the model; requests still running end in `Failed`."""
         self.batcher.clear()
         self.scoring.clear()
         self.batches = []
@@ -344,11 +344,11 @@ class DiffusionEngine:
         self.step_seconds = seconds if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * seconds
 
     def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
-        """See `judgements`; of what rows have written so far."""
+        """Judge what rows have written so far, as `judgements` does."""
         texts = [text_so_far(request, self.model.facts.end_ids, self._text).text for request in requests]
         return judgements(texts, requests, self.catalogue, self.model, self.reader)
 
     def _text(self, request: Request, response: Sequence[int], more: bool = False) -> str:
-        """See `steerserve.engine.outputs.result.Text`."""
+        """Decode the text of a response; more: tokens may still follow."""
         decode = partial(continuation, self.decode, request.prompt_ids)
         return certain(decode, response, self.vocabulary) if more else decode(response)

@@ -1,4 +1,4 @@
-"""What the loaded SAEs have to tell: their features, and which of them a text activates."""
+"""Features of the loaded SAEs: their list, and those that a text activates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Prepared:
 
 
 class LoadedFeatures:
-    """See `steerserve.engine.api.base.Features`; of the SAEs of a torch engine."""
+    """Features of the SAEs that a torch engine has loaded."""
 
     def __init__(self, engine: DiffusionEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
         """labels: what features mean, by SAE and index."""
@@ -47,7 +47,7 @@ class LoadedFeatures:
         self._labels = labels or {}
 
     def listed(self, sae: str | None, query: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """See `Features.listed`."""
+        """List the features of an SAE that match a query, a page at a time, and count them all."""
         chosen = sorted(self._saes) if sae is None else [self._engine.catalogue.sae(sae, "sae").facts.id]
         found = [(name, self._matching(name, query.casefold())) for name in chosen]
         total = sum(len(indices) for _, indices in found)
@@ -55,7 +55,7 @@ class LoadedFeatures:
         return [self._told(name, index) for name, index in islice(every, offset, offset + limit)], total
 
     def prepare(self, reading: FeatureQuery) -> Prepared:
-        """See `Features.prepare`."""
+        """Check a query and tokenize its text, without a forward."""
         engine, facts = self._engine, self._engine.catalogue.facts
         if isinstance(reading.text, str):
             ids: list[int] = engine.tokenizer.encode(reading.text, add_special_tokens=False).ids
@@ -80,7 +80,7 @@ class LoadedFeatures:
 
     @torch.inference_mode()
     def read(self, prepared: Prepared) -> list[dict[str, Any]]:
-        """See `Features.read`."""
+        """Run one forward and return what each token activates, in order, as JSON."""
         engine, facts = self._engine, self._engine.model.facts
         tokens = torch.tensor([prepared.tokens])
         masked = torch.tensor([[*[False] * prepared.start, *prepared.masked]])

@@ -1,4 +1,4 @@
-"""What a loaded engine has: everything that a request may name."""
+"""The catalogue of a loaded engine: everything that a request may name."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a folder of attributes knows of pushing them together: `joint.json`, beside the attributes it is of.
+"""Read and write the joint profile of a folder of attributes: `joint.json`, beside the attributes it is of.
 
 It pins each attribute by its directions: they alone decide what pushes do, and an attribute's card changes whenever
 its own profile is written.

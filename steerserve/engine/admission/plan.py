@@ -1,4 +1,4 @@
-"""What the plan says of a row's steps, cache and approximations."""
+"""The plan's entries on a row's steps, cache and approximations."""
 
 from dataclasses import asdict
 from typing import Any, Final

@@ -1,1 +1,1 @@
-"""What the server, the commands and calibration may know of an engine; imports no torch."""
+"""The interface of an engine to the server, the commands and calibration; imports no torch."""

@@ -42,10 +42,10 @@ class Quantity:
     over: Over = "mean"
     """Over the positions of the response, masked ones included."""
     read: Read = "projection"
-    """Of an attribute: <h, v> in residual norms, as a trace has it, or the mean ReLU activation of its steering
+    """For an attribute: <h, v> in residual norms, as a trace has it, or the mean ReLU activation of its steering
     features, as its commitment curve has it."""
     unit: ReadUnit = "raw"
-    """Of a feature: its activation as it is, or as a share of the largest one that is known."""
+    """For a feature: its activation as it is, or as a share of the largest one that is known."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Compare:
     at_most: float | None = None
 
     def keeps(self, value: float) -> bool:
-        """Whether a value is within the bounds; NaN is within none."""
+        """Tell if a value is within the bounds; NaN is within none."""
         return not math.isnan(value) and not (
             (self.above is not None and value <= self.above)
             or (self.at_least is not None and value < self.at_least)
@@ -98,7 +98,7 @@ class Remask:
 
 
 def holds(condition: Condition, values: Mapping[Quantity, float], progress: float) -> bool:
-    """Whether a condition holds. A reading that nothing has told yet counts as 0: nothing is there."""
+    """Tell if a condition holds. A reading that nothing has told yet counts as 0: nothing is there."""
     if isinstance(condition, AllOrAny):
         found = (holds(part, values, progress) for part in condition.parts)
         return all(found) if condition.how == "all" else any(found)

@@ -134,7 +134,7 @@ class Failed:
     limit: str | None = None
     """The field of the request whose limit it went over."""
     unsteered: bool = False
-    """Whether it ended because a push that was due did not change the states it is for: steering does not take."""
+    """True if it ended because a push that was due did not change the states it is for: steering does not take."""
 
 
 Event = Stepped | Committed | Revised | Trace | Steered | Done | Failed

@@ -48,7 +48,7 @@ class Intervention:
     when: Mapping[str, Any] | None = None
     """Condition (`steerserve.engine.api.conditions`) under which it pushes: judged after each forward, for the next."""
     mandatory: bool = False
-    """Whether it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
+    """True if it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TraceParams:
     attributes: tuple[str, ...] = ()
     every: int = 1
     positions: bool = False
-    """Whether to read each position of the response as well as their mean."""
+    """Read each position of the response as well as their mean."""
     features: tuple[FeatureRef, ...] = ()
     """Features whose activations are read after the pushes at the layer of their SAE."""
 
@@ -130,14 +130,14 @@ class GenerationParams:
     """Candidates that end the text or the turn have confidence 0 and so commit last (LLaDA's `confidence_eos_eot_inf`;
     above temperature 0 its code does so of the end of turn alone)."""
     logprobs: bool = False
-    """Whether to record each committed token's log-probability at its commitment."""
+    """Record each committed token's log-probability at its commitment."""
     top_logprobs: int = 0
     """With `logprobs`: how many of the likeliest tokens to record beside each committed one."""
     prompt_logprobs: bool = False
-    """Whether to tell the log-probability of each token of the prompt but the first, masked one at a time, with
+    """Give the log-probability of each token of the prompt but the first, masked one at a time, with
     `top_logprobs` alternatives; a forward pass a token."""
     tell_steps: bool = False
-    """Whether a Stepped event tells of each of its steps."""
+    """Emit a Stepped event for each of its steps."""
     interventions: tuple[Intervention, ...] = field(default=())
     trace: TraceParams | None = None
     abort_when: Mapping[str, Any] | None = None
@@ -153,7 +153,7 @@ class GenerationParams:
     control: Control | None = None
     """What is pushed in place of what is named, to tell a direction's effect from that of any push of its size."""
     measure_kl: bool = False
-    """Whether to measure the KL from the row without its own interventions, at the cost of one row more."""
+    """Measure the KL from the row without its own interventions, at the cost of one row more."""
     verdicts: tuple[str, ...] = ()
     """Attributes whose probes say of the finished text whether it has them, at the cost of one forward pass more."""
 

@@ -23,9 +23,9 @@ class Vocabulary:
     raw: Callable[[int], bytes | None] = lambda token: None  # noqa: ARG005
     """The bytes of a token that is spelled in bytes, whole characters or not; None for any other."""
     in_runs: bool = False
-    """Whether neighbouring bytes are decoded as a whole (byte fallback), so that one of them may change all of them."""
+    """True if neighbouring bytes are decoded as a whole (byte fallback), so that one of them may change all of them."""
     is_skipped: Callable[[int], bool] = lambda token: False  # noqa: ARG005
-    """Whether a token is left out of every text, special ones and ids without a token: its neighbours are joined."""
+    """Tells if a token is left out of every text, special ones and ids without a token: its neighbours are joined."""
 
     def told(self, token: int, text: str) -> str:
         """What to call a token that adds `text`: its name where it adds nothing, and where it is only a part of a

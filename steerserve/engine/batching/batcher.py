@@ -1,4 +1,5 @@
-"""Which rows run at the next step: those that run already, those that wait, and how many fit beside each other."""
+"""The batcher chooses the rows of the next step: those that run already, those that wait, and how many fit beside each
+other."""
 
 import logging
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Batcher:
         self.changed: set[str] = set()
         """Rows whose steering has changed and which may take up more than they did."""
         self.shortened = False
-        """Whether a canvas lost positions in the last step, so that its tensors have to be made anew."""
+        """True if a canvas lost positions in the last step, so that its tensors have to be made anew."""
 
     @property
     def running(self) -> list[Request]:

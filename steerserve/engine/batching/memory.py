@@ -1,4 +1,4 @@
-"""What rows take up in one forward: places, tokens with their padding, and an estimate of the bytes."""
+"""Memory of the rows of one forward: places, tokens with their padding, and an estimate of the bytes."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,14 +13,14 @@ from steerserve.models import DiffusionLM, ModelFacts
 from steerserve.models.checkpoint.available_memory import amount, available_bytes
 
 _SHARE = 0.8
-"""Of what is free, for forwards: the rest is for what the estimate does not see."""
+"""Share of free memory for forwards: the rest is for what the estimate does not see."""
 _COPIES = 8
 """As many tensors of the size of a block of logits (`engine/blocks.py`) live at once."""
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Of the rows of one forward, twins of guided ones included."""
+    """Memory of the rows of one forward, twins of guided ones included."""
 
     rows: int = 0
     width: int = 0
@@ -36,7 +36,7 @@ class MemoryUse:
         return self.rows * self.width
 
     def __add__(self, other: "MemoryUse") -> "MemoryUse":
-        """Of both together."""
+        """Sum of both."""
         return MemoryUse(
             self.rows + other.rows,
             max(self.width, other.width),
@@ -46,7 +46,7 @@ class MemoryUse:
 
 
 def footprint(request: Request, facts: ModelFacts) -> MemoryUse:
-    """Of one row by itself."""
+    """Memory of one row by itself."""
     width = min(-(-len(request.canvas) // TILE) * TILE, facts.max_length)
     kept = 0 if request.cache is None else width * request.rows
     return MemoryUse(request.rows, width, request.rows * request.block_length, kept)
@@ -57,11 +57,11 @@ class Costs:
     """What a forward of a model takes in memory, in bytes."""
 
     token: int
-    """Of one token of the canvas, in the layer where most is held at once."""
+    """Bytes of one token of the canvas, in the layer where most is held at once."""
     logits: int
-    """Of one candidate's logits, copies included."""
+    """Bytes of one candidate's logits, copies included."""
     kept: int
-    """Of the keys and values of one position at all layers, twice: they move when rows join or leave."""
+    """Bytes of the keys and values of one position at all layers, twice: they move when rows join or leave."""
 
     @classmethod
     def of(cls, model: DiffusionLM) -> Self:
@@ -94,7 +94,7 @@ class MemoryLimits:
     costs: Costs
 
     def hold(self, taken: MemoryUse) -> bool:
-        """Whether rows of this footprint fit into one forward."""
+        """Tell if rows that take this much fit into one forward."""
         fits = taken.rows <= self.rows and taken.tokens <= self.tokens
         return fits and (self.bytes is None or self.costs.bytes_of(taken) <= self.bytes)
 

@@ -1,1 +1,1 @@
-"""What is done after a step: react to what was read, hold limits, refine finished texts."""
+"""After a forward: react to what was read, hold limits, refine finished texts."""

@@ -12,7 +12,7 @@ from steerserve.engine.api.events import Event, Failed, Steered
 from steerserve.engine.request.request import Request
 
 Refused = Mapping[int, tuple[int, float, float]]
-"""See `SteeringPlan.refused`."""
+"""By row of a batch: layer, |delta| / |h| and the bound that it went over."""
 
 
 def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refused, events: list[Event]) -> None:

@@ -1,4 +1,4 @@
-"""What rows do about what a forward read: go on, end, or have tokens written anew."""
+"""React to what a forward read: a row goes on, ends, or has tokens written anew."""
 
 from collections.abc import Mapping
 

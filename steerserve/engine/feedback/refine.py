@@ -1,4 +1,4 @@
-"""What a batch does when rows that refine themselves have written a draft: judge it, keep or drop it, mask anew."""
+"""Refine finished texts: judge the draft of each row, keep or drop it, and mask a stretch anew."""
 
 import math
 from bisect import bisect_left
@@ -18,19 +18,19 @@ from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.commit import stepped
 
 Judge = Callable[[Sequence[Request]], list[tuple[dict[str, float], bool]]]
-"""Of finished rows: the verdicts on the text of each, and whether they took a forward pass."""
+"""Judges finished rows: returns the verdicts on each text, and True if they took a forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class RefineRound:
-    """What becomes of a row whose draft has been judged; positions are those of its response."""
+    """Outcome for a row whose draft has been judged; positions are those of its response."""
 
     row: int
     request: Request
     refinement: Refinement
     draft: RefinedText
     passed: bool
-    """Whether judging took a forward pass."""
+    """True if judging took a forward pass."""
     best: RefinedText
     """The draft, or the one that it is not better than."""
     stretch: list[int]

@@ -1,1 +1,1 @@
-"""What a row answers: its text, receipt, traces and verdicts."""
+"""Outputs of a row: its text, receipt, traces and verdicts."""

@@ -99,7 +99,7 @@ def _gains(request: Request, held: Sequence[Held]) -> Tensor:
 
 
 def _lowered(request: Request, one: ActiveIntervention) -> bool:
-    """Whether a limit on KL made an intervention smaller: before the run, or at a forward at which it pushed."""
+    """Tell if a limit on KL made an intervention smaller: before the run, or at a forward at which it pushed."""
     scaled = request.params.limits is not None and request.plan["limits"]["predicted_kl_scale"] < 1
     holds = any(one is other for other in request.interventions)
     if scaled and holds and not one.mandatory:

@@ -1,4 +1,4 @@
-"""When a row has ended, and what it came to."""
+"""The end of a row and its result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Text(Protocol):
 
 
 def is_finished(request: Request, end_ids: Sequence[int], text: Text) -> bool:
-    """Whether nothing of a row's text can change any more: no mask or no step is left, it was ended, or an end token or
+    """Tell if nothing of a row's text can change any more: no mask or no step is left, it was ended, or an end token or
     stop string stands in the prefix that none takes back."""
     prefix = request.response[: request.prefix]
     return (
@@ -35,18 +35,18 @@ def is_finished(request: Request, end_ids: Sequence[int], text: Text) -> bool:
 
 @dataclass(frozen=True)
 class WrittenText:
-    """What a row has written."""
+    """Tokens and text that a row has written."""
 
     places: list[int]
     """Response positions of its tokens up to the first end token, those that are still masked left out."""
     text: str
     """Them decoded, cut before the first stop string."""
     ended: bool
-    """Whether an end token or a stop string ended it."""
+    """True if an end token or a stop string ended it."""
 
 
 def text_so_far(request: Request, end_ids: Sequence[int], text: Text) -> WrittenText:
-    """Of a row that is settled, or whose draft is done."""
+    """Text of a row that is finished, or whose draft is done."""
     # A row that stopped early has gaps behind its prefix; one that ran out of steps has said all it will.
     tokens = request.response if request.is_done else request.response[: request.prefix]
     ends = [i for i, token in enumerate(tokens) if token in end_ids]
@@ -59,7 +59,7 @@ def text_so_far(request: Request, end_ids: Sequence[int], text: Text) -> Written
 
 
 def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text: Text) -> Result:
-    """Of a row that is settled, what its pushes did being up to date."""
+    """Result of a row that is finished; what its pushes did must be up to date."""
     written = text_so_far(request, end_ids, text)
     return Result(
         tokens=tuple(request.response[i] for i in written.places),
@@ -99,7 +99,7 @@ def _with_rest(
 
 
 def empty_result(request: Request) -> Result:
-    """Of a row that writes nothing."""
+    """Result of a row that writes nothing."""
     return Result(
         tokens=(),
         text="",

@@ -1,4 +1,4 @@
-"""What the probes of attributes say of finished texts: one forward pass more, without masks and without pushes."""
+"""Verdicts of attributes' probes on finished texts: one forward pass more, without masks and without pushes."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where a row stands: its canvas, and how much of what is being written there is committed."""
+"""The canvas of a row, and how much of what is being written there is committed."""
 
 from dataclasses import dataclass, field
 

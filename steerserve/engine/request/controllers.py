@@ -22,12 +22,13 @@ class FeedbackLoop:
     reading: Quantity
     """The quantity that the profile's curve is the mean of."""
     gain: float = math.inf
-    """Of the next push; infinite before the first one is worked out."""
+    """Gain of the next push; infinite before the first one is worked out."""
     streak: int = 0
     readings: list[float] = field(default_factory=list)
-    """Of each forward made."""
+    """Reading of each forward made."""
     gains: list[float] = field(default_factory=list)
-    """Of each forward made: 0 where the push did not hold, and less than was worked out where a limit asked for it."""
+    """Gain of each forward made: 0 where the push did not hold, and less than was worked out where a limit asked for
+    it."""
     released_at: float | None = None
     """Progress at which it let go."""
 
@@ -55,15 +56,15 @@ class FeedbackLoop:
 
 @dataclass(eq=False)
 class InterventionController:
-    """Of one intervention of one row."""
+    """Runtime state of one intervention of a row: its current gain, and if its condition holds."""
 
     gauges: Mapping[Quantity, Readout]
     loop: FeedbackLoop | None = None
     when: Condition | None = None
     override: GainOverride = field(default_factory=GainOverride)
-    """Of all its pushes."""
+    """Gain that all its pushes take."""
     begun: bool = False
-    """Whether the gain of the first push has been worked out."""
+    """True once the gain of the first push has been worked out."""
     passes: int = 0
     """Forwards at which its condition held."""
 
@@ -102,7 +103,7 @@ class InterventionController:
 
 @dataclass(eq=False)
 class Triggers:
-    """Of one row: what ends it, what has tokens of it written anew, and what came of that."""
+    """Conditions of a row that end it or have tokens of it written anew, and what came of that."""
 
     gauges: Mapping[Quantity, Readout]
     abort: Condition | None
@@ -113,7 +114,7 @@ class Triggers:
 
     @property
     def rewrites(self) -> bool:
-        """Whether tokens may yet be masked again."""
+        """Tell if tokens may yet be masked again."""
         return self.remask is not None and len(self.remasked) < self.remask.times
 
     def span(self, block: tuple[int, int], response: tuple[int, int]) -> tuple[int, int]:
@@ -125,7 +126,7 @@ class Triggers:
         return block if self.remask.span == "block" else response
 
     def due(self, values: Mapping[Quantity, float], progress: float) -> tuple[bool, bool]:
-        """Whether to end the row, and whether to mask tokens again."""
+        """Two answers: end the row, and mask tokens again."""
         abort = self.abort is not None and holds(self.abort, values, progress)
         again = self.rewrites and self.remask is not None and holds(self.remask.condition, values, progress)
         return abort, again and not abort

@@ -1,4 +1,4 @@
-"""How a row goes through its blocks, and back to earlier ones where tokens are masked again."""
+"""The block cursor: how a row goes through its blocks, and back to earlier ones where tokens are masked again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class BlockCursor(Canvas):
     """The blocks and steps in which a row's response is written."""
 
     steps: int
-    """Of all blocks together; the most there may be, where they do not bind the transfer."""
+    """Steps of all blocks together; the most there may be, where they do not bind the transfer."""
     block_length: int
     transfer: Transfer
     triggers: Triggers | None = None
@@ -59,17 +59,17 @@ class BlockCursor(Canvas):
 
     @property
     def is_done(self) -> bool:
-        """Whether every step has been made."""
+        """Tell if every step has been made."""
         return self.block * self.block_length >= self.length
 
     @property
     def ending(self) -> bool:
-        """Whether this is the step after a block's last, which some transfers have for what is still masked."""
+        """Tell if this is the step after a block's last, which some transfers have for what is still masked."""
         return self.block_step == self.block_steps
 
     @property
     def bounded(self) -> bool:
-        """Whether this step is one that ends a block for want of steps alone: its transfer would go on, but may not."""
+        """Tell if this step is one that ends a block for want of steps alone: its transfer would go on, but may not."""
         return not self.transfer.binds and self.block_step == self.block_steps - 1
 
     @property
@@ -80,7 +80,7 @@ class BlockCursor(Canvas):
 
     @property
     def aborted(self) -> bool:
-        """Whether a condition of its own has ended it."""
+        """Tell if a condition of its own has ended it."""
         return self.triggers is not None and self.triggers.aborted is not None
 
     @property
@@ -133,7 +133,7 @@ class BlockCursor(Canvas):
 
     @property
     def _rewritten(self) -> bool:
-        """Whether blocks behind the one being written may be full."""
+        """Tell if blocks behind the one being written may be full."""
         again = self.triggers is not None and bool(self.triggers.remasked)
         return again or self.refinement is not None and self.refinement.best is not None
 

@@ -1,4 +1,4 @@
-"""What a row asked for, resolved: its interventions and its readings."""
+"""The resolved interventions and readings of a row."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from steerserve.steering.push import Push
 
 @dataclass(frozen=True)
 class AttributeReadout:
-    """What is read at one layer: an attribute's projection or a feature's activation."""
+    """A reading at one layer: an attribute's projection or a feature's activation."""
 
     name: str
     """The attribute, or the feature as `sae:index`."""
@@ -30,7 +30,7 @@ class ActiveIntervention:
     cost: InterventionCost | None = None
     """Its calibrated cost; None where none holds for it."""
     mandatory: bool = False
-    """Whether it is not the caller's own."""
+    """True if it is not the caller's own."""
 
 
 @dataclass

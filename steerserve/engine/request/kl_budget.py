@@ -1,4 +1,4 @@
-"""What a row may still spend of the predicted KL that it is limited to."""
+"""The KL budget of a row: how much of its limit it may still spend."""
 
 import math
 from bisect import bisect_right
@@ -25,11 +25,11 @@ class Trajectory:
 
 
 GRID: Final = Trajectory(tuple(i / SLICES for i in range(SLICES)), (1 / SLICES,) * SLICES)
-"""Of a run whose forwards are not known beforehand: as fine as schedules are."""
+"""Trajectory of a run whose forwards are not known beforehand: as fine as schedules are."""
 
 
 def trajectory(progress: Sequence[float] | None) -> Trajectory:
-    """Of a run with forwards at these progresses, in order, that commits everything; None: `GRID`."""
+    """Trajectory of a run with forwards at these progresses, in order, that commits everything; None: `GRID`."""
     if progress is None:
         return GRID
     return Trajectory(tuple(progress), tuple(b - a for a, b in zip(progress, (*progress[1:], 1.0), strict=True)))
@@ -100,9 +100,9 @@ class PredictedBudget:
     limit: float
     """Nats a response token."""
     refuses: bool
-    """Whether the row ends where it is over the limit; else its gains are lowered before that."""
+    """End the row where it is over the limit; else its gains are lowered before that."""
     bill: TotalCost | None
-    """Of the row's own pushes; None where there are none."""
+    """Cost of the row's own pushes; None where there are none."""
     groups: tuple[tuple[Push, ...], ...]
     """Pushes of each intervention of the bill."""
     planned: tuple[float, ...] | None
@@ -113,7 +113,7 @@ class PredictedBudget:
     rate: float = 0.0
     """Nats that each token costs which the last forward commits."""
     lowered: bool = False
-    """Whether the gains of the last forward were lowered."""
+    """True if the gains of the last forward were lowered."""
 
     @property
     def exceeded(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a row's cache of keys and values is to be, and when what it keeps has gone stale."""
+"""The cache of keys and values of a row, and when it goes stale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

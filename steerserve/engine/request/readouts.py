@@ -1,4 +1,4 @@
-"""What is read of a row after a forward: one number from hidden states, named at admission."""
+"""Readouts of a row: one number each from hidden states after a forward, named at admission."""
 
 from dataclasses import dataclass
 

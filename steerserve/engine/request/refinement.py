@@ -22,9 +22,10 @@ class RefinedText:
 
 @dataclass(eq=False)
 class Refinement:
-    """Of one row: after its first draft, `rounds` times, one stretch of `span` positions is masked and written anew;
-    the draft with it is kept where it scores higher, else the tokens that were there come back. A round is written as a
-    response between what stands before and behind it is: progress, schedules and readings begin anew, of the stretch.
+    """Refinement of one row: after its first draft, `rounds` times, one stretch of `span` positions is masked and
+    written anew; the draft with it is kept where it scores higher, else the tokens that were there come back. A round
+    is written as a response between what stands before and behind it is: progress, schedules and readings begin anew,
+    of the stretch.
 
     Source: the noise-and-denoise rounds of reward-guided iterative refinement (Uehara et al., arXiv 2502.14944), with
     the probes' likelihood as the reward, a stretch instead of random positions as what is noised, and one proposal a
@@ -48,7 +49,7 @@ class Refinement:
 
     @property
     def going(self) -> bool:
-        """Whether the text may still change."""
+        """Tell if the text may still change."""
         return self.best is None or len(self.made) < self.rounds
 
     @property
@@ -67,7 +68,7 @@ class Refinement:
         return self.rounds - len(self.made)
 
     def betters(self, draft: RefinedText) -> bool:
-        """Whether a draft is the first, or better than the best one."""
+        """Tell if a draft is the first, or better than the best one."""
         return self.best is None or draft.score > self.best.score
 
     def weigh(self, draft: RefinedText) -> None:

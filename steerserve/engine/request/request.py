@@ -38,7 +38,7 @@ class Request(BlockCursor):
     """What is left of the predicted KL; None without a limit on it."""
     cache: RowCache | None = None
     bare_cache: RowCache | None = None
-    """Of the row without pushes that is read in its place, where one is: see `bare`."""
+    """Cache of the row without pushes that is read in its place, where there is one (`bare`)."""
     forwards: int = 0
     """Steps made with a forward: all but those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
@@ -60,27 +60,27 @@ class Request(BlockCursor):
     """Steps at which rows behind it in the queue went past it."""
     finished: bool = False
     writes: bool = True
-    """Whether it has a response; else `canvas` and `params` are those of one position, which is never written."""
+    """True if it has a response; else `canvas` and `params` are those of one position, which is never written."""
 
     @property
     def chooses_blindly(self) -> bool:
-        """Whether which positions commit is known without their candidates, so that only those need be drawn."""
+        """Tell if the positions that commit are known without their candidates, so that only those need be drawn."""
         return self.order.needs | self.transfer.needs <= {"uniform"}
 
     @property
     def draws(self) -> bool:
-        """Whether anything of it is drawn; where nothing is, rows that differ in their noise alone are all alike."""
+        """Tell if anything of it is drawn; where nothing is, rows that differ in their noise alone are all alike."""
         sampled = self.params.temperature != 0 and self.params.top_k != 1
         return sampled or "uniform" in self.order.needs | self.transfer.needs
 
     @property
     def opens_alone(self) -> bool:
-        """Whether this step commits the first token of its block, and no other: see `Cache.first_alone`."""
+        """Tell if this step commits the first token of its block and no other, as `Cache.first_alone` asks."""
         return self.cache is not None and self.cache.settings.first_alone and self.block_step == 0
 
     @property
     def may_skip(self) -> bool:
-        """Whether a step at which nothing commits may go without a forward: nothing is remembered or read there."""
+        """Tell if a step at which nothing commits may go without a forward: nothing is remembered or read there."""
         read = self.params.trace is not None and self.step % self.params.trace.every == 0
         idles = self.transfer.idles or self.block_steps > self.block_total
         return idles and not read and not self.watches and self.transfer.needs <= {"uniform"} and self.stability is None
@@ -106,7 +106,7 @@ class Request(BlockCursor):
 
     @property
     def measured(self) -> bool:
-        """Whether its twin, a row without its own pushes, runs beside it: the one place that says so."""
+        """Tell if its twin, a row without its own pushes, runs beside it: the one place that says so."""
         return self.measures_kl and bool(self.own)
 
     @property
@@ -118,27 +118,27 @@ class Request(BlockCursor):
 
     @property
     def read_apart(self) -> bool:
-        """Whether a push of its own would show in what is read: then a row without any push is read in its place. What
+        """Tell if a push of its own would show in what is read: then a row without any push is read in its place. What
         arrives at the first layer pushed, or before it, holds none."""
         first = min((push.layer for one in self.interventions for push in one.pushes), default=None)
         return first is not None and any(layer > first for layer in self.reads)
 
     @property
     def bare(self) -> bool:
-        """Whether a row without any push has to be made for it to be read: that by which its KL is measured is one,
+        """Tell if a row without any push has to be made for it to be read: that by which its KL is measured is one,
         unless something is imposed."""
         return self.read_apart and (not self.measured or bool(self.imposed))
 
     @property
     def read_of(self) -> str | None:
-        """Of which row it is read, as plans and receipts say it; None where nothing is."""
+        """Name of the row that it is read from, as plans and receipts state it; None where nothing is read."""
         if not self.reads:
             return None
         return "unsteered twin" if self.read_apart else "the row, before its pushes"
 
     @property
     def measures_kl(self) -> bool:
-        """Whether the KL of its own pushes is measured where it has any: asked for, or limited."""
+        """Tell if the KL of its own pushes is measured where it has any: asked for, or limited."""
         return self.params.measure_kl or self.kl_limit is not None
 
     @property
@@ -149,7 +149,7 @@ class Request(BlockCursor):
 
     @property
     def refuses(self) -> bool:
-        """Whether it ends where it would go over a limit; else its pushes are made smaller."""
+        """Tell if it ends where it would go over a limit; else its pushes are made smaller."""
         return self.params.limits is not None and self.params.limits.on_exceed == "refuse"
 
     @property
@@ -171,7 +171,7 @@ class Request(BlockCursor):
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether this step takes the likeliest token whatever the temperature."""
+        """Tell if this step takes the likeliest token whatever the temperature."""
         return self.ending and self.transfer.ending == "likeliest"
 
     @property
@@ -189,12 +189,12 @@ class Request(BlockCursor):
 
     @property
     def watches(self) -> bool:
-        """Whether anything is decided after each of its forwards."""
+        """Tell if anything is decided after each of its forwards."""
         return self.triggers is not None or any(one.controller is not None for one in self.interventions)
 
     @property
     def drafted(self) -> bool:
-        """Whether a draft is written that has yet to be judged."""
+        """Tell if a draft is written that has yet to be judged."""
         ended = self.finished or self.aborted
         return self.refinement is not None and self.refinement.going and self.is_done and not ended
 

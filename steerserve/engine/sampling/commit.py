@@ -1,4 +1,4 @@
-"""What a step changes in its rows, and the events that tell it.
+"""Commits: what a step changes in its rows, and the events that tell it.
 
 What is to change is found first, on the host: memory may run out then, and nothing has changed that was not told.
 """

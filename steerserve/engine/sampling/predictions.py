@@ -1,4 +1,4 @@
-"""What a forward pass lets an engine know of the candidates."""
+"""Predictions of a forward pass: what an engine may ask about the candidates."""
 
 from typing import Protocol
 
@@ -64,12 +64,12 @@ class Predictions(Protocol):
         ...
 
     def divergence(self, row: Tensor, position: Tensor) -> list[float]:
-        """See `steerserve.engine.sampling.predictions.divergence`; of the positions that commit."""
+        """KL(steered || unsteered) of each row in nats, summed over the positions that commit."""
         ...
 
 
 class TorchPredictions:
-    """See `Predictions`; from the final states of a forward pass in this process."""
+    """Predictions from the final states of a forward pass in this process."""
 
     def __init__(self, batch: Batch, model: DiffusionLM, row: Tensor, position: Tensor, again: bool = False) -> None:
         """Make the forward pass, of which no other candidates than those at (row [N], canvas position [N]) will be
@@ -78,17 +78,17 @@ class TorchPredictions:
         self._hidden = batch.forward(model, (row, position), again)
 
     def draw(self, row: Tensor, position: Tensor) -> Draw:
-        """See `Predictions.draw`."""
+        """Draw a candidate for each position."""
         hidden, unguided = self._at(row, position)
         return draw(self._model, hidden, settings_of(self._batch, row, position), self._batch.needs, unguided)
 
     def alternatives(self, row: Tensor, position: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """See `Predictions.alternatives`."""
+        """Return the likeliest tokens of each position and their log-probabilities."""
         hidden, unguided = self._at(row, position)
         return alternatives(self._model, hidden, settings_of(self._batch, row, position), count, unguided)
 
     def divergence(self, row: Tensor, position: Tensor) -> list[float]:
-        """See `Predictions.divergence`."""
+        """KL of each position that commits from its twin's prediction, in nats."""
         return divergence(self._batch, self._model, self._hidden, row, position)
 
     def _at(self, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:

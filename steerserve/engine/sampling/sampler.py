@@ -43,7 +43,7 @@ class Settings:
     guidance: Tensor
     """Scale of classifier-free guidance, 0 for none."""
     key: Tensor
-    """Of the position's noise, `noise.keys`."""
+    """Key of the position's noise, from `noise.keys`."""
 
     def __getitem__(self, index: slice | Tensor) -> "Settings":
         return Settings(*(getattr(self, field.name)[index] for field in fields(self)))
@@ -190,7 +190,8 @@ def _least_kept(logits: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _last_within(ordered: Tensor, total: Tensor, top_p: Tensor) -> Tensor:
-    """Of descending logits [N, K], the last [N, 1] before which less than top_p [N] lies; total [N, 1] logsumexp."""
+    """In descending logits [N, K] find the last [N, 1] before which less than top_p [N] lies; total [N, 1]
+    logsumexp."""
     share = (ordered - total).exp()
     kept = (share.cumsum(dim=1) - share < top_p[:, None]).sum(1, keepdim=True).clamp(min=1)
     return ordered.gather(1, kept - 1)

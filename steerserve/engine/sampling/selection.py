@@ -1,4 +1,4 @@
-"""Which candidates commit at a step: scored by each row's order, counted by each row's transfer."""
+"""Selection of the candidates that commit at a step: scored by each row's order, counted by each row's transfer."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def skip_empty_steps(batch: Batch, events: list[Event]) -> bool:
 
 
 def select_before_sampling(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
-    """Of the positions that may commit, (row [N], position [N]), those to draw candidates for [N] bool.
+    """Choose among the positions that may commit, (row [N], position [N]), those to draw candidates for [N] bool.
 
     Where neither order nor transfer looks at the candidates, only the positions that commit are kept; the rest of
     their logits and noise is never made. The rows that do look keep all of theirs.
@@ -56,7 +56,7 @@ def select_before_sampling(batch: Batch, row: Tensor, position: Tensor) -> Tenso
 
 
 def select(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
-    """Of the positions drawn, those that commit [N] bool; all of a row that has chosen before."""
+    """Choose among the positions drawn those that commit [N] bool; all of a row that has chosen before."""
     if all(request.chooses_blindly for request in batch.requests):
         return torch.ones_like(row, dtype=torch.bool)
     return _choose(batch, row, position, drawn) | batch.blind[row]

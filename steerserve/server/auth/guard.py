@@ -23,7 +23,8 @@ class Guard:
         self._engine = engine
 
     def admit(self, params: GenerationParams) -> Any:
-        """See `Engine.admit`; also raises PolicyError. The plan marks what the key has added as `mandatory`."""
+        """Check params against the policy and admit them; also raises PolicyError. The plan marks what the key has
+        added as `mandatory`."""
         policy = policy_of_caller()
         guarded = policy.apply(params)
         try:
@@ -38,23 +39,23 @@ class Guard:
         return admitted
 
     def add(self, requests: list[Any]) -> None:
-        """See `Engine.add`."""
+        """Queue admitted requests, all of them or none."""
         self._engine.add(requests)
 
     def abort(self, request_id: str) -> None:
-        """See `Engine.abort`."""
+        """Free a request's row before the next step."""
         self._engine.abort(request_id)
 
     def steer(self, request_id: str, request: Any) -> int | None:
-        """See `Engine.steer`; `request` has come from `admit`."""
+        """Give a request the interventions of `request`, which has come from `admit`."""
         return self._engine.steer(request_id, request)
 
     def step(self) -> list[Event]:
-        """See `Engine.step`."""
+        """Make one step of the rows that are due."""
         return self._engine.step()
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Release the model."""
         self._engine.close()
 
 
