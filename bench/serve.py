@@ -84,19 +84,19 @@ async def run(url: str, usage: Usage | None, arguments: argparse.Namespace) -> l
     for seed in range(arguments.rounds):
         await idle(client)
         figures = {"closed": await closed(target, arguments.seconds, seed)}
-        told("closed", figures["closed"], figures["closed"])
+        print_load("closed", figures["closed"], figures["closed"])
         capacity = figures["closed"].answers_per_second
         for load in arguments.loads:
             await idle(client)
             found = await open_loop(target, load * capacity, load > 1, arguments.seconds, seed)
             figures[f"{load:g}"] = found
-            told(f"{load:g}", found, figures["closed"])
+            print_load(f"{load:g}", found, figures["closed"])
         rounds.append(figures)
     client.close()
     return rounds
 
 
-def told(load: str, one: Figures, capacity: Figures) -> None:
+def print_load(load: str, one: Figures, capacity: Figures) -> None:
     """Print a line of the table."""
     share, took = one.cpu_share, one.latency_seconds
     of_capacity = one.tokens_per_second / capacity.tokens_per_second

@@ -54,7 +54,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def told(figure: Mapping[str, float], digits: int = 2) -> str:
+def spread_text(figure: Mapping[str, float], digits: int = 2) -> str:
     return f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f} to {figure['max']:.{digits}f})"
 
 
@@ -77,14 +77,17 @@ def tables(result: Mapping[str, Any]) -> str:
                 batched = one.get("ratio to batched loop")
                 same = one.get("identical_tokens")
                 lines += [
-                    f"| {work} | {told(ours['tokens_per_second'], 1)} | {told(ours['step_ms'], 1)} | "
-                    f"{told(theirs['tokens_per_second'], 1)} | {told(one['ratio to loop'])} | "
-                    f"{told(batched) if batched else ''} | {f'{same:.2%}' if same is not None else 'drawn'} |"
+                    f"| {work} | {spread_text(ours['tokens_per_second'], 1)} | {spread_text(ours['step_ms'], 1)} | "
+                    f"{spread_text(theirs['tokens_per_second'], 1)} | {spread_text(one['ratio to loop'])} | "
+                    f"{spread_text(batched) if batched else ''} | {f'{same:.2%}' if same is not None else 'drawn'} |"
                 ]
         for title in ("steering", "orders"):
             for what, one in figures.get(title, {}).items():
                 if isinstance(one, dict):
-                    lines += ["" if what == next(iter(figures[title])) else "", f"{title}, {what}: {told(one, 3)}"]
+                    lines += [
+                        "" if what == next(iter(figures[title])) else "",
+                        f"{title}, {what}: {spread_text(one, 3)}",
+                    ]
         scaling = figures.get("scaling", {})
         if scaling:
             lines += ["", f"Measured matrix products: {scaling['matmul_gflops']:.0f} GFLOP/s.", ""]
@@ -94,8 +97,8 @@ def tables(result: Mapping[str, Any]) -> str:
             lines += ["|---" * (5 + memory) + "|"]
             for axis, n, one in cells:
                 lines += [
-                    f"| {axis} | {n} | {told(one['step_ms'], 1)} | {told(one['tokens_per_second'], 1)} | "
-                    f"{told(one['share_of_rate'])} |"
+                    f"| {axis} | {n} | {spread_text(one['step_ms'], 1)} | {spread_text(one['tokens_per_second'], 1)} | "
+                    f"{spread_text(one['share_of_rate'])} |"
                 ]
                 if memory:
                     lines[-1] += f" {one['peak_mib']:.0f} |" if one["peak_mib"] is not None else " |"
@@ -106,7 +109,8 @@ def tables(result: Mapping[str, Any]) -> str:
             lines += ["|---|---|---|---|---|---|"]
             for work, one in figures["graphs"].items():
                 lines += [
-                    f"| {work} | {told(one['ratio'])} | {told(one['plain_ms'])} | {told(one['graphs_ms'])} | "
+                    f"| {work} | {spread_text(one['ratio'])} | {spread_text(one['plain_ms'])} | "
+                    f"{spread_text(one['graphs_ms'])} | "
                     f"{one['replayed']:.0%} | {one['identical_tokens']:.2%} |"
                 ]
         for what, one in figures.get("phases", {}).items():

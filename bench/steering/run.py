@@ -58,7 +58,7 @@ def run(
             with open(texts_out, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"cell": told, "texts": [row.text for row in rows]}) + "\n")
         done += cell.work
-        _tell(number + 1, len(left), done, total, began, cell)
+        _print_progress(number + 1, len(left), done, total, began, cell)
     return refused
 
 
@@ -79,7 +79,7 @@ def held_out_passages(engine: DiffusionEngine, data: Path, settings: Settings) -
     return [found[i * len(found) // settings.order_texts] for i in range(settings.order_texts)]
 
 
-def _tell(number: int, cells: int, done: float, total: float, began: float, cell: Cell) -> None:
+def _print_progress(number: int, cells: int, done: float, total: float, began: float, cell: Cell) -> None:
     left = (time.monotonic() - began) * (total - done) / done
     print(
         f"\r{number}/{cells} cells, {100 * done / total:.0f} %, about {left / 60:.0f} min left: "

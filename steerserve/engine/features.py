@@ -52,7 +52,7 @@ class LoadedFeatures:
         found = [(name, self._matching(name, query.casefold())) for name in chosen]
         total = sum(len(indices) for _, indices in found)
         every = ((name, index) for name, indices in found for index in indices)
-        return [self._told(name, index) for name, index in islice(every, offset, offset + limit)], total
+        return [self._card(name, index) for name, index in islice(every, offset, offset + limit)], total
 
     def prepare(self, reading: FeatureQuery) -> Prepared:
         """Check a query and tokenize its text, without a forward."""
@@ -140,7 +140,7 @@ class LoadedFeatures:
             found.add(int(query))
         return sorted(found)
 
-    def _told(self, name: str, index: int) -> dict[str, Any]:
+    def _card(self, name: str, index: int) -> dict[str, Any]:
         sae = self._saes[name]
         stats = sae.stats
         numbers: dict[str, Any] = dict.fromkeys(("max_act", "mean_act", "density"))
@@ -169,7 +169,7 @@ class LoadedFeatures:
         return {
             "position": place,
             "token_id": ids[place],
-            "token": self._engine.vocabulary.told(ids[place], text),
+            "token": self._engine.vocabulary.token_name(ids[place], text),
             "masked": masked,
             "sae": sae.facts.id,
             "features": [{"index": i, "activation": value, "label": labels.get(i)} for i, value in features],

@@ -44,7 +44,7 @@ def check_graphs(config: EngineConfig, backend: BackendConfig, device: torch.dev
         raise ArtifactError(f"--cuda-graphs: needs a CUDA device, the model is on {device}")
 
 
-def told(backend: BackendConfig) -> dict[str, Any]:
+def backend_facts(backend: BackendConfig) -> dict[str, Any]:
     """Facts of the backend for `/capabilities` beside those of every engine."""
     if backend.engine != "vllm":
         return {}

@@ -27,7 +27,7 @@ from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.checkpoint.placement import type_name
 from steerserve.numerics import round_rows_alike
-from steerserve.runtime.backends import Folders, check_backend, check_graphs, told, vllm_engine
+from steerserve.runtime.backends import Folders, backend_facts, check_backend, check_graphs, vllm_engine
 from steerserve.runtime.cards import attribute_card, capabilities, sae_card, vector_card
 from steerserve.runtime.self_test import check_steering
 from steerserve.saes import SparseAutoencoder, load_saes
@@ -153,7 +153,7 @@ def load_runtime(
         attributes={one.name: attribute_card(one) for one in loaded.values()},
         saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
         vectors={one.name: vector_card(one, norms) for one in named.values()},
-        capabilities=capabilities(engine) | told(backend),
+        capabilities=capabilities(engine) | backend_facts(backend),
         bos_id=facts.bos_id,
         features=features,
         chat=chat(opened),

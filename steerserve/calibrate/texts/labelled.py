@@ -48,7 +48,9 @@ def labelled_texts(
         for label, lists in found.items()
     }
     if empty := [label for label, texts in mixed.items() if not texts]:
-        raise ArtifactError(f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_told(values)}")
+        raise ArtifactError(
+            f"{' + '.join(group.files)}: no text to use has {group.field} {empty}; {_value_counts(values)}"
+        )
     return mixed
 
 
@@ -87,7 +89,7 @@ def held_out_texts(data: Path, most: int, every: bool = False) -> list[str]:
     return found
 
 
-def _told(values: Counter[str]) -> str:
+def _value_counts(values: Counter[str]) -> str:
     """What the rows hold in a field, the commonest first, and what is left out of them."""
     if set(values) <= {ABSENT}:
         return "no row has that field"

@@ -27,7 +27,7 @@ class Vocabulary:
     is_skipped: Callable[[int], bool] = lambda token: False  # noqa: ARG005
     """Tells if a token is left out of every text, special ones and ids without a token: its neighbours are joined."""
 
-    def told(self, token: int, text: str) -> str:
+    def token_name(self, token: int, text: str) -> str:
         """What to call a token that adds `text`: its name where it adds nothing, and where it is only a part of a
         character its bytes, as OpenAI has it (`bytes:\\xe2\\x82`): tokens that are not the same are told apart."""
         raw = self.raw(token)

@@ -59,7 +59,7 @@ def refine(batch: Batch, judged: Judge, end_ids: Sequence[int], text: Text, even
         turn.refinement.passes += turn.passed
     events += stepped([turn.request for turn in turns], more=0)
     for turn in turns:
-        _tell(turn, events)
+        _emit(turn, events)
 
 
 def answer_best(request: Request, events: list[Event]) -> bool:
@@ -151,7 +151,7 @@ def _set(batch: Batch, turns: Sequence[RefineRound]) -> None:
     batch.mask(masked)
 
 
-def _tell(turn: RefineRound, events: list[Event]) -> None:
+def _emit(turn: RefineRound, events: list[Event]) -> None:
     """Change the row, and tell it as of the step that was made last."""
     request, step = turn.request, turn.request.step - 1
     turn.refinement.weigh(turn.draft)

@@ -23,7 +23,7 @@ def approximated(request: Request) -> list[dict[str, Any]]:
         return []
     told = {
         "transfer": {"positions_at_bound": request.at_bound},
-        "cache": request.cache.told() if request.cache is not None else {},
+        "cache": request.cache.to_json() if request.cache is not None else {},
         "early_exit": {"positions_dropped": request.params.max_tokens - request.length},
     }
     return [one | told.get(one["what"], {}) for one in request.plan["approximate"]]

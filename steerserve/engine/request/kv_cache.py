@@ -110,7 +110,7 @@ class RowCache:
                 layer.copy_(kept)
             self.kept = own
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What a receipt says of it."""
         return {
             "full_forwards": sum(self.full.values()),

@@ -78,7 +78,7 @@ class Refinement:
             self.first = draft.score
         else:
             assert self.stretch is not None
-            self.made.append({"span": list(self.stretch), "score": _told(draft.score), "kept": kept})
+            self.made.append({"span": list(self.stretch), "score": _rounded(draft.score), "kept": kept})
         if kept:
             self.best = draft
 
@@ -86,8 +86,8 @@ class Refinement:
         """What it adds to the row's receipt: scores are log-probabilities in nats, null for a text without words."""
         return {
             "refined": {
-                "first_score": _told(self.first),
-                "score": _told(None if self.best is None else self.best.score),
+                "first_score": _rounded(self.first),
+                "score": _rounded(None if self.best is None else self.best.score),
                 "kept": sum(one["kept"] for one in self.made),
                 "judging_passes": self.passes,
                 "rounds": self.made,
@@ -117,6 +117,6 @@ def stretch_of(params: GenerationParams) -> int:
     return -(-params.max_tokens // 3) if params.refine.span is None else params.refine.span
 
 
-def _told(score: float | None) -> float | None:
+def _rounded(score: float | None) -> float | None:
     # Not so many decimals: scores of texts that are nearly sure are close to 0, and one above another is to look so.
     return None if score is None or math.isinf(score) else float(f"{score:.6g}")

@@ -94,7 +94,7 @@ class Answer:
     def choice(self, index: int) -> dict[str, Any]:
         """A finished choice: OpenAI's fields, and `steering`, `notes`, `trace` and `baseline` where there are such."""
         keys = {row.baseline: key for key, row in self.rows.items() if row.choice == index}
-        return {"index": index} | self._said(keys[False]) | self.about(index)
+        return {"index": index} | self._text_fields(keys[False]) | self.about(index)
 
     def about(self, index: int) -> dict[str, Any]:
         """Fields of a finished choice beside its text."""
@@ -110,7 +110,7 @@ class Answer:
             found["trace"] = [trace(one) for one in result.trace]
         if True in keys:
             twin = self.results[keys[True]]
-            found["baseline"] = self._said(keys[True]) | {"finish_reason": twin.finish_reason} | _verdicts(twin)
+            found["baseline"] = self._text_fields(keys[True]) | {"finish_reason": twin.finish_reason} | _verdicts(twin)
         return found
 
     def steering(self, request_id: str) -> dict[str, Any] | None:
@@ -179,8 +179,8 @@ class Answer:
         told = {"prompt": row.prompt, "candidate": row.choice, "score": score(result, self.ranking.wishes or ())}
         return told | {"finish_reason": result.finish_reason} | _verdicts(result)
 
-    def _said(self, request_id: str) -> dict[str, Any]:
-        return self.wording.said(self._text(request_id))
+    def _text_fields(self, request_id: str) -> dict[str, Any]:
+        return self.wording.text_fields(self._text(request_id))
 
     def _text(self, request_id: str) -> str:
         return self.opening(request_id) + self.results[request_id].text

@@ -26,7 +26,7 @@ MOST: Final = 16
 twice."""
 
 
-class Said(NamedTuple):
+class TokenText(NamedTuple):
     """Characters that a token adds to a text."""
 
     text: str
@@ -49,7 +49,7 @@ class PromptText:
         self._decode = decode
         self._tail: list[int] | None = None
         self._text: str | None = None
-        self._said: list[Said] | None = None
+        self._token_texts: list[TokenText] | None = None
 
     @property
     def text(self) -> str:
@@ -60,10 +60,10 @@ class PromptText:
 
     def pieces(self, scored: Sequence[Scored | None] | None) -> list[Piece]:
         """Its tokens, with what a row has found of them; None: nothing."""
-        if self._said is None:
-            self._said = texts(self.ids, self._decode, self._decode)
+        if self._token_texts is None:
+            self._token_texts = texts(self.ids, self._decode, self._decode)
         found = []
-        for i, (token, said) in enumerate(zip(self.ids, self._said, strict=True)):
+        for i, (token, said) in enumerate(zip(self.ids, self._token_texts, strict=True)):
             one = None if scored is None else scored[i]
             if one is None:
                 piece = Piece(words(token, said, self.vocabulary), said.offset, None)
@@ -95,7 +95,7 @@ def pieces(result: Result, opening: PromptText, decode: Decoder, start: int) -> 
     return found
 
 
-def shown(result: Result, opening: PromptText, decode: Decoder) -> list[Said]:
+def shown(result: Result, opening: PromptText, decode: Decoder) -> list[TokenText]:
     """What the tokens say that made it into a row's text: all of them, the parts of a last character that never became
     one too, or those up to the stop string that has cut the text."""
     cut = len(opening.behind(result.tokens)) > len(result.text)
@@ -107,7 +107,7 @@ def ending(result: Result, opening: PromptText, decode: Decoder, start: int) -> 
     one, known = result.end, opening.vocabulary
     if one is None:
         return []
-    said = Said("", len(result.text), True)
+    said = TokenText("", len(result.text), True)
     before = result.tokens[-1:] or opening.ids[-1:]
     alternatives = told_beside(one.top_logprobs, one.token, said, before, decode, known)
     return [Piece(words(one.token, said, known), start + said.offset, one.logprob, alternatives)]
@@ -116,7 +116,7 @@ def ending(result: Result, opening: PromptText, decode: Decoder, start: int) -> 
 def told_beside(
     pairs: Sequence[tuple[int, float]],
     token: int,
-    said: Said,
+    said: TokenText,
     before: Sequence[int],
     decode: Decoder,
     known: Vocabulary,
@@ -128,21 +128,21 @@ def told_beside(
     )
 
 
-def beside(token: int, before: Sequence[int], decode: Decoder) -> Said:
+def beside(token: int, before: Sequence[int], decode: Decoder) -> TokenText:
     """What a token would say behind others."""
     text = continuation(decode, before, [token])
     # Behind a part of a character nothing but its other bytes can be told from the text.
-    return Said(text, 0, INCOMPLETE not in text and not decode(before).endswith(INCOMPLETE))
+    return TokenText(text, 0, INCOMPLETE not in text and not decode(before).endswith(INCOMPLETE))
 
 
-def words(token: int, said: Said, known: Vocabulary) -> Words:
+def words(token: int, said: TokenText, known: Vocabulary) -> Words:
     """What a token says, in words and in bytes."""
     raw = known.raw(token)
     if known.is_skipped(token) or raw is None:
-        return Words(known.told(token, said.text), b"" if known.is_skipped(token) else said.text.encode())
+        return Words(known.token_name(token, said.text), b"" if known.is_skipped(token) else said.text.encode())
     if said.whole and _is_text(raw):
         return Words(said.text, said.text.encode())
-    return Words(known.told(token, raw.decode(errors="replace")), raw)
+    return Words(known.token_name(token, raw.decode(errors="replace")), raw)
 
 
 def _is_text(raw: bytes) -> bool:
@@ -153,7 +153,7 @@ def _is_text(raw: bytes) -> bool:
     return True
 
 
-def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[Said]:
+def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int | None = None) -> list[TokenText]:
     """What each token adds to the text and where, up to the one that completes `length` characters.
 
     behind: the text of the first so many of the tokens, behind whatever stands before them. A token adds what decoding
@@ -164,14 +164,14 @@ def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int |
     fallback) it is so wherever the bytes up to a token are characters. Source: ours.
     """
     is_mute = _is_mute(decode)
-    found: list[Said] = []
+    found: list[TokenText] = []
     window: list[int] = []
     text_of, now, end = behind, "", 0
     for token in tokens:
         if length is not None and end >= length and end:
             break
         if is_mute(token):
-            found.append(Said("", end, True))
+            found.append(TokenText("", end, True))
             continue
         if len(window) >= WINDOW and (len(window) == MOST or not now.endswith(INCOMPLETE)):
             window = window[_cut(window, text_of) :]
@@ -180,7 +180,7 @@ def texts(tokens: Sequence[int], decode: Decoder, behind: Decoder, length: int |
         before, now = now, text_of(window)
         goes_on = now.startswith(before)
         whole = goes_on and not before.endswith(INCOMPLETE) and not now.endswith(INCOMPLETE)
-        found.append(Said(now[len(before) :] if goes_on else decode([token]), end, whole))
+        found.append(TokenText(now[len(before) :] if goes_on else decode([token]), end, whole))
         end += len(now) - len(before)
     return found
 

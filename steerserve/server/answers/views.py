@@ -66,14 +66,14 @@ class Chunks(ABC):
             return []
         self._opened.add(index)
         words = self._answer.wording.opening(text)
-        return [] if words is None else [self._said(index, words)]
+        return [] if words is None else [self._choice_frame(index, words)]
 
     def _text_chunks(self, index: int, text: str, request_id: str) -> list[dict[str, Any]]:
         if not text:
             return []
-        return [self._said(index, self._answer.wording.piece(self._before(request_id) + text))]
+        return [self._choice_frame(index, self._answer.wording.piece(self._before(request_id) + text))]
 
-    def _said(self, index: int, words: dict[str, Any]) -> dict[str, Any]:
+    def _choice_frame(self, index: int, words: dict[str, Any]) -> dict[str, Any]:
         return self._chunk({"index": index} | words | {"logprobs": None, "finish_reason": None})
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
@@ -147,12 +147,12 @@ class EventsView:
     def frames(self, event: Event) -> list[dict[str, Any]]:
         """An event as one frame; a row's end as its receipt, where it has one, and done."""
         self._running[event.request_id].take(event)
-        frames = self._told(event)
+        frames = self._frames_of(event)
         if not self._options.continuous_usage_stats:
             return frames
         return [frame | {"usage": self._answer.usage(self._running)} for frame in frames]
 
-    def _told(self, event: Event) -> list[dict[str, Any]]:
+    def _frames_of(self, event: Event) -> list[dict[str, Any]]:
         if isinstance(event, Committed):
             return [self._committed(event)]
         if isinstance(event, Revised):

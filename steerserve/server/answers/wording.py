@@ -40,7 +40,7 @@ class ResponseFormat(Protocol):
     chunk: str
     """The `object` of a chunk."""
 
-    def said(self, text: str) -> dict[str, Any]:
+    def text_fields(self, text: str) -> dict[str, Any]:
         """A whole text, in a choice."""
         ...
 
@@ -63,7 +63,7 @@ class CompletionFormat:
     prefix = "cmpl-"
     answer = chunk = "text_completion"
 
-    def said(self, text: str) -> dict[str, Any]:
+    def text_fields(self, text: str) -> dict[str, Any]:
         """The fields of a choice that hold its text."""
         return {"text": text}
 
@@ -93,7 +93,7 @@ class ChatFormat:
     answer = "chat.completion"
     chunk = "chat.completion.chunk"
 
-    def said(self, text: str) -> dict[str, Any]:
+    def text_fields(self, text: str) -> dict[str, Any]:
         """The fields of a choice that hold its text."""
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 

@@ -36,9 +36,9 @@ class EventRouter:
     def settle(self, command: Add | Ask, error: Exception | None, result: Any = None) -> bool:
         """Tell whoever gave a command what came of it; false where nobody is left."""
         if isinstance(command, Ask):
-            told = _tell(command.loop, settle, command.answer, error, result)
+            told = _call_in_loop(command.loop, settle, command.answer, error, result)
         else:
-            told = _tell(command.subscription.loop, settle, command.accepted, error)
+            told = _call_in_loop(command.subscription.loop, settle, command.accepted, error)
         with self._lock:
             self._pending.discard(command)
         return told
@@ -58,7 +58,7 @@ class EventRouter:
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, list[Event]]]] = {}
         for one, batch in batches.items():
             loops.setdefault(one.loop, []).append((one, batch))
-        lost = [one for loop, mail in loops.items() if not _tell(loop, _put, mail) for one, _ in mail]
+        lost = [one for loop, mail in loops.items() if not _call_in_loop(loop, _put, mail) for one, _ in mail]
         # Last: a row that is dropped before its end has been told would leave its client waiting.
         for request_id in ended:
             self.live.pop(request_id, None)
@@ -70,7 +70,7 @@ def _put(mail: list[tuple[Subscription, list[Event]]]) -> None:
         subscription.put(events)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> bool:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> bool:
     try:
         loop.call_soon_threadsafe(call, *arguments)
     except RuntimeError:
