@@ -171,9 +171,9 @@ def _judges(texts: Mapping[Group, Mapping[str, Sequence[str]]], recipe: Calibrat
     """The classifier of each group; says how many texts there are and how well they are told apart."""
     judges = {}
     for group, classes in tqdm(texts.items(), desc="classifiers", unit="group"):
-        mine = {label: several[: recipe.judge_texts] for label, several in classes.items()}
-        judges[group] = train_judge(mine, recipe.seed)
-        _say(*texts_lines(group, mine, recipe.texts, judges[group]))
+        labelled = {label: several[: recipe.judge_texts] for label, several in classes.items()}
+        judges[group] = train_judge(labelled, recipe.seed)
+        _say(*texts_lines(group, labelled, recipe.texts, judges[group]))
     return judges
 
 

@@ -19,8 +19,8 @@ def texts_lines(group: Group, texts: Mapping[str, Sequence[str]], used: int, jud
     used: texts of a label that features are found on, at most.
     """
     counts = {label: len(several) for label, several in texts.items()}
-    told = ", ".join(f"{count:,} {label!r}" for label, count in counts.items())
-    first = f"{' + '.join(group.files)}, field {group.field!r}: {told}"
+    sizes = ", ".join(f"{count:,} {label!r}" for label, count in counts.items())
+    first = f"{' + '.join(group.files)}, field {group.field!r}: {sizes}"
     if max(counts.values()) > used:
         first += f" (features are found on {used:,} of each)"
     low, high = wilson(round(judge.accuracy * judge.texts), judge.texts)

@@ -261,8 +261,8 @@ def report(results: "dict[str, Result]", form: "Form") -> dict[str, Any]:
     """The first result as JSON, the baseline beside it where there is one."""
     from steerserve.server.protocol.receipts import in_form
 
-    told = {
+    choices = {
         name: asdict(one) | {"receipt": one.receipt and in_form(one.receipt, form)} for name, one in results.items()
     }
-    first, *_ = told.values()
-    return first | ({"baseline": told["baseline"]} if "baseline" in told else {})
+    first, *_ = choices.values()
+    return first | ({"baseline": choices["baseline"]} if "baseline" in choices else {})

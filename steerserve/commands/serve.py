@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def said(line: str) -> None:
+    def say(line: str) -> None:
         # What a person would read is no reason not to serve: the disk behind standard error may be full.
         with suppress(OSError):
             console.print(line, markup=False)
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             Keyring(server_config.keys, partial(try_mandatory, admit, max_length=max_length))
 
     runtime = load_runtime(
-        *folders, engine_config, model_config, said, sae_config, arguments.vectors, backend, check_keys
+        *folders, engine_config, model_config, say, sae_config, arguments.vectors, backend, check_keys
     )
 
     def dropped(lines: int) -> None:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     def ready(host: str, port: int) -> None:
         service = runtime.service
         for line in ready_lines(host, port, service.model_id, service.attributes, server_config.keys is not None):
-            said(line)
+            say(line)
 
     requests, events = Lines(standard(sys.stdout, 1), dropped), Lines(standard(sys.stderr, 2), dropped)
     log = [RequestLog(requests, server_config.log_prompts)] if server_config.log_requests else []
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         return ServerProcess(
             app,
             server_config,
-            said,
+            say,
             ready,
         ).serve_until_stopped()
     finally:

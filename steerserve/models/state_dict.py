@@ -29,13 +29,13 @@ def check_layout(what: str, wanted: Mapping[str, torch.Size], found: Mapping[str
             f"{name} is {found[name].dtype}" for name in shared if not found[name].is_floating_point()
         ],
     }
-    told = [
+    lines = [
         f"{title}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
         for title, names in faults.items()
         if names
     ]
-    if told:
-        raise ArtifactError(f"{what} does not fit its config.json; " + "; ".join(told))
+    if lines:
+        raise ArtifactError(f"{what} does not fit its config.json; " + "; ".join(lines))
 
 
 def leave_out_copies(tensors: Mapping[str, Tensor], copies: Mapping[str, str]) -> dict[str, Tensor]:

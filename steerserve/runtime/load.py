@@ -171,13 +171,13 @@ def all_attributes(
     loaded: dict[str, Attribute] = {}
     profiles: dict[Path, JointProfile] = {}
     for folder in folders:
-        mine = load_attributes(folder, model_sha256, facts.num_layers, facts.hidden_size)
-        if not mine:
+        attributes = load_attributes(folder, model_sha256, facts.num_layers, facts.hidden_size)
+        if not attributes:
             raise ArtifactError(f"{folder} holds no attribute")
-        if twice := sorted(loaded.keys() & mine.keys()):
+        if twice := sorted(loaded.keys() & attributes.keys()):
             raise ArtifactError(f"{folder}: attributes named {twice} have been loaded from another folder already")
-        loaded |= mine
-        profile = load_joint(folder, model_sha256, mine)
+        loaded |= attributes
+        profile = load_joint(folder, model_sha256, attributes)
         if profile is not None:
             profiles[folder] = profile
     *others, last = profiles or (None,)

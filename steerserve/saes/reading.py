@@ -123,12 +123,12 @@ def read_notes(path: Path) -> Mapping[str, Any]:
     return notes
 
 
-def _agreed(name: str, said: Any, notes: Mapping[str, Any]) -> Any:
+def _agreed(name: str, stated: Any, notes: Mapping[str, Any]) -> Any:
     """What an SAE's own files and the notes say of it; None where neither does."""
     noted = notes.get(name)
-    if None not in (said, noted) and said != noted:
-        raise ArtifactError(f"{NOTES}: {name} {noted!r} contradicts {said!r}, which the SAE's own files say")
-    return noted if said is None else said
+    if None not in (stated, noted) and stated != noted:
+        raise ArtifactError(f"{NOTES}: {name} {noted!r} contradicts {stated!r}, which the SAE's own files say")
+    return noted if stated is None else stated
 
 
 def _layout(folder: Path) -> Layout:

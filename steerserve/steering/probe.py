@@ -50,9 +50,9 @@ class Probe:
 
     def save(self, folder: Path) -> None:
         """Write `probe.safetensors` into the folder of its attribute."""
-        told = {"layer": self.layer, "bias": self.bias, "accuracy": self.accuracy, "texts": self.texts}
+        card = {"layer": self.layer, "bias": self.bias, "accuracy": self.accuracy, "texts": self.texts}
         # One entry: safetensors writes several in no fixed order, and the file's hash would not be the probe's.
-        metadata = {ENTRY: json.dumps(told)}
+        metadata = {ENTRY: json.dumps(card)}
         # In one go: a file that was begun would keep the attribute from being loaded.
         partial = folder / f"{FILE}.partial"
         save_file({"weights": self.weights.float().contiguous()}, partial, metadata)
@@ -78,13 +78,13 @@ def read_probe(folder: Path) -> Probe | None:
     refuse_pointer(path)
     try:
         with safe_open(path, "pt") as opened:
-            told, weights = json.loads((opened.metadata() or {})[ENTRY]), aligned(opened.get_tensor("weights").float())
+            card, weights = json.loads((opened.metadata() or {})[ENTRY]), aligned(opened.get_tensor("weights").float())
         probe = Probe(
-            int(told["layer"]),
+            int(card["layer"]),
             weights,
-            float(told["bias"]),
-            float(told["accuracy"]),
-            int(told["texts"]),
+            float(card["bias"]),
+            float(card["accuracy"]),
+            int(card["texts"]),
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:

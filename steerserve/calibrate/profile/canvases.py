@@ -26,9 +26,9 @@ class Canvases:
 
     def first(self) -> "Canvases":
         """The first canvas alone."""
-        whole, mine = self.batch, self.row == 0
+        whole, inside = self.batch, self.row == 0
         batch = NoisedBatch(whole.tokens[:1], whole.canvas[:1], whole.lengths[:1], whole.masked[:1], whole.text[:1])
-        return Canvases(batch, self.row[mine], self.position[mine])
+        return Canvases(batch, self.row[inside], self.position[inside])
 
 
 def canvases_by_slice(

@@ -35,11 +35,11 @@ class SmallPushes:
         """By layer, the unit pushes of its attributes."""
         self.masks: dict[int, Tensor] = {}
         for layer, several in self.index.items():
-            mine = [attributes[a] for a in several]
-            scale = [one.sites[layer].residual_norm if one.unit == "residual" else 1.0 for one in mine]
-            rows = [one.directions[layer, "sae"] * size for one, size in zip(mine, scale, strict=True)]
+            pushed = [attributes[a] for a in several]
+            scale = [one.sites[layer].residual_norm if one.unit == "residual" else 1.0 for one in pushed]
+            rows = [one.directions[layer, "sae"] * size for one, size in zip(pushed, scale, strict=True)]
             self.steps[layer] = torch.stack(rows).to(device)
-            self.masks[layer] = scopes[:, [SCOPES[one.scope] for one in mine]].float()
+            self.masks[layer] = scopes[:, [SCOPES[one.scope] for one in pushed]].float()
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         """Add the pushes of this layer to its output [rows, length, hidden_size]."""

@@ -93,8 +93,8 @@ def _value_counts(values: Counter[str]) -> str:
     """What the rows hold in a field, the commonest first, and what is left out of them."""
     if set(values) <= {ABSENT}:
         return "no row has that field"
-    told = ", ".join(f"{value!r} ({count})" for value, count in values.most_common(SHOWN))
-    return f"the rows have {told}; texts of fewer than {MIN_WORDS} words are left out"
+    counts = ", ".join(f"{value!r} ({count})" for value, count in values.most_common(SHOWN))
+    return f"the rows have {counts}; texts of fewer than {MIN_WORDS} words are left out"
 
 
 def _wanted(row: dict[str, Any], group: Group, min_words: int) -> bool:

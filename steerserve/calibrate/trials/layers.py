@@ -78,8 +78,8 @@ def compare(
             tried[layers].append((trial.setting.strength, trial.kl or 0.0))
             strengths[layers] = float(f"{next_strength(tried[layers], kl):.4g}")
     found = evaluate([Setting(layers, strengths[layers]) for layers in layer_sets], True)
-    told = Comparison(kl, tuple(found), (), None)
-    level = [trial for trial in found if told.level(trial)]
+    comparison = Comparison(kl, tuple(found), (), None)
+    level = [trial for trial in found if comparison.level(trial)]
     best = max(level or found, key=lambda trial: merit(trial, enough))
     note = None if level else f"no layers came within {LEVEL:.0%} of the KL: they were compared as they are"
     return Comparison(kl, tuple(found), best.setting.layers, note)

@@ -162,8 +162,8 @@ def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     no token that `tokenizer_config.json` gives as an object.
     """
     beside = _object(folder / "special_tokens_map.json")
-    said = beside | {role: token for role, token in config.items() if token}
-    found: dict[str, Any] = {role: _token(folder, said[role]) for role in ROLES if said.get(role)}
+    roles = beside | {role: token for role, token in config.items() if token}
+    found: dict[str, Any] = {role: _token(folder, roles[role]) for role in ROLES if roles.get(role)}
     listed = []
     for further in (beside.get(FURTHER) or [], config.get(FURTHER) or []):
         if not isinstance(further, list):

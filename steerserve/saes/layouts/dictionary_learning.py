@@ -93,12 +93,12 @@ def remarks_on(trainer: Mapping[str, Any], buffer: Mapping[str, Any], found: Map
     """What whoever loads an SAE of this config and these tensors should know."""
     threshold = found.get("threshold")
     unfinished = threshold is not None and "k" in found and not bool(threshold >= 0)
-    said = []
+    remarks = []
     if unfinished:
-        said.append(f"its threshold is {float(found['threshold'])}: {WEIGHTS} is of {UNFINISHED}, and read as it is")
+        remarks.append(f"its threshold is {float(found['threshold'])}: {WEIGHTS} is of {UNFINISHED}, and read as it is")
     if "dlm_mask_policy" in buffer and trainer["dict_class"] == "AutoEncoderTopK" and bool(found["b_dec"].any()):
-        said.append(OWN_LOADER)
-    return tuple(said)
+        remarks.append(OWN_LOADER)
+    return tuple(remarks)
 
 
 FORMS: dict[str, Form] = {
