@@ -83,6 +83,15 @@ LEVELS = {
         {"text"},
         {"loader"},
     ],
+    "steerserve.calibrate": [
+        {"recipes", "intervals", "texts"},
+        {"generation", "provenance", "summary"},
+        {"features", "probes"},
+        {"trials"},
+        {"preflight"},
+        {"profile"},
+        {"run"},
+    ],
     "steerserve.engine": [
         {"api", "noise"},
         {"request"},
