@@ -4,7 +4,6 @@ Logistic regression on mean states of whole texts, target against contrast, as i
 which states, and how texts are cut, are ours.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from steerserve.calibrate.provenance import folder_of, task_of
 from steerserve.calibrate.recipes import ProbeRecipe
+from steerserve.calibrate.summary import print_lines
 from steerserve.calibrate.texts.labelled import texts_by_group
 from steerserve.calibrate.texts.tasks import Group, Task
 from steerserve.config import ModelConfig
@@ -54,7 +54,7 @@ def train_probes(
         raise ArtifactError(f"{root} holds no attribute")
     tasks = {name: task_of(one) for name, one in attributes.items()}
     texts = probe_texts(data, tasks.values(), recipe or ProbeRecipe())
-    model = opened.load(model_folder.resolve().name, _say)
+    model = opened.load(model_folder.resolve().name, print_lines)
     found = probes_of(model, opened.tokenizer, texts, tasks)
     for name, probe in found.items():
         probe.save(folder_of(root, name))
@@ -95,7 +95,7 @@ def probes_of(
                 accuracy = balanced_accuracy(says[seen], has[seen])
                 found[name] = Probe(layer, torch.from_numpy(weights), bias, round(accuracy, 4), trained_on)
                 how = f"{tried:,} texts held out" + (f" in {len(sets)} turns" if len(sets) > 1 else "")
-                _say(f"{name}: right on {accuracy:.1%} of {how}, trained on {trained_on:,}")
+                print_lines(f"{name}: right on {accuracy:.1%} of {how}, trained on {trained_on:,}")
     return {name: found[name] for name in tasks}
 
 
@@ -133,7 +133,3 @@ def _states(
             found.append(mean_states(model, ids, [layer])[layer].numpy())
             bar.update(len(ids))
     return np.concatenate(found)
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from steerserve.calibrate.preflight import check_calibration
 from steerserve.calibrate.probes import probe_texts, probes_of
 from steerserve.calibrate.provenance import already_made, file_hashes, origin_of_model
 from steerserve.calibrate.recipes import CalibrationRecipe, ProbeRecipe
-from steerserve.calibrate.summary import outcome_lines, texts_lines
+from steerserve.calibrate.summary import outcome_lines, print_lines, texts_lines
 from steerserve.calibrate.texts.labelled import held_out_texts, texts_by_group
 from steerserve.calibrate.texts.tasks import BUNDLED, Group, Task, read_tasks
 from steerserve.calibrate.trials.attribute import AttributeInputs, choose_and_save
@@ -83,7 +82,7 @@ def calibrate(
     held_out = held_out_texts(data, HELD_OUT_TEXTS, every=all(task.all_texts for task in due))
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(_bytes, saes.values()))
-    model = opened.load(model_folder.resolve().name, _say, beside)
+    model = opened.load(model_folder.resolve().name, print_lines, beside)
     saes = {layer: sae.to(opened.device) for layer, sae in saes.items()}
     layers = sorted(saes)
     norms = residual_norms(model, tokenizer, layers, held_out, recipe)
@@ -93,7 +92,7 @@ def calibrate(
     found = _contrast(model, tokenizer, saes, texts, due, recipe)
     union = {layer: sorted({j for one in found.values() for j in one[0][layer].steering}) for layer in layers}
     curves = feature_curves(model, samples, saes, union, recipe.slices, recipe.batch_tokens)
-    _say(stated_cost(recipe, len(due), len(layer_sets(layers))))
+    print_lines(stated_cost(recipe, len(due), len(layer_sets(layers))))
     probes = probes_of(model, tokenizer, texts_of_probes, {task.name: task for task in due})
     made = {}
     for task in tqdm(due, desc="attributes", unit="attribute"):
@@ -124,7 +123,7 @@ def calibrate(
             },
         )
         made[task.name] = choose_and_save(runner, inputs, saes, digest, out / task.name)
-        _say(*outcome_lines(made[task.name]))
+        print_lines(*outcome_lines(made[task.name]))
     shutil.rmtree(out / CACHE, ignore_errors=True)
     return made
 
@@ -173,7 +172,7 @@ def _judges(texts: Mapping[Group, Mapping[str, Sequence[str]]], recipe: Calibrat
     for group, classes in tqdm(texts.items(), desc="classifiers", unit="group"):
         labelled = {label: several[: recipe.judge_texts] for label, several in classes.items()}
         judges[group] = train_judge(labelled, recipe.seed)
-        _say(*texts_lines(group, labelled, recipe.texts, judges[group]))
+        print_lines(*texts_lines(group, labelled, recipe.texts, judges[group]))
     return judges
 
 
@@ -207,8 +206,3 @@ def _contrast(
             }
             found[task.name] = selections, {label: len(several) for label, several in few.items()}
     return found
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        tqdm.write(line, file=sys.stderr)

@@ -1,8 +1,11 @@
 """Lines for the person who runs a calibration: how many texts there were, what was chosen, and how sure that is."""
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from steerserve.calibrate.intervals import wilson
 from steerserve.calibrate.texts.tasks import Group
@@ -76,3 +79,9 @@ def serve_lines(model: Path | None, sae: Path | None, out: Path, attributes: Seq
     if attributes:
         lines += ["or write one text:", f'  steerserve generate "The" {folders} --attribute {attributes[0]}']
     return lines
+
+
+def print_lines(*lines: str) -> None:
+    """Write lines to standard error, above the progress bars that are shown there."""
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)

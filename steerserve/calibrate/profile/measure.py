@@ -5,7 +5,6 @@ a plot of each. Nothing else of an attribute is changed.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from steerserve.calibrate.provenance import (
     write_profile,
 )
 from steerserve.calibrate.recipes import ProfileRecipe
+from steerserve.calibrate.summary import print_lines
 from steerserve.calibrate.texts.labelled import texts_by_group
 from steerserve.calibrate.texts.tasks import Group
 from steerserve.config import ModelConfig
@@ -87,13 +87,13 @@ def measure(
     done = not any(differing(recorded[name], own[name]) for name in attributes)
     before = load_joint(root, opened.sha256, attributes) if done else None
     if before is not None and set(before.names) == set(attributes):
-        _say(f"{root}: everything has been measured under these settings already")
+        print_lines(f"{root}: everything has been measured under these settings already")
         return before
     texts = texts_by_group(data, [task.group for task in tasks.values()], recipe.judge_texts, recipe.seed)
     kept = ResultCache(root / CACHE, settings)
-    _say(f"{len(attributes)} attributes: {stated_cost(recipe, len(attributes), slices)}")
+    print_lines(f"{len(attributes)} attributes: {stated_cost(recipe, len(attributes), slices)}")
     began = time.perf_counter()
-    model = opened.load(model_folder.resolve().name, _say)
+    model = opened.load(model_folder.resolve().name, print_lines)
     runs = PulseRuns(model, opened.tokenizer, plan)
     baseline = [GeneratedText(**one) for one in kept.get("unsteered", runs.unsteered)]
     temperature = opened.defaults.temperature if recipe.temperature is None else recipe.temperature
@@ -142,14 +142,14 @@ def measure(
         # That of other profiles would be taken for the one of these, should this be stopped before its end.
         (root / JOINT).unlink(missing_ok=True)
         folder = write_profile(root, name, profile, found)
-        plot(profile, name, folder / "profile.png", _say)
+        plot(profile, name, folder / "profile.png", print_lines)
         sensitivities.append(profile.sensitivity or ())
-        _say(_line(name, found))
+        print_lines(_line(name, found))
     profile_of_all = joint(list(attributes), sensitivities, cost)
     again = load_attributes(root, opened.sha256, facts.num_layers, facts.hidden_size)
     save_joint(root, opened.sha256, again, profile_of_all)
     kept.drop()
-    _say(f"took {(time.perf_counter() - began) / 60:.1f} minutes")
+    print_lines(f"took {(time.perf_counter() - began) / 60:.1f} minutes")
     return profile_of_all
 
 
@@ -177,7 +177,3 @@ def _line(name: str, found: Mapping[str, Any]) -> str:
         f"{cost['nats_a_token']:.3g} nats a token), exact / Fisher {cost['exact_over_fisher']}, doubling "
         f"{cost['doubling']}; rho raw {rho['raw']}, corrected {rho['corrected']}, shrunk {rho['shrunk']}"
     )
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)

@@ -1,6 +1,5 @@
 """Choose the layers and the strength of an attribute, and write it."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from schedulers import CommitmentProfile
 from steerserve.calibrate.features.commitment_curve import profile
 from steerserve.calibrate.features.selection import Selection
+from steerserve.calibrate.summary import print_lines
 from steerserve.calibrate.texts.tasks import Task
 from steerserve.calibrate.trials.layers import compare
 from steerserve.calibrate.trials.runner import TrialRunner
@@ -63,7 +62,7 @@ def choose_and_save(
     if recipe.sites_kl is not None:
         start = recipe.strengths[len(recipe.strengths) // 2]
         compared = compare(sets, recipe.sites_kl, start, measured, recipe.enough)
-        tqdm.write(compared.table(task.name), file=sys.stderr)
+        print_lines(compared.table(task.name))
         sets, sites = [compared.layers], {"sites": compared.to_json()}
     choice = search(sets, recipe.strengths, evaluate, recipe.enough)
     unsteered = runner.baseline(fresh=True)
