@@ -131,6 +131,13 @@ class ServerConfig:
     request that would not fit is answered 503."""
     keys: Path | None = None
     """File of API keys with their limits (TOML or JSON), read again on SIGHUP; unset: whoever connects is served."""
+    replica_address: str | None = None
+    """Address at which the other servers of a fleet reach this one, as host or host:port; generations that one of them
+    runs can then be changed through any. Unset: this server is alone. Needs the extra fleet."""
+    fleet_secret: Path | None = None
+    """File of the secret that the servers of a fleet share, 32 characters or more; unset: STEERSERVE_FLEET_SECRET."""
+    forward_seconds: float = 30.0
+    """How long another server may take to answer what is forwarded to it; then the answer is a 502."""
     limits_store: str | None = None
     """URL of the Redis or Valkey that counts the limits of keys for all servers of a fleet, such as redis://host:6379/0
     (rediss:// over TLS); unset: each server counts its own. Needs the extra fleet."""
@@ -162,6 +169,9 @@ class ServerConfig:
             _require("max_queue_steps", self.max_queue_steps, 1)
         if self.metrics_port is not None:
             _require("metrics_port", self.metrics_port, 0, 65535)
+        _require("forward_seconds", self.forward_seconds, 0.01)
+        if self.fleet_secret is not None and self.replica_address is None:
+            raise ValueError("fleet_secret is for servers of a fleet: it needs replica_address")
         if self.limits_store is not None:
             if not self.limits_store.startswith(("redis://", "rediss://", "unix://")):
                 raise ValueError("limits_store must be a redis://, rediss:// or unix:// URL")

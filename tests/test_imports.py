@@ -106,7 +106,7 @@ LEVELS = {
     "steerserve.server": [
         {"errors", "service"},
         {"protocol", "telemetry"},
-        {"rows", "http", "worker"},
+        {"rows", "http", "worker", "fleet"},
         {"auth", "answers"},
         {"generation"},
         {"routes"},

@@ -66,6 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         # Before the model is opened, which may take minutes.
         read_keys(server_config.keys)
+    if server_config.replica_address is not None:
+        from steerserve.server.fleet.address import netloc_of
+        from steerserve.server.fleet.secret import read_secrets
+
+        netloc_of(server_config.replica_address, server_config.port)
+        read_secrets(server_config.fleet_secret)
     check_address("--port", server_config.host, server_config.port)
     if server_config.metrics_port is not None:
         check_address("--metrics-port", server_config.host, server_config.metrics_port)

@@ -1,6 +1,7 @@
 """The application, assembled from a service."""
 
 import dataclasses
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -21,6 +22,11 @@ from steerserve.server.auth.keys import Keyring
 from steerserve.server.auth.limits_store import LimitsStore
 from steerserve.server.auth.rate import Rates
 from steerserve.server.errors import answer_to, http_error
+from steerserve.server.fleet.address import netloc_of
+from steerserve.server.fleet.forwarder import Forwarder
+from steerserve.server.fleet.generation_ids import GenerationIds
+from steerserve.server.fleet.secret import read_secrets
+from steerserve.server.fleet.signatures import Signatures
 from steerserve.server.generation.registry import Generations
 from steerserve.server.http.body_limit import BodyLimit
 from steerserve.server.http.deadline import Deadline
@@ -56,6 +62,12 @@ def create_app(
     if config.keys is not None:
         keyring = Keyring(config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length))
     store = None if config.limits_store is None else LimitsStore(config.limits_store, metrics)
+    new_id, signatures, forwarder = _random_id, None, None
+    if config.replica_address is not None:
+        secrets, address = read_secrets(config.fleet_secret), netloc_of(config.replica_address, config.port)
+        ids = GenerationIds(secrets, address)
+        new_id, signatures = ids.new, Signatures(secrets, address)
+        forwarder = Forwarder(secrets, address, ids, config.forward_seconds, metrics)
     # What callers reach admits under the policy of their key; only the worker has the engine itself.
     guarded = dataclasses.replace(service, engine=Guard(service.engine))
 
@@ -63,6 +75,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         async with AsyncExitStack() as stack:
+            if forwarder is not None:
+                stack.push_async_callback(forwarder.close)
             if store is not None:
                 await stack.enter_async_context(store.watched())
             try:
@@ -78,8 +92,8 @@ def create_app(
     generations, turns = Generations(), WorkerPool()
     app.state.generations = generations
     routers = [
-        Completions(guarded, config, worker, metrics, generations, turns).router,
-        Changes(guarded, worker, generations, turns).router,
+        Completions(guarded, config, worker, metrics, generations, turns, new_id).router,
+        Changes(guarded, worker, generations, turns, forwarder).router,
         Catalogue(guarded, config).router,
         FeatureRoutes(guarded, worker, turns).router,
         Operation(config, worker, metrics).router,
@@ -105,7 +119,7 @@ def create_app(
     if config.request_timeout is not None:
         app.add_middleware(Deadline, seconds=config.request_timeout)
     rates = Rates(store, closed=config.limits_store_failure == "closed")
-    app.add_middleware(Access, keyring=keyring, rates=rates)
+    app.add_middleware(Access, keyring=keyring, rates=rates, signatures=signatures)
     if config.cors_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -116,6 +130,10 @@ def create_app(
         )
     app.add_middleware(Observe, metrics=metrics, reports=reports)
     return app
+
+
+def _random_id(prefix: str) -> str:
+    return f"{prefix}{uuid.uuid4().hex}"
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

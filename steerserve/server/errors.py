@@ -117,6 +117,18 @@ class RateLimitError(SteerserveError):
         self.retry_after = retry_after
 
 
+class ReplicaUnreachableError(SteerserveError):
+    """The replica that runs the generation does not answer."""
+
+    status, code = 502, "replica_unreachable"
+
+
+class ForwardRefusedError(SteerserveError):
+    """A request says that a replica of the fleet has forwarded it, and none has."""
+
+    status, type, code = 403, "permission_error", "forward_refused"
+
+
 class LimitsStoreError(SteerserveError):
     """The store that counts the limits of keys over a fleet does not answer, and no request is served without it."""
 

@@ -50,9 +50,11 @@ class Listening:
 
 
 @contextmanager
-def listening(engine: TextEngine, config: ServerConfig | None = None, *reports: Report) -> Iterator[Listening]:
+def listening(
+    engine: TextEngine, config: ServerConfig | None = None, *reports: Report, port: int = 0
+) -> Iterator[Listening]:
     """Leaving it stops the server and waits for its end."""
-    config = replace(config or ServerConfig(drain_seconds=5), port=0)
+    config = replace(config or ServerConfig(drain_seconds=5), port=port)
     visits: list[RequestRecord] = []
     app = create_app(service_of(engine), config, [visits.append, *reports])
     # It would be read again at a signal, which only a main thread can wait for.

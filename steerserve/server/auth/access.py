@@ -10,7 +10,8 @@ from steerserve.server.auth.caller import calling
 from steerserve.server.auth.keys import MAX_KEY_LENGTH, Key, Keyring
 from steerserve.server.auth.policy import Policy
 from steerserve.server.auth.rate import Rates, Release
-from steerserve.server.errors import LimitsStoreError, RateLimitError, UnauthorizedError, answer_to
+from steerserve.server.errors import ForwardRefusedError, LimitsStoreError, RateLimitError, UnauthorizedError, answer_to
+from steerserve.server.fleet.signatures import HEADER, Signatures
 from steerserve.server.http.pages import PAGES
 from steerserve.server.telemetry.record import CURRENT_RECORD
 
@@ -29,16 +30,29 @@ _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([\x21-\x7e]{1,%d})" % MAX_KEY_
 class Access:
     """Lets a request through with the policy of its key; without a keyring everybody, under no policy's limits."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring | None, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring | None,
+        rates: Rates | None = None,
+        signatures: Signatures | None = None,
+    ) -> None:
+        """signatures: of the fleet; what another replica forwards comes without the caller's key, and is counted
+        there."""
         self.app = app
         self.keyring = keyring
         self.rates = rates or Rates()
+        self.signatures = signatures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         visit = CURRENT_RECORD.get()
+        given = [value for name, value in scope["headers"] if name == HEADER.encode()]
+        if self.signatures is not None and given:
+            await self._forwarded(given[0].decode("latin-1"), self.signatures, scope, receive, send)
+            return
         if self.keyring is None:
             with calling(Policy()):
                 await self.app(scope, receive, send)
@@ -49,7 +63,7 @@ class Access:
             return
         try:
             key = identify(scope["headers"], self.keyring)
-            visit.key = key.name
+            visit.key, visit.key_sha256 = key.name, key.sha256
             with calling(key.policy):
                 if scope["method"] not in (WORK, CHANGE):
                     await self.app(scope, receive, send)
@@ -60,6 +74,36 @@ class Access:
             answer = answer_to(error)
             visit.reason = answer.code
             await answer.response()(scope, receive, send)
+
+    async def _forwarded(self, header: str, signatures: Signatures, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what another replica forwards, under the policy that the caller's key has here."""
+        visit = CURRENT_RECORD.get()
+        try:
+            forwarded = signatures.check(header, scope["method"], scope["path"])
+            visit.forwarded_from, send = forwarded.sender, _shown(forwarded.proof, send)
+            policy = Policy()
+            if self.keyring is not None:
+                key = self.keyring.with_sha256(forwarded.key_sha256 or "")
+                if key is None:
+                    raise UnauthorizedError("the key is not known to the replica that runs this generation", True)
+                visit.key, policy = key.name, key.policy
+            with calling(policy):
+                await self.app(scope, receive, send)
+        except (ForwardRefusedError, UnauthorizedError) as error:
+            answer = answer_to(error)
+            visit.reason = answer.code
+            await answer.response()(scope, receive, send)
+
+
+def _shown(proof: str, send: Send) -> Send:
+    """`send`, which shows that a replica of the fleet answers."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (HEADER.encode(), proof.encode())]
+        await send(message)
+
+    return sent
 
 
 def _released(release: Release, send: Send) -> Send:

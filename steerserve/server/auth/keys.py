@@ -87,7 +87,10 @@ class Keyring:
 
     def find(self, presented: str) -> Key | None:
         """The key whose hash that of `presented` is; takes as long whichever it is, or if it is none."""
-        sha256 = hashlib.sha256(presented.encode()).hexdigest()
+        return self.with_sha256(hashlib.sha256(presented.encode()).hexdigest())
+
+    def with_sha256(self, sha256: str) -> Key | None:
+        """The key of this hash, in the same time."""
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, sha256):

@@ -13,6 +13,7 @@ from steerserve.server.errors import unexpected
 from steerserve.server.http.disconnect import ClientGoneError
 from steerserve.server.telemetry.metrics import Metrics
 from steerserve.server.telemetry.record import CODES, CURRENT_RECORD, RequestRecord
+from steerserve.server.telemetry.trace_context import continued
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,9 @@ Report = Callable[[RequestRecord], None]
 """Told of every request that has ended."""
 
 TURNED_AWAY = frozenset({401, 403, 408, 413, 415, 429, 431, 503})
+
+LONGEST_CONTEXT = 512
+"""Characters of a header of the trace context; a longer one is left out."""
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -40,7 +44,8 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = RequestRecord(_request_id(scope), scope["method"], traceparent=_header(scope, b"traceparent"))
+        trace = continued(_header(scope, b"traceparent"), _header(scope, b"tracestate"))
+        visit = RequestRecord(_request_id(scope), scope["method"], trace=trace)
         state = scope.setdefault("state", {})
         state["request_id"], state["visit"] = visit.id, visit
         status = 0
@@ -90,7 +95,7 @@ def _request_id(scope: Scope) -> str:
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
     given = [value for name, value in scope["headers"] if name == wanted]
-    return given[0].decode("latin-1") if len(given) == 1 and len(given[0]) <= 256 else None
+    return given[0].decode("latin-1") if len(given) == 1 and len(given[0]) <= LONGEST_CONTEXT else None
 
 
 def _outcome(status: int) -> str:

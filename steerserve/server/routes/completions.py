@@ -2,8 +2,7 @@
 
 import secrets
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,13 +56,16 @@ class Completions:
         metrics: Metrics,
         generations: Generations,
         turns: WorkerPool,
+        new_id: Callable[[str], str],
     ) -> None:
+        """new_id: an id of an answer, by its prefix."""
         self._service = service
         self._config = config
         self._worker = worker
         self._metrics = metrics
         self._generations = generations
         self._turns = turns
+        self._new_id = new_id
 
     @property
     def router(self) -> APIRouter:
@@ -130,7 +132,7 @@ class Completions:
         room = self._worker.check_room
         body, seed, rows, admitted = await self._turns.take(self._admit, raw, interface, first=room)
         answer = Answer(
-            id=f"{interface.wording.prefix}{uuid.uuid4().hex}",
+            id=self._new_id(interface.wording.prefix),
             created=int(time.time()),
             model=self._service.model_id,
             fingerprint=self._service.fingerprint,

@@ -8,14 +8,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steerserve.engine.api.base import Engine
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.api.variants import with_pushes
-from steerserve.errors import NotFoundError
+from steerserve.errors import NotFoundError, RequestError
+from steerserve.server.auth.caller import policy_of_caller
+from steerserve.server.fleet.forwarder import Forwarder
 from steerserve.server.generation.generation import Generation
 from steerserve.server.generation.registry import Generations
 from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol.body import parse, shown
 from steerserve.server.protocol.steering import SteeringPatch
-from steerserve.server.rows.interventions import check_model, pushes
+from steerserve.server.rows.interventions import check_model, path_of, pushes
 from steerserve.server.rows.rows import Row, admit
 from steerserve.server.service import Service
 from steerserve.server.worker.pool import WorkerPool
@@ -25,8 +28,17 @@ from steerserve.server.worker.worker import EngineWorker
 class Changes:
     """The routes."""
 
-    def __init__(self, service: Service, worker: EngineWorker, generations: Generations, turns: WorkerPool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        worker: EngineWorker,
+        generations: Generations,
+        turns: WorkerPool,
+        forwarder: Forwarder | None = None,
+    ) -> None:
+        """forwarder: to the other replicas of a fleet."""
         self._service = service
+        self._forwarder = forwarder
         self._worker = worker
         self._generations = generations
         self._turns = turns
@@ -42,7 +54,19 @@ class Changes:
     async def change(self, request: Request) -> Response:
         """Steer a running generation otherwise, or end it."""
         name = request.path_params["id"]
+        if self._forwarder is not None and request.state.visit.forwarded_from is None:
+            address = self._forwarder.other(name)
+            if address is not None:
+                return await self._forward(self._forwarder, address, request)
         return self.delete(name) if request.method == "DELETE" else await self.steer(request, name)
+
+    async def _forward(self, forwarder: Forwarder, address: str, request: Request) -> Response:
+        """Have the replica that runs a generation change it. What is wrong whatever the generation is refused here."""
+        raw = await request.body()
+        if request.method == "PATCH":
+            await self._turns.take(self._check, raw)
+        path = f"/v1/generations/{request.path_params['id']}"
+        return await unless_gone(request.receive, forwarder.send(address, request.method, path, raw))
 
     def delete(self, name: str) -> Response:
         """End a running generation; whoever waits for it is told so."""
@@ -70,6 +94,18 @@ class Changes:
             "rows": [{"index": rows[name].choice, "from_step": step} for name, step in since.items()],
             "plans": [{"prompt": prompt, **plan} for prompt, plan in plans.items()],
         }
+
+    def _check(self, raw: bytes) -> None:
+        """Raise what a change of another replica's generation would be refused with by its body and the caller's key
+        alone."""
+        body = parse(raw, SteeringPatch)
+        check_model(body.steering, self._service.model_id)
+        params = GenerationParams(interventions=tuple(one for one, _ in pushes(body.steering)))
+        try:
+            policy_of_caller().apply(params)
+        except RequestError as error:
+            error.param = error.param and path_of(error.param, body.steering)
+            raise
 
     def _admit(self, raw: bytes, rows: list[Row]) -> list[Any]:
         """The rows as they would have been with other interventions: checked, and allowed by the caller's key, in the

@@ -98,6 +98,7 @@ def described(visit: RequestRecord) -> dict[str, Any]:
 
     return {
         "request_id": visit.id,
+        "trace_id": visit.trace.trace_id,
         "key": visit.key,
         "method": visit.method,
         "route": visit.route,
@@ -107,6 +108,8 @@ def described(visit: RequestRecord) -> dict[str, Any]:
         "seconds": round(visit.seconds, 6),
         "queue_seconds": since(visit.started, visit.submitted),
         "first_token_seconds": since(visit.first_token),
+        "forwarded_from": visit.forwarded_from,
+        "forwarded_to": visit.forwarded_to,
         "answer_id": visit.answer_id,
         "rows": visit.rows,
         "prompt_tokens": visit.prompt_tokens,

@@ -75,6 +75,11 @@ class Metrics:
         self.key_reloads = self._counter("key_reloads", "Times the file of keys was read again, by outcome", "outcome")
         for outcome in ("ok", "failed"):
             self.key_reloads.labels(outcome)
+        self.forwards = self._counter(
+            "forwards", "Requests forwarded to the replica that runs their generation, by outcome", "outcome"
+        )
+        for outcome in ("answered", "unreachable"):
+            self.forwards.labels(outcome)
         self.limits_store_failures = self._counter("limits_store_failures", "Calls to the store of limits that failed")
         self.log_lines_dropped = self._counter("log_lines_dropped", "Log lines that could not be written")
         ProcessCollector(registry=self.registry)

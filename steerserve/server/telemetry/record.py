@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from steerserve.engine.api.events import Result
 from steerserve.engine.api.params import GenerationParams, Intervention
+from steerserve.server.telemetry.trace_context import TraceContext, continued
 
 CLOSED = 499
 """The code of a request whose client went away; it is never sent."""
@@ -27,10 +28,16 @@ class RequestRecord:
     began: float = field(default_factory=time.perf_counter)
     began_ns: int = field(default_factory=time.time_ns)
     """When it began, in nanoseconds since 1970: the one reading of the clock, for traces."""
-    traceparent: str | None = None
-    """The caller's W3C trace context, as it came."""
+    trace: TraceContext = field(default_factory=continued)
+    """The trace it belongs to: the caller's, where it named one."""
     key: str | None = None
     """Name of the caller's key."""
+    key_sha256: str | None = None
+    """What the file of keys holds of it."""
+    forwarded_from: str | None = None
+    """Address of the replica that forwarded it."""
+    forwarded_to: str | None = None
+    """Address of the replica that it was forwarded to."""
 
     route: str = "other"
     code: int = 0

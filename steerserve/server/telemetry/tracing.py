@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from steerserve.errors import SteerserveError
 from steerserve.extras import install_command
 from steerserve.server.telemetry.record import RequestRecord
+from steerserve.server.telemetry.trace_context import TraceContext
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -40,7 +41,8 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create({"service.name": "steerserve"})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._ids = _span_ids()
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         self._provider.add_span_processor(BatchSpanProcessor(exporter, export_timeout_millis=EXPORT_SECONDS * 1000))
         self._tracer = self._provider.get_tracer("steerserve")
         self._propagator = TraceContextTextMapPropagator()
@@ -49,7 +51,12 @@ class Tracing:
         """Make the spans of a request that has ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-        carrier = {"traceparent": visit.traceparent} if visit.traceparent is not None else {}
+        trace = visit.trace
+        carrier = {"traceparent": f"00-{trace.trace_id}-{trace.parent_id}-{trace.flags}"} if trace.parent_id else {}
+        if trace.state is not None:
+            carrier["tracestate"] = trace.state
+        # Known since the request began, so that what it called could be told.
+        self._ids.given = trace
         operation = OPERATIONS.get(visit.route)
         ended = visit.began + visit.seconds
         span = self._tracer.start_span(
@@ -76,6 +83,23 @@ class Tracing:
         self._provider.shutdown()
 
 
+def _span_ids() -> Any:
+    """A generator of ids that gives a request's own span those that its record has, and others random ones."""
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class SpanIds(RandomIdGenerator):
+        given: TraceContext | None = None
+
+        def generate_trace_id(self) -> int:
+            return super().generate_trace_id() if self.given is None else int(self.given.trace_id, 16)
+
+        def generate_span_id(self) -> int:
+            given, self.given = self.given, None
+            return super().generate_span_id() if given is None else int(given.span_id, 16)
+
+    return SpanIds()
+
+
 def attributes(visit: RequestRecord) -> dict[str, Any]:
     """The attributes of a request's span; what is not known is left out."""
     found: dict[str, Any] = {
@@ -84,6 +108,8 @@ def attributes(visit: RequestRecord) -> dict[str, Any]:
         "http.response.status_code": visit.code,
         "steerserve.request_id": visit.id,
         "steerserve.key": visit.key,
+        "steerserve.forwarded_from": visit.forwarded_from,
+        "steerserve.forwarded_to": visit.forwarded_to,
         "error.type": visit.reason if visit.reason is not None or visit.code < 500 else visit.outcome,
     }
     params = visit.params

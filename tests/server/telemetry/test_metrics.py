@@ -13,7 +13,7 @@ batch_rows batch_fill step_seconds time_to_first_token_seconds request_seconds q
 steering_configurations steering_delta_ratio steering_predicted_kl steering_measured_kl steering_clipped_total
 steering_unapplied_total steering_failures_total
 attribute_requests_total running_rows ready rejected_total steered_requests_total key_reloads_total
-log_lines_dropped_total
+log_lines_dropped_total limits_store_failures_total forwards_total
 """
 
 

@@ -11,6 +11,8 @@ from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.server.app import create_app
+from steerserve.server.telemetry.record import RequestRecord
+from steerserve.server.telemetry.trace_context import continued
 from steerserve.server.telemetry.tracing import Tracing, exporter_to
 from tests.server.planned_engine import PlannedEngine
 from tests.server.text_engine import service_of
@@ -81,6 +83,53 @@ def test_a_callers_trace_is_gone_on_with_and_a_broken_one_ignored(traced: Traced
     assert format(first.context.trace_id, "032x") == TRACE
     assert format(first.parent.span_id, "016x") == PARENT
     assert second.parent is None
+
+
+def test_a_span_has_the_id_that_was_passed_on() -> None:
+    """What a request called was told its span before there was one."""
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    parent = continued(f"00-{TRACE}-{PARENT}-01", "vendor=1")
+    records = [RequestRecord("a", "GET", trace=parent), RequestRecord("b", "GET"), RequestRecord("c", "GET")]
+    for one in records:
+        one.submitted = one.started = one.began
+        tracing(one)
+    tracing.close()
+    spans = [span for span in exporter.get_finished_spans() if span.name.startswith("GET")]
+    for span, one in zip(spans, records, strict=True):
+        assert span.context is not None
+        assert format(span.context.trace_id, "032x") == one.trace.trace_id
+        assert format(span.context.span_id, "016x") == one.trace.span_id
+        assert one.trace.traceparent == f"00-{one.trace.trace_id}-{one.trace.span_id}-01"
+    assert spans[0].context is not None
+    assert spans[0].context.trace_state.get("vendor") == "1"
+    assert len({span.context.span_id for span in exporter.get_finished_spans() if span.context is not None}) == 9
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "x",
+        f"00-{TRACE}-{PARENT}",
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"00-{TRACE}-{PARENT}-01-more",
+    ],
+)
+def test_a_trace_that_nobody_can_go_on_with_is_begun_anew(given: str | None) -> None:
+    found = continued(given, "vendor=1")
+    assert (found.parent_id, found.state) == (None, None)
+    assert found.trace_id != TRACE
+    assert len(found.trace_id) == 32
+
+
+def test_a_later_version_is_read_as_far_as_it_is_known() -> None:
+    found = continued(f"cc-{TRACE}-{PARENT}-00-more", "vendor=1")
+    assert (found.trace_id, found.parent_id, found.flags, found.state) == (TRACE, PARENT, "00", "vendor=1")
 
 
 def test_other_routes_and_errors_have_spans_too(traced: Traced) -> None:
