@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from steerserve.calibrate.intervals import wilson
 from steerserve.calibrate.texts.tasks import Group
 from steerserve.steering.attribute import Attribute
 from steerserve.train.classifiers import Judge
@@ -26,7 +25,7 @@ def texts_lines(group: Group, texts: Mapping[str, Sequence[str]], used: int, jud
     first = f"{' + '.join(group.files)}, field {group.field!r}: {sizes}"
     if max(counts.values()) > used:
         first += f" (features are found on {used:,} of each)"
-    low, high = wilson(round(judge.accuracy * judge.texts), judge.texts)
+    low, high = interval(judge.accuracy, judge.texts)
     lines = [
         first,
         f"  a classifier of words is right on {judge.accuracy:.0%} of {judge.texts:,} texts it was not trained on "
@@ -50,10 +49,10 @@ def outcome_lines(attribute: Attribute) -> list[str]:
         for one in tried["confirmed"]
         if tuple(one["layers"]) == tuple(attribute.layers) and one["strength"] == attribute.strength
     )
-    low, high = wilson(round(won["share"] * won["texts"]), won["texts"])
+    low, high = interval(won["share"], won["texts"])
     # As many texts, of the same noise.
     without = tried["unsteered"]["share"]
-    lowest, highest = wilson(round(without * won["texts"]), won["texts"])
+    lowest, highest = interval(without, won["texts"])
     layers = ", ".join(map(str, attribute.layers))
     lines = [
         f"{attribute.name}: layers {layers}, strength {attribute.strength:g} {attribute.unit}",
@@ -68,6 +67,14 @@ def outcome_lines(attribute: Attribute) -> list[str]:
     if tried["note"] is not None:
         lines.append(f"  WARNING: {tried['note']}")
     return lines
+
+
+def interval(share: float, texts: int) -> tuple[float, float]:
+    """95 % interval of a share of so many texts (Wilson's score interval)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * texts), texts).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def serve_lines(model: Path | None, sae: Path | None, out: Path, attributes: Sequence[str]) -> list[str]:

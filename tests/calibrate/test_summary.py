@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from steerserve.calibrate.summary import outcome_lines
+from steerserve.calibrate.summary import interval, outcome_lines
 from tests import tiny
 
 
@@ -19,3 +19,17 @@ def test_overlapping_intervals_are_told_and_warned_of(
     lines = outcome_lines(replace(attribute, provenance={"ablation": ablation}))
     assert "12% of unsteered ones (3% to 36%)" in lines[1]
     assert any("not surely better than none" in line for line in lines) == warned
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [
+        # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_intervals_are_those_of_newcombes_table(successes: int, count: int, low: float, high: float) -> None:
+    assert interval(successes / count, count) == pytest.approx((low, high), abs=5e-5)
