@@ -98,9 +98,6 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rho: Pearson's r of the ranks, ties sharing theirs."""
-    return correlation(_ranks(x).tolist(), _ranks(y).tolist())
+    from scipy.stats import rankdata
 
-
-def _ranks(values: Sequence[float]) -> Floats:
-    array = np.asarray(values, dtype=float)
-    return np.array([(array < one).sum() + ((array == one).sum() - 1) / 2 for one in array], dtype=float)
+    return correlation(rankdata(x), rankdata(y))

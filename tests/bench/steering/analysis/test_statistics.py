@@ -44,6 +44,25 @@ def test_flipping_signs_gives_the_exact_p_of_all_flips() -> None:
     assert statistics.sign_flip(np.zeros(4)) == 1.0
 
 
+def test_flipping_signs_is_the_permutation_test_of_scipy() -> None:
+    from scipy.stats import permutation_test
+
+    differences = np.random.default_rng(2).normal(0.4, 1.0, 24)
+    tested = permutation_test(
+        (differences,), np.mean, vectorized=True, permutation_type="samples", n_resamples=20_000, random_state=0
+    )
+    assert statistics.sign_flip(differences, draws=20_000) == pytest.approx(tested.pvalue, abs=0.01)
+
+
+def test_the_interval_of_a_mean_is_the_percentile_bootstrap_of_scipy() -> None:
+    from scipy.stats import bootstrap
+
+    sample = np.random.default_rng(3).normal(3.0, 2.0, 40)
+    drawn = bootstrap((sample,), np.mean, n_resamples=9999, method="percentile", random_state=0)
+    low, high = statistics.interval(sample[statistics.resamples(40, 9999)].mean(1)[1:])
+    assert (low, high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.05)
+
+
 def test_an_equal_difference_in_every_row_cannot_be_luck() -> None:
     assert statistics.sign_flip(np.ones(20)) < 0.001
 
