@@ -3,7 +3,8 @@
 import json
 from typing import Any, Final
 
-ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+from pydantic_core import to_json
+
 DEPTH: Final = 5
 """How deep what is told of one token, or of one step, lies in an answer: choices, choice, logprobs, tokens, token."""
 
@@ -11,15 +12,19 @@ DEPTH: Final = 5
 def encoded(value: Any, depth: int = DEPTH) -> bytes:
     """A value as JSON in UTF-8, what lies `depth` deep in it as one part; raises ValueError for a number that JSON
     cannot say."""
-    return _text(value, depth).encode()
-
-
-def _text(value: Any, depth: int) -> str:
     if depth and isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return "{" + ",".join(f"{ENCODER.encode(key)}:{_text(one, depth - 1)}" for key, one in value.items()) + "}"
+        return b"{" + b",".join([_whole(key) + b":" + encoded(one, depth - 1) for key, one in value.items()]) + b"}"
     if depth and isinstance(value, list | tuple):
-        return "[" + ",".join(_text(one, depth - 1) for one in value) + "]"
-    return ENCODER.encode(value)
+        return b"[" + b",".join([encoded(one, depth - 1) for one in value]) + b"]"
+    return _whole(value)
+
+
+def _whole(value: Any) -> bytes:
+    told = to_json(value)
+    if b"NaN" in told or b"Infinity" in told:
+        # In a text, or a number that JSON cannot say, which this one refuses.
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return told
 
 
 def data(frame: dict[str, Any], depth: int = 0) -> bytes:

@@ -22,12 +22,25 @@ VALUES = st.recursive(
 
 @given(VALUES, st.integers(0, DEPTH))
 def test_parts_make_the_json_of_the_whole(value: Any, depth: int) -> None:
-    whole = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    assert encoded(value, depth) == whole
+    told = encoded(value, depth)
+    assert told == encoded(value, 0)
+    # To the digit, and in the order of the fields.
+    assert json.dumps(json.loads(told)) == json.dumps(value)
+
+
+@pytest.mark.parametrize("depth", [0, DEPTH])
+def test_texts_may_hold_the_names_of_numbers_that_json_cannot_say(depth: int) -> None:
+    value = {"text": "NaN, -Infinity é", "Infinity": [1.5]}
+    assert encoded(value, depth) == '{"text":"NaN, -Infinity é","Infinity":[1.5]}'.encode()
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        encoded({"text": "\ud800"})
 
 
 def test_keys_that_are_no_strings_become_strings() -> None:
-    assert encoded({"layers": {1: [0.5], None: "é"}}) == '{"layers":{"1":[0.5],"null":"é"}}'.encode()
+    assert encoded({"layers": {1: [0.5], 2: "é"}}) == '{"layers":{"1":[0.5],"2":"é"}}'.encode()
 
 
 @pytest.mark.parametrize("depth", [0, DEPTH])
