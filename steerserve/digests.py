@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CHUNK_BYTES = 1 << 24
 SETTLED_SECONDS = 2.0
 """A file younger than this is not remembered: a second write may leave its time stamp as it is."""
 MAX_ENTRIES = 256
@@ -27,8 +26,7 @@ def files_sha256(files: Sequence[Path], anew: bool = False) -> str:
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                digest.update(chunk)
+            hashlib.file_digest(stream, lambda: digest)
     youngest = max((file.stat().st_mtime for file in files), default=0.0)
     if _key(files) == key and time.time() - youngest > SETTLED_SECONDS:
         _remember(key, digest.hexdigest())
