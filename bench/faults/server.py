@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
+
+from bench.usage import Usage
 
 PATIENCE = 300.0
 IDLE_SECONDS = 15.0
@@ -29,13 +30,7 @@ class Served:
 
     def held(self) -> dict[str, float]:
         """Files, threads and MiB it has now."""
-        proc = Path(f"/proc/{self.process.pid}")
-        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
-        return {
-            "files": len(list((proc / "fd").iterdir())),
-            "threads": int(status["Threads"]),
-            "MiB": round(int(status["VmRSS"].split()[0]) / 1024),
-        }
+        return Usage(self.process.pid).held()
 
     def left(self) -> dict[str, float]:
         """The same and rows, of a server that is ready."""
