@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.models import OpenAPI
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
@@ -54,6 +55,14 @@ def test_every_route_is_told_and_no_other(config: ServerConfig) -> None:
     }
     assert told == served
     assert len(told) >= 16
+
+
+@pytest.mark.parametrize("config", [ServerConfig(), ServerConfig(metrics_port=0)])
+def test_the_document_is_openapi(config: ServerConfig) -> None:
+    read = OpenAPI.model_validate(document(config)).model_dump(by_alias=True, exclude_none=True, mode="json")
+    told = document(config)
+    assert (read["openapi"], read["info"]) == (told["openapi"], told["info"])
+    assert read["paths"].keys() == told["paths"].keys()
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
