@@ -22,6 +22,10 @@ class ModelConfig:
     """Where the model runs: cpu, cuda, cuda:N; auto: CUDA where there is any."""
     tokenizer: Path | None = None
     """Folder of the tokenizer and chat template, for a model that comes without: MDLM and SEDD take GPT-2's."""
+    denoiser: str | None = None
+    """How a network that transformers has is run as a denoiser, where its config does not say: key=value with commas
+    between, of mask_token (a token or its id), shift (0 or 1), attention (full), bos_token and base (a
+    model_type)."""
     served_name: str | None = None
     """Name that requests give as `model`; unset: the folder's."""
     revision: str | None = None
@@ -32,7 +36,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
-        for name in ("revision", "served_name"):
+        for name in ("denoiser", "revision", "served_name"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must not be empty")
 

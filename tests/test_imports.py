@@ -75,7 +75,7 @@ MAY_IMPORT = {
 # Inside a package: the parts of a line may import those of the lines above it, and themselves.
 LEVELS = {
     "steerserve.models": [
-        {"memory", "sigma", "attention", "capture", "state_dict"},
+        {"memory", "sigma", "attention", "capture", "state_dict", "pretrained"},
         {"base", "llama"},
         {"means", "layers"},
         {"families"},

@@ -92,8 +92,8 @@ MODELS: dict[str, tuple[Breaking, str]] = {
     "binary config": (put("config.json", b"\xff\xfe"), "config.json is not JSON"),
     "other config": (put("config.json", "[]"), "must hold a JSON object"),
     "unknown family": (
-        edit("config.json", model_type="gpt2"),
-        "model_type is 'gpt2', known families are Dream, bert, llada, mdlm, sedd",
+        edit("config.json", model_type="mamba"),
+        "model_type is 'mamba', known families are Dream, a2d-llama, .* sedd",
     ),
     "missing key": (edit("config.json", d_model=...), "config.json has no d_model, which the llada family needs"),
     "other shape": (edit("config.json", n_layers=3), "missing tensors: model.transformer"),

@@ -18,10 +18,13 @@ from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from steerserve.models.families.bert import BertConfig, BertDiffusionLM
+from steerserve.models.families.denoiser import PUBLISHED, Tokens
 from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
 from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
+from steerserve.models.families.lladamoe import LladaMoeConfig, LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
+from steerserve.models.families.transformers_lm import TransformersLM
 from steerserve.saes import FeatureStats, SaeFacts, SparseAutoencoder
 from steerserve.saes.activation import TopK
 from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeight, load_attribute
@@ -60,6 +63,20 @@ LLADA = LladaConfig(
     mlp_hidden_size=48,
     embedding_size=VOCAB + 3,
     rope_theta=500000.0,
+)
+LLADA_MOE = LladaMoeConfig(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    expert_intermediate_size=24,
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_layer_freq=(1, 1, 1),
+    rope_theta=50000.0,
+    max_position_embeddings=CONTEXT,
+    mask_token_id=MASK,
+    eos_token_id=EOS,
 )
 DREAM = DreamConfig(
     vocab_size=VOCAB,
@@ -118,6 +135,15 @@ def dream(seed: int = 0, **changes: Any) -> DreamDiffusionLM:
     return model
 
 
+def lladamoe(seed: int = 0, **changes: Any) -> LladaMoeDiffusionLM:
+    """A LLaDA-MoE of random weights; `changes` to LLADA_MOE."""
+    model = LladaMoeDiffusionLM(replace(LLADA_MOE, **changes))
+    randomise(model, seed)
+    for bias in model.buffers():
+        bias.copy_(torch.linspace(0, 0.3, len(bias)))
+    return model
+
+
 def mdlm(seed: int = 0, **changes: Any) -> MdlmDiffusionLM:
     """An MDLM of random weights with the ids of `tokenizer`; `changes` to its `config.json`."""
     raw = {
@@ -152,6 +178,47 @@ def sedd(
     }
     model = SeddDiffusionLM.from_config(raw)
     randomise(model, seed, 0.2)
+    return model
+
+
+NATIVE: dict[str, dict[str, Any]] = {
+    "a2d-qwen2": {"num_key_value_heads": 2},
+    "a2d-qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "gpt2": {},
+    "llama": {"num_key_value_heads": 4},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": CLS, "sep_token_id": EOS},
+    "roberta": {},
+}
+"""Keys of the config of each published denoiser whose network is that of transformers, beside those of `native`."""
+
+
+def native_config(name: str, **changes: Any) -> dict[str, Any]:
+    """The `config.json` of a denoiser by its published `model_type`; its special tokens are those of `tokenizer`."""
+    return (
+        {
+            "model_type": name,
+            "vocab_size": VOCAB,
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": CONTEXT,
+            "mask_token_id": MASK,
+            "eos_token_id": EOS,
+            "bos_token_id": CLS,
+            "pad_token_id": PAD,
+        }
+        | NATIVE.get(name, {})
+        | changes
+    )
+
+
+def native(name: str, seed: int = 0, **changes: Any) -> TransformersLM:
+    """A network of transformers with random weights, run as the denoiser of that `model_type`."""
+    denoiser = replace(PUBLISHED[name], bos_token=None)
+    model = TransformersLM(native_config(name, **changes), denoiser, Tokens({}, {}))
+    model.load_state_dict(model.state_dict())
+    randomise(model, seed)
     return model
 
 

@@ -20,8 +20,10 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "inspect",
         add_flags,
         "Show what a model, SAE or attribute folder holds. It is loaded and checked just as the server would; then "
-        "facts, hashes, and the shape and norm of every tensor are shown.",
+        "facts, hashes, and the shape and norm of every tensor are shown. Of a model: whether it can be served, as "
+        "what, what memory it takes, and what it lacks.",
         """
+        steerserve inspect model made/model
         steerserve inspect sae made/saes/layer-4-mask
         steerserve inspect sae made/saes --model made/model --text texts.jsonl
         steerserve inspect attribute made/attributes/topic/sports --json
@@ -52,22 +54,50 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def inspect_model(folder: Path, tokenizer_folder: Path | None = None) -> dict[str, Any]:
-    """Facts of a model and its tensors in the type they have on disk, which are read one at a time.
+def inspect_model(folder: Path, tokenizer_folder: Path | None = None, denoiser: str | None = None) -> dict[str, Any]:
+    """Facts of a model, as what it is served, what it lacks for that, and its tensors in the type they have on disk,
+    which are read one at a time.
 
-    A model without a tokenizer of its own is shown nevertheless, unless one is named.
+    A model without a tokenizer of its own is shown nevertheless, unless one is named. Raises ArtifactError for a folder
+    that is no model of any known kind.
     """
-    from steerserve.models import load_tokenizer, open_checkpoint, weights_sha256
-    from steerserve.models.checkpoint.placement import type_name
-    from steerserve.models.text.tokenizer import has_tokenizer
+    import torch
 
-    checkpoint = open_checkpoint(folder)
-    tensors = dict(checkpoint.tensors)
+    from steerserve.engine.request.kv_cache import CACHES
+    from steerserve.models import load_tokenizer, open_checkpoint, read_sampler_defaults, weights_sha256
+    from steerserve.models.checkpoint.available_memory import amount, available_bytes
+    from steerserve.models.checkpoint.placement import choose_dtype, type_name
+    from steerserve.models.text.tokenizer import has_tokenizer
+    from steerserve.runtime.load import check_defaults
+
+    checkpoint = open_checkpoint(folder, denoiser=denoiser, place=tokenizer_folder)
+    known, tensors = checkpoint.facts, dict(checkpoint.tensors)
     place = tokenizer_folder or (folder if has_tokenizer(folder) else None)
-    tokenizer = load_tokenizer(place, checkpoint.facts.family) if place else None
-    facts = asdict(checkpoint.facts) | {
+    tokenizer = load_tokenizer(place, known.family) if place else None
+    lacks = [] if tokenizer else ["it has no tokenizer: --tokenizer DIR names one"]
+    if tokenizer and tokenizer.get_vocab_size() > known.vocab_size:
+        lacks.append(f"its tokenizer has {tokenizer.get_vocab_size()} tokens, the model {known.vocab_size}")
+    defaults = read_sampler_defaults(folder, checkpoint.shell.defaults)
+    try:
+        check_defaults(folder, defaults, known)
+    except ArtifactError as error:
+        lacks.append(str(error))
+    cpu = torch.device("cpu")
+    dtype = choose_dtype("auto", cpu, checkpoint.dtype)
+    need, available = checkpoint.parameters * dtype.itemsize, available_bytes(cpu)
+    if available is not None and need > available:
+        lacks.append(f"it takes {amount(need)} of memory in {type_name(dtype)}, {amount(available)} are available")
+    facts = {
+        "can_be_served": not lacks,
+        "lacks": lacks,
+        **asdict(known),
+        "mask_token": tokenizer.id_to_token(known.mask_id) if tokenizer else None,
+        "attention": checkpoint.shell.attention,
+        "caches": list(CACHES) if known.keys else [],
+        "sampler_defaults": asdict(defaults),
         "parameters": checkpoint.parameters,
         "dtype": type_name(checkpoint.dtype),
+        "memory": f"{amount(need)} in {type_name(dtype)}, the type on this CPU",
         "tokenizer_pieces": tokenizer.get_vocab_size() if tokenizer else None,
         "sha256": weights_sha256(folder),
     }
@@ -115,7 +145,9 @@ def inspect_attribute(folder: Path) -> dict[str, Any]:
 
 INSPECTORS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "attribute": lambda arguments: inspect_attribute(arguments.path),
-    "model": lambda arguments: inspect_model(arguments.path, getattr(arguments, "ModelConfig.tokenizer", None)),
+    "model": lambda arguments: inspect_model(
+        arguments.path, *(getattr(arguments, f"ModelConfig.{name}", None) for name in ("tokenizer", "denoiser"))
+    ),
     "sae": inspect_sae,
 }
 

@@ -26,10 +26,11 @@ def padding_mask(lengths: Tensor | None, width: int, device: torch.device) -> Te
     return (torch.arange(keys, device=device) < lengths[:, None])[:, None, None, :]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
     """Attention of query [rows, heads, length, head size] over key and value of as many heads or a divisor of it.
 
-    mask: `padding_mask` of the canvas. Returns [rows, length, heads * head size].
+    mask: `padding_mask` of the canvas, or one that tells queries apart, [rows or 1, 1, keys, keys]; scale: of the
+    products, None: 1 / sqrt(head size). Returns [rows, length, heads * head size].
     """
     length = query.shape[2]
     more = 0 if mask is None else mask.shape[3] - key.shape[2]
@@ -41,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         # On CUDA no fused kernel takes both a mask and grouped heads; the one left would hold every score.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     grouped = query.shape[1] != key.shape[1]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
     return mixed.transpose(1, 2)[:, :length].flatten(2)
 
 

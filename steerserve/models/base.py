@@ -80,6 +80,10 @@ class DiffusionLM(nn.Module):
 
     facts: ModelFacts
     defaults: SamplerDefaults = SamplerDefaults()
+    attention: str = "full"
+    """What a position attends to, in words."""
+    template: Mapping[str, Any] = {}
+    """Variables that the chat template is rendered with."""
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG003 (interface)

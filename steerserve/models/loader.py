@@ -58,14 +58,14 @@ def open_model(folder: Path, config: ModelConfig) -> OpenedModel:
     """Open a model folder; raises ArtifactError naming what is wrong with it, or that it is not the one pinned."""
     device = choose_device(config.device)
     # A pin is of the files as published: a conversion beside them could hold anything.
-    checkpoint = open_checkpoint(folder, originals=config.sha256 is not None)
+    checkpoint = open_checkpoint(folder, config.sha256 is not None, config.denoiser, config.tokenizer)
     place = config.tokenizer or folder
     tokenizer, theirs = open_tokenizer(place, checkpoint.facts.family)
     if tokenizer.get_vocab_size() > checkpoint.facts.vocab_size:
         raise ArtifactError(
             f"{place}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {checkpoint.facts.vocab_size}"
         )
-    chat = find_chat_template(place, theirs)
+    chat = find_chat_template(place, theirs, checkpoint.shell.template)
     defaults = read_sampler_defaults(folder, checkpoint.shell.defaults)
     # Nor does what is remembered of them do for it.
     sha256 = weights_sha256(folder, anew=config.sha256 is not None)

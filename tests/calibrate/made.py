@@ -14,6 +14,7 @@ from steerserve.models import DiffusionLM, weights_sha256
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.models.families.dream import DreamDiffusionLM
 from steerserve.models.families.llada import LladaDiffusionLM
+from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
 from tests import tiny
@@ -23,6 +24,7 @@ HIDDEN, FEATURES = 32, 48
 _CLASSES: dict[str, type[Any]] = {
     "bert": BertDiffusionLM,
     "llada": LladaDiffusionLM,
+    "lladamoe": LladaMoeDiffusionLM,
     "dream": DreamDiffusionLM,
     "mdlm": MdlmDiffusionLM,
     "mdlm-timed": MdlmDiffusionLM,
@@ -57,6 +59,10 @@ SMALL: dict[str, Any] = {
 
 def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, start: int = 2) -> dict[str, Any]:
     """A `config.json` of two layers of size HIDDEN, under the keys of the published ones."""
+    if name in tiny.NATIVE:
+        ids = {"mask_token_id": mask, "eos_token_id": end, "bos_token_id": start}
+        sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+        return tiny.native_config(name, vocab_size=vocabulary, **sizes, **ids)
     if name == "sedd":
         # Its graph adds the mask to the vocabulary.
         return {
@@ -89,6 +95,15 @@ def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, 
             "embedding_size": vocabulary,
             "rope_theta": 500000.0,
         },
+        "lladamoe": {
+            "model_type": "llada",
+            **encoder,
+            "expert_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_layer_freq": [1, 1],
+            "rope_theta": 1e6,
+        },
         "dream": {
             "model_type": "Dream",
             **encoder,
@@ -110,6 +125,8 @@ def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, 
 
 def family(name: str, **ids: int) -> DiffusionLM:
     """A tiny model of random weights; `ids` as in `family_config`."""
+    if name in tiny.NATIVE:
+        return tiny.native(name, **family_config(name, **ids))
     model: DiffusionLM = _CLASSES[name].from_config(family_config(name, **ids))
     tiny.randomise(model, 0)
     return model

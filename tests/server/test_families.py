@@ -38,6 +38,18 @@ SAMPLERS: dict[str, list[dict[str, Any]]] = {
     "sedd": [{"order": "random", "transfer": "analytic"}, {"order": "random", "transfer": "euler"}],
 }
 SAMPLERS["mdlm-timed"] = SAMPLERS["mdlm"]
+SAMPLERS["a2d-qwen3"] = [
+    {"order": "confidence", "transfer": "linear", "block_length": 4},
+    {"order": "entropy", "transfer": "cosine"},
+]
+SAMPLERS["lladamoe"] = [{"order": "confidence", "transfer": "linear", "block_length": 4}]
+SAMPLERS["modernbert"] = [
+    {"order": "confidence", "transfer": "linear"},
+    {"order": "sae_stability", "transfer": "threshold", "block_length": 4},
+]
+SAMPLERS["gpt2"] = [{"order": "random", "transfer": "origin"}]
+DENOISERS = {"gpt2": "bos_token=2"}
+"""What is said of families whose published BOS the tokenizer here has not."""
 
 
 @pytest.fixture(scope="module", params=sorted(SAMPLERS))
@@ -58,9 +70,8 @@ def client(family: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
     for site in raw["sites"].values():
         site["sae"] = "not loaded"
     card.write_text(json.dumps(raw))
-    runtime = load_runtime(
-        model, folder / "saes", [folder / "attributes"], EngineConfig(), ModelConfig(device="cpu", revision="r1")
-    )
+    config = ModelConfig(device="cpu", revision="r1", denoiser=DENOISERS.get(family))
+    runtime = load_runtime(model, folder / "saes", [folder / "attributes"], EngineConfig(), config)
     with TestClient(create_app(runtime.service, ServerConfig())) as opened:
         yield opened
 

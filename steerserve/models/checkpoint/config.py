@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from steerserve.errors import ArtifactError
+from steerserve.models.families.denoiser import Tokens
 from steerserve.pointers import refuse_pointer
+
+ROLES = ("mask", "sep", "cls", "pad", "unk", "bos", "eos")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -35,21 +38,39 @@ def token_ids(folder: Path) -> dict[str, int]:
 
     A BERT's `config.json` leaves them to its tokenizer. Empty where the folder has no `tokenizer.json` or `vocab.txt`.
     """
+    tokens = read_tokens(folder)
+    usual = {role: f"[{role.upper()}]" for role in ("mask", "sep", "cls", "pad", "unk")}
+    found = {f"{role}_token_id": tokens.vocabulary.get(text) for role, text in usual.items()} | dict(tokens.roles)
+    return {
+        name: index for name, index in found.items() if index is not None and name.removesuffix("_token_id") in usual
+    }
+
+
+def read_tokens(folder: Path) -> Tokens:
+    """The vocabulary of a folder's tokenizer and the roles of its special tokens, as its files say; empty without."""
+    roles: dict[str, str] = {}
+    known: dict[str, int] = {}
     if (folder / "tokenizer.json").is_file():
         raw = read_object(folder / "tokenizer.json")
-        known = {one["content"]: one["id"] for one in raw.get("added_tokens") or ()}
         vocabulary = (raw.get("model") or {}).get("vocab")
-        known = (vocabulary if isinstance(vocabulary, dict) else {}) | known
+        known = vocabulary if isinstance(vocabulary, dict) else {}
+        known = known | {one["content"]: one["id"] for one in raw.get("added_tokens") or ()}
     elif (folder / "vocab.txt").is_file():
         lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
         known = {piece: index for index, piece in enumerate(lines)}
-    else:
-        return {}
-    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("mask", "sep", "cls", "pad", "unk")}
-    if (folder / "tokenizer_config.json").is_file():
-        said = read_object(folder / "tokenizer_config.json")
-        for role in roles:
-            token = said.get(role)
+    elif (folder / "vocab.json").is_file():
+        known = read_object(folder / "vocab.json")
+    if known and (folder / "added_tokens.json").is_file():
+        known = known | read_object(folder / "added_tokens.json")
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        said = read_object(folder / name) if (folder / name).is_file() else {}
+        if known and name == "tokenizer_config.json":
+            added = said.get("added_tokens_decoder") or {}
+            known = known | {one["content"]: int(index) for index, one in added.items()}
+        for role in ROLES:
+            token = said.get(f"{role}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            roles[role] = token if isinstance(token, str) else roles[role]
-    return {f"{role}_id": known[token] for role, token in roles.items() if token in known}
+            if isinstance(token, str):
+                roles[role] = token
+    found = {f"{role}_token_id": known[token] for role, token in roles.items() if token in known}
+    return Tokens(found, known)

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models.base import SamplerDefaults
 from steerserve.models.checkpoint.config import read_object
-from steerserve.models.checkpoint.pretrained import from_folder
+from steerserve.models.pretrained import from_folder
 
 FILE = "generation_config.json"
 UNCHOSEN = "_from_model_config"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from steerserve.errors import ArtifactError
 from steerserve.models.base import DiffusionLM, ModelFacts
-from steerserve.models.checkpoint.config import read_config, token_ids
+from steerserve.models.checkpoint.config import read_config, read_tokens, token_ids
 from steerserve.models.checkpoint.generation_config import FILE, read_generation_config
 from steerserve.models.checkpoint.weights import Weights, read_weights
 from steerserve.models.families import Family, family_of
+from steerserve.models.families.bert import BertDiffusionLM
+from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
+from steerserve.models.families.transformers_lm import TransformersFamily
 from steerserve.models.state_dict import check_layout
 from steerserve.numerics import aligned
 
@@ -57,24 +61,30 @@ class Checkpoint:
         return self.shell.eval()
 
 
-def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, originals: bool = False, denoiser: str | None = None, place: Path | None = None
+) -> Checkpoint:
     """Find everything of a model folder; raises ArtifactError naming what is missing, unexpected or misshapen.
 
-    originals: see `read_weights`.
+    originals: see `read_weights`; denoiser: see `family_of`; place: the folder of the tokenizer, where it is another.
     """
     raw = read_config(folder)
-    family = family_of(folder, raw)
-    if raw.get("model_type") == "bert":
+    family = family_of(folder, raw, denoiser, partial(read_tokens, place or folder))
+    if family in (BertDiffusionLM, LladaMoeDiffusionLM):
         raw = token_ids(folder) | raw
     raw, ends = with_one_end(folder, raw)
     try:
+        weights = None
+        if isinstance(family, TransformersFamily):
+            weights = read_weights(folder, originals)
+            raw = family.resized(raw, weights.tensors)
         shell = _shell(family, raw, ends)
         # Dream's own loop takes the mask of this file, which would be another token than its model was trained with.
         mask = read_generation_config(folder).get("mask_token_id", shell.facts.mask_id)
         if mask != shell.facts.mask_id:
             raise ArtifactError(f"{FILE}: mask_token_id is {mask!r}, by config.json it is {shell.facts.mask_id}")
-        weights = read_weights(folder, originals)
-        tensors = family.adapt(raw, dict(weights.tensors))
+        weights = weights or read_weights(folder, originals)
+        tensors = shell.adapt(raw, dict(weights.tensors))
     except ArtifactError as error:
         # A family sees only a parsed config: which folder it is from is known here.
         raise error if str(folder) in str(error) else ArtifactError(f"{folder}: {error}") from error
@@ -91,9 +101,14 @@ def open_checkpoint(folder: Path, originals: bool = False) -> Checkpoint:
     return Checkpoint(folder, shell, weights, tensors)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> DiffusionLM:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    denoiser: str | None = None,
+) -> DiffusionLM:
     """The model of a folder, in evaluation mode; raises ArtifactError as `open_checkpoint` does."""
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, denoiser=denoiser)
     checkpoint.weights.keep_converted()
     return checkpoint.load(dtype, device)
 

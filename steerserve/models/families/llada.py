@@ -195,11 +195,6 @@ class LladaDiffusionLM(TransformerLM):
 def _read(raw: dict[str, Any]) -> LladaConfig:
     """The family's keys of a parsed `config.json`, checked."""
     check_fixed(raw, "llada", _FIXED)
-    if experts := raw.get("num_experts"):
-        raise ArtifactError(
-            f"config.json: num_experts is {experts!r}: LLaDA-MoE is a mixture of experts, the llada family "
-            "implements the dense models"
-        )
     config = read_fields(LladaConfig, dict(raw) | {"rope_theta": rotary_base(raw, LladaConfig.rope_theta)}, "llada")
     check_sizes(
         d_model=config.d_model,

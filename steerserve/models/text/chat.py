@@ -18,9 +18,12 @@ class ChatTemplate:
     """The chat template of a tokenizer, rendered in the sandbox of `transformers`, which can change nothing and call
     nothing unsafe."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", source: str) -> None:
-        """Raises ArtifactError where the source is no template."""
-        self._tokenizer, self._source = tokenizer, source
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", source: str, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """variables: what it is rendered with beside the messages; raises ArtifactError where the source is no
+        template."""
+        self._tokenizer, self._source, self._variables = tokenizer, source, dict(variables or {})
         try:
             self._text([{"role": "user", "content": ""}])
         except (TemplateSyntaxError, RecursionError) as error:
@@ -46,14 +49,17 @@ class ChatTemplate:
                 chat_template=self._source,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **self._variables,
             )
         )
 
 
-def find_chat_template(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> ChatTemplate | None:
+def find_chat_template(
+    folder: Path, tokenizer: "PreTrainedTokenizerFast", variables: Mapping[str, Any] | None = None
+) -> ChatTemplate | None:
     """The chat template that `transformers` found beside a tokenizer; None where there is none.
 
-    Of several named ones the one called default is taken.
+    Of several named ones the one called default is taken. variables: see `ChatTemplate`.
     """
     source = tokenizer.chat_template
     if isinstance(source, Mapping):
@@ -63,6 +69,6 @@ def find_chat_template(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> Ch
     if not isinstance(source, str):
         raise ArtifactError(f"{folder}: chat_template must be text or a list of named texts, got {source!r}")
     try:
-        return ChatTemplate(tokenizer, source)
+        return ChatTemplate(tokenizer, source, variables)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {error}") from error

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from steerserve.errors import ArtifactError
 from steerserve.models.checkpoint.config import read_object
-from steerserve.models.checkpoint.pretrained import from_folder
+from steerserve.models.pretrained import from_folder
 from steerserve.pointers import refuse_pointer
 
 if TYPE_CHECKING:

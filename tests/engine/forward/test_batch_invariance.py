@@ -103,11 +103,12 @@ def told(served: DiffusionEngine, params: GenerationParams) -> tuple[Any, ...]:
     return request.response, result.tokens, result.text, result.steps, result.finish_reason, result.receipt
 
 
-MODELS = pytest.mark.parametrize("family", ["bert", "llada"])
+MODELS = pytest.mark.parametrize("family", ["bert", "llada", "lladamoe", "a2d-qwen3", "modernbert", "gpt2"])
 
 
 def build(family: str) -> DiffusionLM:
-    return tiny.bert(5) if family == "bert" else tiny.llada(5)
+    own = {"bert": tiny.bert, "llada": tiny.llada, "lladamoe": tiny.lladamoe}
+    return own[family](5) if family in own else tiny.native(family, 5)
 
 
 def assert_alike(served: DiffusionEngine, got: Sequence[tuple[Any, Any]]) -> None:

@@ -42,6 +42,8 @@ PUSH = Intervention(vector=VectorRef(1, DIRECTION), unit="raw", strength=3.0, sc
 
 
 def build(family: str, seed: int = 1) -> DiffusionLM:
+    if family in tiny.NATIVE:
+        return tiny.native(family, seed)
     model: DiffusionLM = getattr(tiny, family)(seed)
     return model
 
@@ -121,7 +123,7 @@ def test_a_full_forward_at_every_step_is_the_exact_path(tmp_path: Path, family: 
                 ]
 
 
-@pytest.mark.parametrize(("family", "seed"), [("llada", 1), ("dream", 2), ("bert", 3)])
+@pytest.mark.parametrize(("family", "seed"), [("llada", 1), ("dream", 2), ("bert", 3), ("a2d-qwen3", 4)])
 def test_rows_alone_and_together_with_and_without_a_cache(tmp_path: Path, family: str, seed: int) -> None:
     served = tiny.engine(build(family, 5), tmp_path, max_rows=9)
     chance = Random(seed)
@@ -136,6 +138,18 @@ def test_rows_alone_and_together_with_and_without_a_cache(tmp_path: Path, family
         for params in rows(seed, 16)
     ]
     assert_alone_as_together(served, asked, seed)
+
+
+@MODES
+def test_a_network_of_transformers_keeps_the_keys_that_our_own_keeps(tmp_path: Path, mode: str) -> None:
+    ours = tiny.dream(1)
+    theirs = tiny.native("a2d-qwen2", tie_word_embeddings=False, rope_theta=1e6)
+    assert set(theirs.state_dict()) == set(ours.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    theirs.facts = replace(theirs.facts, shift=1)
+    params = replace(PLAIN, cache=mode, interventions=(PUSH,))
+    told = [tiny.tokens_of(tiny.engine(model, tmp_path / model.facts.family), params) for model in (ours, theirs)]
+    assert told[0] == told[1] != tiny.tokens_of(tiny.engine(ours, tmp_path / "again"), replace(params, cache=None))
 
 
 def test_a_push_counts_the_positions_that_were_computed(tmp_path: Path) -> None:

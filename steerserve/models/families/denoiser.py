@@ -1,0 +1,113 @@
+"""How a network that `transformers` has is run as a denoiser: the published ones by `model_type`, others as flags say.
+
+Sources: dLLM (arXiv 2602.22661) for the `a2d-` models and the chats of BERTs; DiffuGPT and DiffuLLaMA (arXiv
+2410.17891).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from steerserve.errors import ArtifactError
+from steerserve.models.base import SamplerDefaults
+
+Token = str | int
+"""A token of a vocabulary, or its id."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a tokenizer's files say of tokens."""
+
+    roles: Mapping[str, int] = field(default_factory=dict)
+    """Ids of special tokens: `mask_token_id` and so on."""
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What a network's own config does not say of it. A token that is None is taken from the folder's files."""
+
+    base: str
+    """The `model_type` by which `transformers` knows the network."""
+    shift: int = 0
+    """See `ModelFacts.shift`."""
+    mask_token: Token | None = None
+    """The token that stands where nothing is written yet."""
+    bos_token: Token | None = None
+    """The token put before every prompt; None: none is, whatever the files name."""
+    turn_end: str | None = None
+    """The token that ends a chat turn, where the vocabulary has it."""
+    defaults: SamplerDefaults = field(default_factory=SamplerDefaults)
+    """How the authors sample it."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables that the authors render the chat template with."""
+
+
+# The settings of dLLM's own examples.
+_GREEDY = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
+_QWEN: dict[str, Any] = {"turn_end": "<|im_end|>", "defaults": _GREEDY, "template": {"enable_thinking": False}}
+
+PUBLISHED: Mapping[str, Denoiser] = {
+    "a2d-qwen2": Denoiser("qwen2", **_QWEN),
+    "a2d-qwen3": Denoiser("qwen3", **_QWEN),
+    "a2d-llama": Denoiser("llama", turn_end="<|eot_id|>", defaults=_GREEDY),
+    "modernbert": Denoiser("modernbert", defaults=_GREEDY),
+    "roberta": Denoiser("roberta", defaults=_GREEDY),
+    # Every prompt of theirs begins with the tokenizer's BOS. The settings are those of their inference scripts.
+    "gpt2": Denoiser(
+        "gpt2",
+        shift=1,
+        bos_token="<|endoftext|>",
+        defaults=SamplerDefaults(temperature=0.95, top_p=0.9, order="random", transfer={"type": "origin", "eps": 1e-9}),
+    ),
+    "llama": Denoiser(
+        "llama",
+        shift=1,
+        bos_token="<s>",
+        defaults=SamplerDefaults(temperature=0.9, top_p=0.9, order="random", transfer={"type": "origin", "eps": 1e-9}),
+    ),
+}
+"""Published denoisers by the `model_type` of their `config.json`. Those of `gpt2` and `llama` are DiffuGPT and
+DiffuLLaMA: their vocabulary has a mask token, which an autoregressive model's has not."""
+
+SAID = ("attention", "base", "bos_token", "mask_token", "shift")
+"""What `--denoiser` takes."""
+
+
+def denoiser_of(kind: object, said: str | None) -> Denoiser | None:
+    """The denoiser of a `model_type`, changed by what a person says of it; None where neither knows it as one.
+
+    said: the value of `--denoiser`, see `read_denoiser`.
+    """
+    published = PUBLISHED.get(kind) if isinstance(kind, str) else None
+    if said is None:
+        return published
+    given = read_denoiser(said)
+    base = given.pop("base", published.base if published else kind)
+    if not isinstance(base, str):
+        raise ArtifactError(f"config.json: model_type is {kind!r}; --denoiser base=NAME says which network it is")
+    return replace(published, base=base, **given) if published else Denoiser(base, **given)
+
+
+def read_denoiser(said: str) -> dict[str, Any]:
+    """The fields of `Denoiser` in text such as `mask_token=<|mask|>,shift=1,attention=full`.
+
+    A token of digits only is an id. Raises ArtifactError naming the key, its value and what is allowed.
+    """
+    given: dict[str, Any] = {}
+    for part in said.split(","):
+        key, equals, value = (text.strip() for text in part.partition("="))
+        if not equals or key not in SAID or not value:
+            raise ArtifactError(f"--denoiser: {part.strip()!r} is no key=value with a key of {', '.join(SAID)}")
+        if key in given:
+            raise ArtifactError(f"--denoiser: {key} is given twice")
+        given[key] = value
+    if (attention := given.pop("attention", "full")) != "full":
+        raise ArtifactError(f"--denoiser: attention must be full, got {attention!r}")
+    if given.get("shift", "0") not in ("0", "1"):
+        raise ArtifactError(f"--denoiser: shift must be 0 or 1, got {given['shift']!r}")
+    for key in ("shift", "mask_token", "bos_token"):
+        if key in given and given[key].isdecimal():
+            given[key] = int(given[key])
+    return given

@@ -1,0 +1,334 @@
+"""The LLaDA-MoE family: a LLaDA whose blocks choose experts, in the layout of `inclusionAI/LLaDA-MoE-7B-A1B-*`.
+
+Architecture: LLaDA-MoE (arXiv 2509.24389, section 2) over OLMoE's module names: pre-norm RMS blocks, RMS norms of each
+head's queries and keys, rotate-half rotary positions in the dtype of the states, no biases, full attention, prediction
+at the same position. A router gives every token its experts, which are SwiGLU networks: see `Experts`.
+Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steerserve.errors import ArtifactError
+from steerserve.models.attention import attend, padding_mask, taken, turned_to
+from steerserve.models.base import (
+    DiffusionLM,
+    ModelFacts,
+    SamplerDefaults,
+    Sites,
+    check_fixed,
+    check_sizes,
+    read_fields,
+)
+from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
+from steerserve.models.memory import Keep, Memory
+from steerserve.models.state_dict import leave_out_copies
+
+# What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
+# load. The router's groups, scale and normalisation stand in a config, and the published network has none of them.
+_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "clip_qkv": None,
+    "partial_rotary_factor": 1,
+    "routed_scaling_factor": 1,
+}
+_UNSET: Final = (None, False, 0, 1)
+"""What the keys of `_GROUPS` say where they ask for nothing."""
+_GROUPS: Final = ("router_num_group", "router_topk_group", "norm_topk_prob")
+
+# <|mask|>, <|endoftext|> and <|role_end|> of the published vocabulary; a config may name none of them.
+_MASK, _END_OF_TEXT, _TURN_END = 156895, 156892, 156900
+
+_LEAST: Final = 16
+"""Matrix products of fewer rows take other kernels on CPUs, whose last bits differ; the tokens of an expert are made up
+to so many, so that a token has the same bits whichever others choose it."""
+
+
+@dataclass(frozen=True)
+class LladaMoeConfig:
+    """Keys of `config.json` under their published names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    expert_intermediate_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_layer_freq: tuple[int, ...]
+    """Of each layer, 0 where it has one network for all tokens."""
+    rope_theta: float
+    mask_token_id: int = _MASK
+    eos_token_id: int = _END_OF_TEXT
+    num_key_value_heads: int | None = None
+    dense_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    """Size of the expert that every token has beside its own; None: there is none."""
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    qk_layernorm: bool = False
+    moe_router_enable_expert_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LladaMoeConfig) -> None:
+        super().__init__()
+        width, self.size = config.hidden_size, config.head_size
+        narrow = config.kv_heads * self.size
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, narrow, bias=False)
+        self.v_proj = nn.Linear(width, narrow, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_norm = RmsNorm(self.size, config.rms_norm_eps) if config.qk_layernorm else nn.Identity()
+        self.k_norm = RmsNorm(self.size, config.rms_norm_eps) if config.qk_layernorm else nn.Identity()
+
+    def forward(
+        self,
+        hidden: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        keep: Keep | None,
+        at: Tensor | None,
+    ) -> Tensor:
+        query = self.q_norm(self.q_proj(taken(hidden, at)).unflatten(-1, (-1, self.size))).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden).unflatten(-1, (-1, self.size))).transpose(1, 2)
+        value = self.v_proj(hidden).unflatten(-1, (-1, self.size)).transpose(1, 2)
+        key = rotate(key, *turns)
+        if keep is not None:
+            key, value = keep(key, value)
+        out: Tensor = self.o_proj(attend(rotate(query, *turned_to(turns, at)), key, value, mask))
+        return out
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return out
+
+
+class Experts(nn.Module):
+    """The sum of what each token's experts make of it, by the chances that the router gives them.
+
+    The chances are those of a softmax over all experts in float32, of which the largest are taken as they are: they do
+    not add up to 1. An expert's bias, where a checkpoint has biases, is added to its chance.
+    """
+
+    def __init__(self, config: LladaMoeConfig) -> None:
+        super().__init__()
+        self.chosen = config.num_experts_per_tok
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = nn.ModuleList(
+            Mlp(config.hidden_size, config.expert_intermediate_size) for _ in range(config.num_experts)
+        )
+        self.expert_bias: Tensor | None
+        self.register_buffer(
+            "expert_bias", torch.zeros(config.num_experts) if config.moe_router_enable_expert_bias else None
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        states = hidden.flatten(0, -2)
+        chances = self.gate(states).softmax(dim=1, dtype=torch.float32)
+        chances = chances if self.expert_bias is None else chances + self.expert_bias
+        share, expert = chances.topk(self.chosen, dim=1)
+        share = share.to(states.dtype)
+        mixed = torch.zeros_like(states)
+        for index, network in enumerate(self.experts):
+            token, rank = (expert == index).nonzero(as_tuple=True)
+            if not len(token):
+                continue
+            given = F.pad(states[token], (0, 0, 0, max(0, _LEAST - len(token))))
+            mixed.index_add_(0, token, network(given)[: len(token)] * share[token, rank, None])
+        return mixed.view_as(hidden)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LladaMoeConfig, sparse: bool) -> None:
+        super().__init__()
+        width, shared = config.hidden_size, config.shared_expert_intermediate_size
+        self.input_layernorm = RmsNorm(width, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RmsNorm(width, config.rms_norm_eps)
+        self.mlp = Experts(config) if sparse else Mlp(width, config.dense_intermediate_size or 0)
+        self.shared_expert = Mlp(width, shared) if sparse and shared is not None else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        keep: Keep | None,
+        at: Tensor | None,
+    ) -> Tensor:
+        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+        hidden = taken(hidden, at) + self.self_attn(self.input_layernorm(hidden), turns, mask, keep, at)
+        normed = self.post_attention_layernorm(hidden)
+        made = self.mlp(normed)
+        made = made if self.shared_expert is None else made + self.shared_expert(normed)
+        out: Tensor = hidden + made
+        return out
+
+
+class LladaMoeDiffusionLM(DiffusionLM):
+    """LLaDA-MoE; sites are the outputs of its layers."""
+
+    # Those of the authors' `generate`, which is LLaDA's.
+    defaults = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
+
+    def __init__(self, config: LladaMoeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(Layer(config, sparse=bool(sparse)) for sparse in config.moe_layer_freq),
+                "norm": RmsNorm(config.hidden_size, config.rms_norm_eps),
+            }
+        )
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.facts = ModelFacts(
+            family="lladamoe",
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            max_length=config.max_position_embeddings,
+            mask_id=config.mask_token_id,
+            eos_id=config.eos_token_id,
+            turn_end_id=_TURN_END if config.vocab_size > _TURN_END else None,
+            keys=(config.kv_heads, config.head_size),
+        )
+
+    @classmethod
+    def from_config(cls, raw: dict[str, Any]) -> "LladaMoeDiffusionLM":
+        """Build from a parsed `config.json`; a missing key, or a variant that is not implemented, is an ArtifactError
+        naming the key, and its value and the one allowed."""
+        return cls(_read(raw))
+
+    @classmethod
+    def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        config = _read(raw)
+        left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
+        return leave_out_copies(
+            left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        sites: Sites | None = None,
+        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """See `DiffusionLM.forward`."""
+        return self._run(tokens, lengths, sites, None, at)
+
+    def resume(
+        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
+    ) -> Tensor:
+        """See `DiffusionLM.resume`."""
+        return self._run(tokens, lengths, sites, memory)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        sites: Sites | None,
+        memory: Memory | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        model: Any = self.model
+        hidden = model["embed_tokens"](tokens)
+        width = tokens.shape[1] if memory is None else memory.width
+        cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
+        turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
+        turns = turns if memory is None else memory.turned(turns)
+        mask = padding_mask(lengths, width, tokens.device)
+        for index, layer in enumerate(model["layers"]):
+            own = at if index == self.facts.num_layers - 1 else None
+            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
+            if sites is not None and own is None:
+                hidden = sites(index, hidden)
+        out: Tensor = model["norm"](hidden)
+        return out
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """See `DiffusionLM.head`."""
+        model: Any = self.model
+        weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return F.linear(hidden, weight)
+
+
+def _read(raw: dict[str, Any]) -> LladaMoeConfig:
+    """The family's keys of a parsed `config.json`, checked."""
+    given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
+    check_fixed(given, "lladamoe", _FIXED)
+    if given.get("moe_router_score_function", "softmax") != "softmax":
+        raise ArtifactError(
+            f"config.json: moe_router_score_function is {given['moe_router_score_function']!r}, the lladamoe family "
+            "implements 'softmax'"
+        )
+    for name in _GROUPS:
+        if raw.get(name) not in _UNSET:
+            raise ArtifactError(f"config.json: {name} is {raw[name]!r}, which the published LLaDA-MoE has not")
+    base = rotary_base(raw)
+    given |= {} if base is None else {"rope_theta": base}
+    config = read_fields(LladaMoeConfig, given, "lladamoe")
+    check_sizes(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        expert_intermediate_size=config.expert_intermediate_size,
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok,
+        max_position_embeddings=config.max_position_embeddings,
+        num_key_value_heads=config.kv_heads,
+    )
+    layers = config.moe_layer_freq
+    if not isinstance(layers, list | tuple) or len(layers) != config.num_hidden_layers:
+        raise ArtifactError(
+            f"config.json: moe_layer_freq must tell of each of {config.num_hidden_layers} layers, got {layers!r}"
+        )
+    if not all(layers):
+        check_sizes(dense_intermediate_size=config.dense_intermediate_size)
+    if config.shared_expert_intermediate_size is not None:
+        check_sizes(shared_expert_intermediate_size=config.shared_expert_intermediate_size)
+    if config.num_experts_per_tok > config.num_experts:
+        raise ArtifactError(
+            f"config.json: num_experts_per_tok {config.num_experts_per_tok} is more than num_experts "
+            f"{config.num_experts}"
+        )
+    if config.hidden_size % config.num_attention_heads or config.head_size % 2:
+        raise ArtifactError(
+            f"config.json: hidden_size {config.hidden_size} must be an even number for each of num_attention_heads "
+            f"{config.num_attention_heads}"
+        )
+    if config.num_attention_heads % config.kv_heads:
+        raise ArtifactError(
+            f"config.json: num_attention_heads {config.num_attention_heads} must be a multiple of "
+            f"num_key_value_heads {config.kv_heads}"
+        )
+    return config
