@@ -18,7 +18,7 @@ from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.request.request import Request
 from steerserve.models import DiffusionLM
 from steerserve.models.families.bert import BertConfig, BertDiffusionLM
-from steerserve.models.families.denoiser import PUBLISHED, Tokens
+from steerserve.models.families.denoiser import Tokens, denoiser_of
 from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
 from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeConfig, LladaMoeDiffusionLM
@@ -188,6 +188,7 @@ NATIVE: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 4},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": CLS, "sep_token_id": EOS},
     "roberta": {},
+    "sdar": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "block_size": 4},
 }
 """Keys of the config of each published denoiser whose network is that of transformers, beside those of `native`."""
 
@@ -215,8 +216,10 @@ def native_config(name: str, **changes: Any) -> dict[str, Any]:
 
 def native(name: str, seed: int = 0, **changes: Any) -> TransformersLM:
     """A network of transformers with random weights, run as the denoiser of that `model_type`."""
-    denoiser = replace(PUBLISHED[name], bos_token=None)
-    model = TransformersLM(native_config(name, **changes), denoiser, Tokens({}, {}))
+    raw = native_config(name, **changes)
+    denoiser = denoiser_of(raw, None)
+    assert denoiser is not None
+    model = TransformersLM(raw, replace(denoiser, bos_token=None), Tokens())
     model.load_state_dict(model.state_dict())
     randomise(model, seed)
     return model

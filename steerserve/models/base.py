@@ -45,6 +45,9 @@ class ModelFacts:
     scale_by_sigma: bool = False
     """True if log ratios are `head` minus log(expm1 sigma) and log(vocab_size - 1) (SEDD)."""
 
+    block: int | None = None
+    """Length of the blocks, counted from the start of the canvas, between which attention is causal; None: a position
+    attends to all others."""
     keys: tuple[int, int] | None = None
     """Key-value heads of a layer and their size, where the forward can `resume` from those it made before."""
 

@@ -16,6 +16,7 @@ from steerserve.engine.admission.validate import (
     _check_guidance,
     _ids,
     _whole,
+    blocks_of,
     check_early_exit,
     check_method,
     check_readings,
@@ -65,14 +66,15 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     writes = params.max_tokens > 0
     # What writes nothing is checked as what writes one token.
     params = params if writes else replace(params, max_tokens=1, steps=1, block_length=None)
-    block = params.max_tokens if params.block_length is None else params.block_length
-    _whole("block_length", block, 1, params.max_tokens)
-    if params.max_tokens % block:
-        raise RequestError(f"block_length must divide max_tokens ({params.max_tokens}), got {block}", "block_length")
-    blocks = params.max_tokens // block
+    block, lead = blocks_of(params, facts, len(prompt), len(suffix))
+    blocks = -(-(lead + params.max_tokens) // block)
     # One step a token, or as many as there may be where the response is longer than that.
-    steps = min(params.max_tokens, config.max_steps // blocks * blocks) if params.steps is None else params.steps
+    whole = params.max_tokens if facts.block is None else blocks * block
+    steps = min(whole, config.max_steps // blocks * blocks) if params.steps is None else params.steps
     _whole("steps", steps, 1, config.max_steps)
+    if facts.block is not None:
+        # How many blocks a text takes depends on its prompt, which who asks need not have counted.
+        steps = -(-steps // blocks) * blocks
     if steps % blocks:
         raise RequestError(f"steps must be a multiple of the {blocks} blocks, got {steps}", "steps")
     check_sampling(params.temperature, params.top_p, params.top_k)
@@ -103,7 +105,8 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         raise RequestError(f"logits_eos_inf must be true or false, got {params.logits_eos_inf!r}", "logits_eos_inf")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
     asked_steps, steps = steps, steps if transfer.binds else blocks * min(block, config.max_steps // blocks)
-    progress = _progress(transfer, block, blocks, steps // blocks)
+    even = lead == 0 and params.max_tokens % block == 0
+    progress = _progress(transfer, block, blocks, steps // blocks) if even else None
     response = (len(prompt), len(prompt) + params.max_tokens)
     rewrites = params.remask_when is not None or params.refine is not None
     allocation = allocate(catalogue, params, response, progress, rewrites=transfer.remasks or rewrites)
@@ -158,6 +161,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         mask_id=facts.mask_id,
         steps=steps,
         block_length=block,
+        lead=lead,
         order=order,
         transfer=transfer,
         interventions=interventions,

@@ -109,6 +109,30 @@ def check_early_exit(params: GenerationParams, facts: ModelFacts, revises: bool,
         )
 
 
+def blocks_of(params: GenerationParams, facts: ModelFacts, prompt: int, suffix: int) -> tuple[int, int]:
+    """The length of a row's blocks, and how much of the first one the prompt fills; prompt, suffix: their tokens.
+
+    Raises RequestError for a length that does not fit the response, or the model's own blocks.
+    """
+    if facts.block is None:
+        block = params.max_tokens if params.block_length is None else params.block_length
+        _whole("block_length", block, 1, params.max_tokens)
+        if params.max_tokens % block:
+            raise RequestError(
+                f"block_length must divide max_tokens ({params.max_tokens}), got {block}", "block_length"
+            )
+        return block, 0
+    block = facts.block if params.block_length is None else params.block_length
+    _whole("block_length", block, 1, facts.block)
+    if facts.block % block:
+        raise RequestError(
+            f"block_length must divide the {facts.block} tokens of a block of this model, got {block}", "block_length"
+        )
+    if suffix:
+        raise RequestError("this model looks at no later block: a suffix would not be seen", "suffix")
+    return block, prompt % block
+
+
 def check_method(facts: ModelFacts, order: Order, transfer: Transfer, blocks: int) -> None:
     """Raise RequestError for an order or transfer that the family's way of predicting does not allow."""
     of_ratios = "mass" in transfer.needs

@@ -25,6 +25,8 @@ class BlockCursor(Canvas):
     """Steps of all blocks together; the most there may be, where they do not bind the transfer."""
     block_length: int
     transfer: Transfer
+    lead: int = 0
+    """Positions of the first block that the prompt fills, where a model's own blocks count from the canvas's start."""
     triggers: Triggers | None = None
     """What ends the row or rewrites it; None where nothing does."""
     step: int = 0
@@ -40,27 +42,27 @@ class BlockCursor(Canvas):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.block_total = self.block_length
+        self.block_total = self._size(0)
 
     @property
     def blocks(self) -> int:
-        return self.params.max_tokens // self.block_length
+        return -(-(self.lead + self.params.max_tokens) // self.block_length)
 
     @property
     def block_steps(self) -> int:
         """Steps of one block, or the most that it may make: see `Transfer.binds`."""
-        return self.steps * self.block_length // self.params.max_tokens
+        return self.steps // self.blocks
 
     @property
     def block_span(self) -> tuple[int, int]:
         """Canvas positions [first, last + 1) of the current block."""
-        first = self.start + self.block * self.block_length
-        return first, min(first + self.block_length, self.stop)
+        first = self.start + self._offset(self.block)
+        return first, min(first + self._size(self.block), self.stop)
 
     @property
     def is_done(self) -> bool:
         """Tell if every step has been made."""
-        return self.block * self.block_length >= self.length
+        return self._offset(self.block) >= self.length
 
     @property
     def ending(self) -> bool:
@@ -86,7 +88,7 @@ class BlockCursor(Canvas):
     @property
     def num_final(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
-        before = self.block * self.block_length if self.transfer.remasks else self.length
+        before = self._offset(self.block) if self.transfer.remasks else self.length
         if self.aborted:
             return self.length
         if self.refinement is not None and self.refinement.going:
@@ -97,7 +99,7 @@ class BlockCursor(Canvas):
 
     def rewind(self, position: int) -> None:
         """Go back to the block of a canvas position, which has been masked again, with the next step."""
-        self.rewound = (position - self.start) // self.block_length
+        self.rewound = self._block_of(position - self.start)
 
     def write_again(self, place: tuple[int, int]) -> None:
         """Begin a round of its refinement, positions of its response having been masked: see `beginning`."""
@@ -105,9 +107,9 @@ class BlockCursor(Canvas):
 
     def beginning(self, positions: Sequence[int]) -> tuple[int, int]:
         """The block and its step at which to write positions of the response anew, ascending."""
-        block = positions[0] // self.block_length
-        masked = sum(position < (block + 1) * self.block_length for position in positions)
-        return block, usual_step(self.transfer, self.block_length, self.block_steps, masked)
+        block = self._block_of(positions[0])
+        masked = sum(self._block_of(position) == block for position in positions)
+        return block, usual_step(self.transfer, self._size(block), self.block_steps, masked)
 
     def advance(self) -> None:
         """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
@@ -125,11 +127,23 @@ class BlockCursor(Canvas):
             if self.block_step >= steps or full and not self.transfer.remasks:
                 self.block += 1
                 self.block_step = 0
-                self.block_total = self.block_length
+                self.block_total = self._size(self.block)
                 if self._rewritten:
                     self._go_on()
         while self.prefix < self.num_final and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1
+
+    def _offset(self, block: int) -> int:
+        """Response position at which a block begins."""
+        return max(0, block * self.block_length - self.lead)
+
+    def _size(self, block: int) -> int:
+        """Response positions of a block, of the last one but those that were asked for."""
+        return min(self._offset(block + 1), self.params.max_tokens) - self._offset(block)
+
+    def _block_of(self, position: int) -> int:
+        """The block of a response position."""
+        return (self.lead + position) // self.block_length
 
     @property
     def _rewritten(self) -> bool:
@@ -142,7 +156,7 @@ class BlockCursor(Canvas):
         while not self.is_done and not self._lacking():
             self.block += 1
         if not self.is_done:
-            self.block_step = usual_step(self.transfer, self.block_length, self.block_steps, self._lacking())
+            self.block_step = usual_step(self.transfer, self._size(self.block), self.block_steps, self._lacking())
 
     def _lacking(self) -> int:
         """Masked positions of the current block, less those that its refinement began with: a model that drew its own

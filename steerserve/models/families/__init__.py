@@ -57,7 +57,7 @@ def family_of(
         kind = "lladamoe"
     if denoiser is None and isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
-    run = denoiser_of(kind, denoiser)
+    run = denoiser_of(raw, denoiser)
     if run is None:
         raise ArtifactError(
             f"{folder}: model_type is {kind!r}, known families are {', '.join(sorted({*FAMILIES, *PUBLISHED}))}; a "

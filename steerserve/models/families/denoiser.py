@@ -1,7 +1,7 @@
 """How a network that `transformers` has is run as a denoiser: the published ones by `model_type`, others as flags say.
 
 Sources: dLLM (arXiv 2602.22661) for the `a2d-` models and the chats of BERTs; DiffuGPT and DiffuLLaMA (arXiv
-2410.17891).
+2410.17891); SDAR (arXiv 2510.06303).
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,8 @@ class Denoiser:
     """The token that stands where nothing is written yet."""
     bos_token: Token | None = None
     """The token put before every prompt; None: none is, whatever the files name."""
+    block: int | None = None
+    """See `ModelFacts.block`."""
     turn_end: str | None = None
     """The token that ends a chat turn, where the vocabulary has it."""
     defaults: SamplerDefaults = field(default_factory=SamplerDefaults)
@@ -46,6 +48,7 @@ class Denoiser:
 
 # The settings of dLLM's own examples.
 _GREEDY = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
+_DYNAMIC = SamplerDefaults(temperature=1.0, order="confidence", transfer={"type": "threshold", "value": 0.85})
 _QWEN: dict[str, Any] = {"turn_end": "<|im_end|>", "defaults": _GREEDY, "template": {"enable_thinking": False}}
 
 PUBLISHED: Mapping[str, Denoiser] = {
@@ -54,6 +57,8 @@ PUBLISHED: Mapping[str, Denoiser] = {
     "a2d-llama": Denoiser("llama", turn_end="<|eot_id|>", defaults=_GREEDY),
     "modernbert": Denoiser("modernbert", defaults=_GREEDY),
     "roberta": Denoiser("roberta", defaults=_GREEDY),
+    # Its folders say the length of their blocks, and were trained with four tokens where they do not.
+    "sdar": Denoiser("qwen3", block=4, turn_end="<|im_end|>", defaults=_DYNAMIC),
     # Every prompt of theirs begins with the tokenizer's BOS. The settings are those of their inference scripts.
     "gpt2": Denoiser(
         "gpt2",
@@ -71,16 +76,23 @@ PUBLISHED: Mapping[str, Denoiser] = {
 """Published denoisers by the `model_type` of their `config.json`. Those of `gpt2` and `llama` are DiffuGPT and
 DiffuLLaMA: their vocabulary has a mask token, which an autoregressive model's has not."""
 
-SAID = ("attention", "base", "bos_token", "mask_token", "shift")
+_BLOCKS = ("block_size", "block_length", "bd_size")
+"""Keys of a config for the length of its blocks."""
+SAID = ("attention", "base", "block_length", "bos_token", "mask_token", "shift")
 """What `--denoiser` takes."""
 
 
-def denoiser_of(kind: object, said: str | None) -> Denoiser | None:
-    """The denoiser of a `model_type`, changed by what a person says of it; None where neither knows it as one.
+def denoiser_of(raw: Mapping[str, Any], said: str | None) -> Denoiser | None:
+    """The denoiser that a parsed `config.json` is of, changed by what a person says of it; None where neither knows it
+    as one.
 
     said: the value of `--denoiser`, see `read_denoiser`.
     """
+    kind = raw.get("model_type")
     published = PUBLISHED.get(kind) if isinstance(kind, str) else None
+    if published is not None and published.block is not None:
+        own = next((raw[name] for name in _BLOCKS if raw.get(name) is not None), published.block)
+        published = replace(published, block=own)
     if said is None:
         return published
     given = read_denoiser(said)
@@ -103,8 +115,15 @@ def read_denoiser(said: str) -> dict[str, Any]:
         if key in given:
             raise ArtifactError(f"--denoiser: {key} is given twice")
         given[key] = value
-    if (attention := given.pop("attention", "full")) != "full":
-        raise ArtifactError(f"--denoiser: attention must be full, got {attention!r}")
+    attention, block = given.pop("attention", None), given.pop("block_length", None)
+    if attention not in (None, "full", "block"):
+        raise ArtifactError(f"--denoiser: attention must be full or block, got {attention!r}")
+    if (attention == "block") != (block is not None):
+        raise ArtifactError("--denoiser: attention=block and block_length=N go together")
+    if block is not None and (not block.isdecimal() or int(block) < 1):
+        raise ArtifactError(f"--denoiser: block_length must be a whole number above 0, got {block!r}")
+    if attention is not None:
+        given["block"] = None if block is None else int(block)
     if given.get("shift", "0") not in ("0", "1"):
         raise ArtifactError(f"--denoiser: shift must be 0 or 1, got {given['shift']!r}")
     for key in ("shift", "mask_token", "bos_token"):

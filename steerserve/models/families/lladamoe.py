@@ -37,10 +37,11 @@ _FIXED: dict[str, Any] = {
     "clip_qkv": None,
     "partial_rotary_factor": 1,
     "routed_scaling_factor": 1,
+    "norm_topk_prob": False,
 }
-_UNSET: Final = (None, False, 0, 1)
+_UNSET: Final = (None, 0, 1)
 """What the keys of `_GROUPS` say where they ask for nothing."""
-_GROUPS: Final = ("router_num_group", "router_topk_group", "norm_topk_prob")
+_GROUPS: Final = ("router_num_group", "router_topk_group")
 
 # <|mask|>, <|endoftext|> and <|role_end|> of the published vocabulary; a config may name none of them.
 _MASK, _END_OF_TEXT, _TURN_END = 156895, 156892, 156900

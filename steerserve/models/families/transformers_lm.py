@@ -44,9 +44,11 @@ class _Running:
     mask: Tensor | None
     """See `padding_mask`."""
     memory: Memory | None
+    block: int | None
+    """See `ModelFacts.block`."""
     attended: int = 0
     """Layers whose attention has been computed."""
-    windows: dict[int, Tensor] = field(default_factory=dict)
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def masked(self, window: int | None, key: Tensor) -> Tensor | None:
         """The mask of a layer that sees the positions of key [..., width, head size] less than `window` away; None: all
@@ -54,14 +56,20 @@ class _Running:
 
         A position sees itself, also where it is padding: a softmax over nothing would be no number, which spreads.
         """
-        if window is None or window >= key.shape[2]:
+        if self.block is not None:
+            window = None
+        elif window is None or window >= key.shape[2]:
             return self.mask
-        if window not in self.windows:
+        if window not in self.masks:
             place = torch.arange(key.shape[2] if self.mask is None else self.mask.shape[3], device=key.device)
-            apart = (place[:, None] - place[None, :]).abs()
-            near = (apart < window)[None, None]
-            self.windows[window] = near if self.mask is None else (near & self.mask) | (apart == 0)
-        return self.windows[window]
+            apart = place[:, None] - place[None, :]
+            if window is not None:
+                seen = apart.abs() < window
+            else:
+                blocks = place // (self.block or 1)
+                seen = blocks[:, None] >= blocks[None, :]
+            self.masks[window] = seen[None, None] if self.mask is None else (seen & self.mask) | (apart == 0)
+        return self.masks[window]
 
 
 _RUNNING: ContextVar[_Running] = ContextVar("running")
@@ -150,10 +158,12 @@ class TransformersLM(DiffusionLM):
             embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
         )
         windowed = not self.is_decoder and "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        if windowed:
+        self.facts = _facts(raw, config, denoiser, tokens, self._first, windowed)
+        if self.facts.block is not None:
+            self.attention = f"full within blocks of {self.facts.block} positions, causal between them"
+        elif windowed:
             near = [index for index, kind in enumerate(config.layer_types) if kind == "sliding_attention"]
             self.attention = f"full; at layers {', '.join(map(str, near))} within {config.sliding_window} positions"
-        self.facts = _facts(raw, config, denoiser, tokens, self._first, windowed)
         self._tied = dict(self.network.all_tied_weights_keys)
         self._untie()
 
@@ -235,7 +245,7 @@ class TransformersLM(DiffusionLM):
         sites: Sites | None,
         memory: Memory | None,
     ) -> Tensor:
-        running = _Running(sites, padding_mask(lengths, width, tokens.device), memory)
+        running = _Running(sites, padding_mask(lengths, width, tokens.device), memory, self.facts.block)
         token = _RUNNING.set(running)
         try:
             out: Tensor = self.body(input_ids=tokens, position_ids=position + self._first, use_cache=False)[0]
@@ -358,6 +368,9 @@ def _facts(
     ends = [end for end in dict.fromkeys(named) if end is not None]
     if not ends:
         raise ArtifactError(f"config.json: {kind!r} names no end of text, and neither do the tokenizer's files")
+    block = denoiser.block
+    if block is not None:
+        check_sizes(block_size=block)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelFacts(
@@ -372,7 +385,8 @@ def _facts(
         turn_end_id=turn_end,
         more_end_ids=tuple(end for end in ends[1:] if end != turn_end),
         shift=denoiser.shift,
-        keys=None if windowed else (heads, size),
+        block=block,
+        keys=None if windowed or block is not None else (heads, size),
     )
 
 

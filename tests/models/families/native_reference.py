@@ -17,6 +17,7 @@ CLASSES = {
     "a2d-qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "a2d-qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "a2d-llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "sdar": ("Qwen3Config", "Qwen3ForCausalLM"),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
     "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM"),
@@ -59,8 +60,9 @@ def rename(folder: Path, names: Any, **extra: Tensor) -> None:
 
 
 @torch.no_grad()
-def straight(model: Any, tokens: Tensor, lengths: Sequence[int]) -> Any:
-    """The output of a network of transformers over tokens [rows, length], every position attending to all real ones."""
+def straight(model: Any, tokens: Tensor, lengths: Sequence[int], block: int | None = None) -> Any:
+    """The output of a network of transformers over tokens [rows, length], every position attending to all real ones, or
+    to those of its own block and the ones before."""
     inside = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
     if type(model).__name__.endswith("ForMaskedLM"):
         position = torch.arange(tokens.shape[1])[None].expand_as(tokens)
@@ -68,6 +70,9 @@ def straight(model: Any, tokens: Tensor, lengths: Sequence[int]) -> Any:
             position = position + model.roberta.embeddings.padding_idx + 1
         return model(tokens, attention_mask=inside.long(), position_ids=position, output_hidden_states=True)
     whole = inside[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+    if block is not None:
+        place = torch.arange(tokens.shape[1])
+        whole = whole & (place[:, None] // block >= place // block) | (place[:, None] == place)
     return model(tokens, attention_mask=whole, use_cache=False, output_hidden_states=True)
 
 
@@ -91,3 +96,23 @@ def masked_loop(model: Any, prompt: list[int], length: int, block: int, steps: i
             chosen = sorted(masked, key=lambda i: -float(chance[i]))[:count]
             canvas[0, chosen] = token[chosen]
     return canvas[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def block_loop(model: Any, prompt: list[int], length: int, block: int, threshold: float | None, mask: int) -> list[int]:
+    """SDAR's loop at temperature 0 with as many steps as a block has tokens: blocks count from the start of the text,
+    and each is written with nothing behind it. At each step all masked positions whose token is likelier than the
+    threshold take it, or the likeliest one; without a threshold the likeliest one. The response."""
+    canvas = prompt + [mask] * length
+    for first in range(len(prompt) // block * block, len(canvas), block):
+        for _ in range(block + 1):
+            masked = [i for i in range(first, first + block) if canvas[i] == mask]
+            if not masked:
+                break
+            seen = torch.tensor([canvas[: first + block]])
+            logits = straight(model, seen, [first + block], block).logits[0].float()
+            chance, token = logits.softmax(-1).max(-1)
+            chosen = [i for i in masked if threshold is not None and chance[i] > threshold]
+            for i in chosen or [max(masked, key=lambda i: float(chance[i]))]:
+                canvas[i] = int(token[i])
+    return canvas[len(prompt) :]
