@@ -20,11 +20,11 @@ from steerserve.models import DiffusionLM
 from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.models.families.denoiser import Tokens, denoiser_of
 from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
+from steerserve.models.families.huggingface import HuggingFaceLM
 from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeConfig, LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
-from steerserve.models.families.transformers_lm import TransformersLM
 from steerserve.saes import FeatureStats, SaeFacts, SparseAutoencoder
 from steerserve.saes.activation import TopK
 from steerserve.steering.attribute import Attribute, AttributeSite, FeatureWeight, load_attribute
@@ -181,7 +181,7 @@ def sedd(
     return model
 
 
-NATIVE: dict[str, dict[str, Any]] = {
+HUGGING_FACE: dict[str, dict[str, Any]] = {
     "a2d-qwen2": {"num_key_value_heads": 2},
     "a2d-qwen3": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
     "gpt2": {},
@@ -190,10 +190,10 @@ NATIVE: dict[str, dict[str, Any]] = {
     "roberta": {},
     "sdar": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "block_size": 4},
 }
-"""Keys of the config of each published denoiser whose network is that of transformers, beside those of `native`."""
+"""Keys of the config of each published denoiser whose network is that of transformers, beside those of `huggingface_config`."""
 
 
-def native_config(name: str, **changes: Any) -> dict[str, Any]:
+def huggingface_config(name: str, **changes: Any) -> dict[str, Any]:
     """The `config.json` of a denoiser by its published `model_type`; its special tokens are those of `tokenizer`."""
     return (
         {
@@ -209,17 +209,17 @@ def native_config(name: str, **changes: Any) -> dict[str, Any]:
             "bos_token_id": CLS,
             "pad_token_id": PAD,
         }
-        | NATIVE.get(name, {})
+        | HUGGING_FACE.get(name, {})
         | changes
     )
 
 
-def native(name: str, seed: int = 0, **changes: Any) -> TransformersLM:
+def huggingface(name: str, seed: int = 0, **changes: Any) -> HuggingFaceLM:
     """A network of transformers with random weights, run as the denoiser of that `model_type`."""
-    raw = native_config(name, **changes)
+    raw = huggingface_config(name, **changes)
     denoiser = denoiser_of(raw, None)
     assert denoiser is not None
-    model = TransformersLM(raw, replace(denoiser, bos_token=None), Tokens())
+    model = HuggingFaceLM(raw, replace(denoiser, bos_token=None), Tokens())
     model.load_state_dict(model.state_dict())
     randomise(model, seed)
     return model

@@ -59,10 +59,10 @@ SMALL: dict[str, Any] = {
 
 def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, start: int = 2) -> dict[str, Any]:
     """A `config.json` of two layers of size HIDDEN, under the keys of the published ones."""
-    if name in tiny.NATIVE:
+    if name in tiny.HUGGING_FACE:
         ids = {"mask_token_id": mask, "eos_token_id": end, "bos_token_id": start}
         sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
-        return tiny.native_config(name, vocab_size=vocabulary, **sizes, **ids)
+        return tiny.huggingface_config(name, vocab_size=vocabulary, **sizes, **ids)
     if name == "sedd":
         # Its graph adds the mask to the vocabulary.
         return {
@@ -125,8 +125,8 @@ def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, 
 
 def family(name: str, **ids: int) -> DiffusionLM:
     """A tiny model of random weights; `ids` as in `family_config`."""
-    if name in tiny.NATIVE:
-        return tiny.native(name, **family_config(name, **ids))
+    if name in tiny.HUGGING_FACE:
+        return tiny.huggingface(name, **family_config(name, **ids))
     model: DiffusionLM = _CLASSES[name].from_config(family_config(name, **ids))
     tiny.randomise(model, 0)
     return model

@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.cli import main
 from tests import tiny
-from tests.models.families import native_reference as reference
+from tests.models.families import huggingface_reference as reference
 
 
 def facts(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from steerserve.models.checkpoint.generation_config import FILE, read_generation
 from steerserve.models.checkpoint.weights import Weights, read_weights
 from steerserve.models.families import Family, family_of
 from steerserve.models.families.bert import BertDiffusionLM
+from steerserve.models.families.huggingface import HuggingFaceFamily
 from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
-from steerserve.models.families.transformers_lm import TransformersFamily
 from steerserve.models.state_dict import check_layout
 from steerserve.numerics import aligned
 
@@ -75,7 +75,7 @@ def open_checkpoint(
     raw, ends = with_one_end(folder, raw)
     try:
         weights = None
-        if isinstance(family, TransformersFamily):
+        if isinstance(family, HuggingFaceFamily):
             weights = read_weights(folder, originals)
             raw = family.resized(raw, weights.tensors)
         shell = _shell(family, raw, ends)

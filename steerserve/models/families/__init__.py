@@ -8,11 +8,11 @@ from steerserve.errors import ArtifactError
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.models.families.denoiser import PUBLISHED, Tokens, denoiser_of
 from steerserve.models.families.dream import DreamDiffusionLM
+from steerserve.models.families.huggingface import HuggingFaceFamily
 from steerserve.models.families.llada import LladaDiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
-from steerserve.models.families.transformers_lm import TransformersFamily
 
 Family = (
     type[BertDiffusionLM]
@@ -21,7 +21,7 @@ Family = (
     | type[LladaMoeDiffusionLM]
     | type[MdlmDiffusionLM]
     | type[SeddDiffusionLM]
-    | TransformersFamily
+    | HuggingFaceFamily
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -64,4 +64,4 @@ def family_of(
             "network that transformers has is served with --denoiser mask_token=TOKEN,shift=0|1 where it was trained "
             "as a denoiser"
         )
-    return TransformersFamily(run, read_tokens())
+    return HuggingFaceFamily(run, read_tokens())

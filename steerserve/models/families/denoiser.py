@@ -31,13 +31,13 @@ class Denoiser:
     base: str
     """The `model_type` by which `transformers` knows the network."""
     shift: int = 0
-    """See `ModelFacts.shift`."""
+    """The state that decides token j stands at j - shift."""
     mask_token: Token | None = None
     """The token that stands where nothing is written yet."""
     bos_token: Token | None = None
     """The token put before every prompt; None: none is, whatever the files name."""
     block: int | None = None
-    """See `ModelFacts.block`."""
+    """Length of the blocks between which attention is causal; None: a position sees all others."""
     turn_end: str | None = None
     """The token that ends a chat turn, where the vocabulary has it."""
     defaults: SamplerDefaults = field(default_factory=SamplerDefaults)

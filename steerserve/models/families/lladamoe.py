@@ -6,8 +6,8 @@ at the same position. A router gives every token its experts, which are SwiGLU n
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, padding_mask, taken, turned_to
+from steerserve.models.attention import attend, taken, turned_to
 from steerserve.models.base import (
-    DiffusionLM,
     ModelFacts,
     SamplerDefaults,
-    Sites,
     check_fixed,
     check_sizes,
     read_fields,
 )
+from steerserve.models.layers import TransformerLM
 from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
 from steerserve.models.memory import Keep, Memory
 from steerserve.models.state_dict import leave_out_copies
@@ -40,7 +39,7 @@ _FIXED: dict[str, Any] = {
     "norm_topk_prob": False,
 }
 _UNSET: Final = (None, 0, 1)
-"""What the keys of `_GROUPS` say where they ask for nothing."""
+"""Values of the keys of `_GROUPS` that ask for nothing."""
 _GROUPS: Final = ("router_num_group", "router_topk_group")
 
 # <|mask|>, <|endoftext|> and <|role_end|> of the published vocabulary; a config may name none of them.
@@ -63,7 +62,7 @@ class LladaMoeConfig:
     num_experts: int
     num_experts_per_tok: int
     moe_layer_freq: tuple[int, ...]
-    """Of each layer, 0 where it has one network for all tokens."""
+    """For each layer, 0 where it has one network for all tokens."""
     rope_theta: float
     mask_token_id: int = _MASK
     eos_token_id: int = _END_OF_TEXT
@@ -178,10 +177,10 @@ class Layer(nn.Module):
         hidden: Tensor,
         turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        keep: Keep | None,
-        at: Tensor | None,
+        at: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward` for `at`, which only the last layer is given."""
+        """Next states; at: the positions asked for, which only the last layer is given."""
         hidden = taken(hidden, at) + self.self_attn(self.input_layernorm(hidden), turns, mask, keep, at)
         normed = self.post_attention_layernorm(hidden)
         made = self.mlp(normed)
@@ -190,7 +189,7 @@ class Layer(nn.Module):
         return out
 
 
-class LladaMoeDiffusionLM(DiffusionLM):
+class LladaMoeDiffusionLM(TransformerLM):
     """LLaDA-MoE; sites are the outputs of its layers."""
 
     # Those of the authors' `generate`, which is LLaDA's.
@@ -228,55 +227,35 @@ class LladaMoeDiffusionLM(DiffusionLM):
 
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `DiffusionLM.adapt`: without rotary frequencies, and without a tied head that was written out."""
+        """The checkpoint's tensors without rotary frequencies and without a tied head that was written out."""
         config = _read(raw)
         left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
         return leave_out_copies(
             left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
         )
 
-    def forward(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        sites: Sites | None = None,
-        sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """See `DiffusionLM.forward`."""
-        return self._run(tokens, lengths, sites, None, at)
-
-    def resume(
-        self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
-    ) -> Tensor:
-        """See `DiffusionLM.resume`."""
-        return self._run(tokens, lengths, sites, memory)
-
-    def _run(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None,
-        sites: Sites | None,
-        memory: Memory | None,
-        at: Tensor | None = None,
-    ) -> Tensor:
+    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Token embeddings; a layer takes the cosines and sines of its positions, in the dtype of the states."""
         model: Any = self.model
         hidden = model["embed_tokens"](tokens)
-        width = tokens.shape[1] if memory is None else memory.width
         cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
         turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
-        turns = turns if memory is None else memory.turned(turns)
-        mask = padding_mask(lengths, width, tokens.device)
-        for index, layer in enumerate(model["layers"]):
-            own = at if index == self.facts.num_layers - 1 else None
-            hidden = layer(hidden, turns, mask, None if memory is None else partial(memory.exchange, index), own)
-            if sites is not None and own is None:
-                hidden = sites(index, hidden)
+        return hidden, (turns if memory is None else memory.turned(turns),)
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The layers."""
+        model: Any = self.model
+        layers: nn.ModuleList = model["layers"]
+        return layers
+
+    def normalise(self, hidden: Tensor) -> Tensor:
+        """The last norm."""
+        model: Any = self.model
         out: Tensor = model["norm"](hidden)
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`."""
+        """Logits [..., vocab_size]."""
         model: Any = self.model
         weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
         return F.linear(hidden, weight)

@@ -108,7 +108,7 @@ MODELS = pytest.mark.parametrize("family", ["bert", "llada", "lladamoe", "a2d-qw
 
 def build(family: str) -> DiffusionLM:
     own = {"bert": tiny.bert, "llada": tiny.llada, "lladamoe": tiny.lladamoe}
-    return own[family](5) if family in own else tiny.native(family, 5)
+    return own[family](5) if family in own else tiny.huggingface(family, 5)
 
 
 def assert_alike(served: DiffusionEngine, got: Sequence[tuple[Any, Any]]) -> None:

@@ -42,8 +42,8 @@ PUSH = Intervention(vector=VectorRef(1, DIRECTION), unit="raw", strength=3.0, sc
 
 
 def build(family: str, seed: int = 1) -> DiffusionLM:
-    if family in tiny.NATIVE:
-        return tiny.native(family, seed)
+    if family in tiny.HUGGING_FACE:
+        return tiny.huggingface(family, seed)
     model: DiffusionLM = getattr(tiny, family)(seed)
     return model
 
@@ -143,7 +143,7 @@ def test_rows_alone_and_together_with_and_without_a_cache(tmp_path: Path, family
 @MODES
 def test_a_network_of_transformers_keeps_the_keys_that_our_own_keeps(tmp_path: Path, mode: str) -> None:
     ours = tiny.dream(1)
-    theirs = tiny.native("a2d-qwen2", tie_word_embeddings=False, rope_theta=1e6)
+    theirs = tiny.huggingface("a2d-qwen2", tie_word_embeddings=False, rope_theta=1e6)
     assert set(theirs.state_dict()) == set(ours.state_dict())
     theirs.load_state_dict(ours.state_dict())
     theirs.facts = replace(theirs.facts, shift=1)

@@ -40,8 +40,8 @@ FAMILIES: dict[str, Callable[[], DiffusionLM]] = {
     "mdlm": tiny.mdlm,
     "mdlm told the noise": lambda: tiny.mdlm(time_conditioning=True),
     "sedd": tiny.sedd,
-    "a2d-qwen3": lambda: tiny.native("a2d-qwen3"),
-    "modernbert": lambda: tiny.native("modernbert"),
+    "a2d-qwen3": lambda: tiny.huggingface("a2d-qwen3"),
+    "modernbert": lambda: tiny.huggingface("modernbert"),
 }
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 SCOPES: tuple[Any, ...] = (None, "all", "prompt", "response", "masked", "committed", (2, 7))

@@ -9,7 +9,7 @@ from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.errors import RequestError
 from steerserve.models import load_model
 from tests import tiny
-from tests.models.families import native_reference as reference
+from tests.models.families import huggingface_reference as reference
 
 BD3LM = "attention=block,block_length=4"
 """What is said of dLLM's block diffusion models, whose config is that of the others."""
@@ -58,7 +58,7 @@ def test_the_published_loop_at_temperature_0(
 
 
 def test_rows_with_prompts_of_any_length_are_the_same_together_and_steer(tmp_path: Path) -> None:
-    served = tiny.engine(tiny.native("sdar", 3), tmp_path)
+    served = tiny.engine(tiny.huggingface("sdar", 3), tmp_path)
     push = Intervention(attribute="topic/sports", strength=4.0, schedule="uniform")
     asked = [
         GenerationParams(
@@ -88,7 +88,7 @@ def test_rows_with_prompts_of_any_length_are_the_same_together_and_steer(tmp_pat
 def test_what_blocks_of_a_models_own_leave_no_room_for_is_refused(
     tmp_path: Path, changes: dict[str, object], field: str
 ) -> None:
-    served = tiny.engine(tiny.native("sdar"), tmp_path)
+    served = tiny.engine(tiny.huggingface("sdar"), tmp_path)
     with pytest.raises(RequestError) as error:
         served.admit(GenerationParams(prompt=(5, 6), max_tokens=8, **changes))  # type: ignore[arg-type]
     assert error.value.param == field

@@ -12,20 +12,20 @@ from steerserve.config import ModelConfig
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, open_checkpoint, open_model
-from steerserve.models.families.transformers_lm import TransformersLM
+from steerserve.models.families.huggingface import HuggingFaceLM
 from tests import tiny
-from tests.models.families import native_reference as reference
+from tests.models.families import huggingface_reference as reference
 
 OWN = {"gpt2": "bos_token=[CLS]", "llama": "bos_token=[CLS]", "bert": "mask_token=[MASK]"}
 """What is said of those whose BOS is not of this vocabulary, and of the one that has a module of our own."""
 LENGTHS = [24, 19, 5]
 
 
-def loaded(folder: Path, name: str, **changes: Any) -> tuple[Any, TransformersLM]:
+def loaded(folder: Path, name: str, **changes: Any) -> tuple[Any, HuggingFaceLM]:
     """Transformers' own model of a folder, and ours."""
     theirs = reference.write(folder, name, **changes)
     ours = load_model(folder, denoiser=OWN.get(name))
-    assert isinstance(ours, TransformersLM)
+    assert isinstance(ours, HuggingFaceLM)
     return theirs, ours
 
 
@@ -67,8 +67,8 @@ def test_logits_and_sites_are_those_of_the_library(tmp_path: Path, name: str) ->
 
 
 def test_a_row_has_the_same_bits_on_a_wider_canvas_and_beside_others() -> None:
-    for name in tiny.NATIVE:
-        model = tiny.native(name, 3)
+    for name in tiny.HUGGING_FACE:
+        model = tiny.huggingface(name, 3)
         row = tokens()[:1, :20]
         wide = torch.cat([row, torch.full((1, 28), tiny.EOS)], 1)
         alone = model(row, torch.tensor([20]))

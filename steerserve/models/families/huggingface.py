@@ -42,10 +42,10 @@ class _Running:
 
     sites: Sites | None
     mask: Tensor | None
-    """See `padding_mask`."""
+    """Which keys may be attended to, as `padding_mask` gives it."""
     memory: Memory | None
     block: int | None
-    """See `ModelFacts.block`."""
+    """Length of the blocks between which attention is causal; None: a position sees all others."""
     attended: int = 0
     """Layers whose attention has been computed."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class _WithoutWeights(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class TransformersLM(DiffusionLM):
+class HuggingFaceLM(DiffusionLM):
     """A network of `transformers` as a denoiser; sites are the outputs of its layers."""
 
     def __init__(self, raw: Mapping[str, Any], denoiser: Denoiser, tokens: Tokens) -> None:
@@ -174,18 +174,18 @@ class TransformersLM(DiffusionLM):
 
     @property
     def is_decoder(self) -> bool:
-        """Whether the network was made to read from left to right."""
+        """True if the network was made to read from left to right."""
         return not type(self.network).__name__.endswith("ForMaskedLM")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights by the names of `transformers`, without those that are tied to others; see torch."""
+        """Weights by the names of `transformers`, without those that are tied to others."""
         found = self.network.state_dict(*args, **kwargs)
         for name in self._tied:
             found.pop(kwargs.get("prefix", "") + name, None)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """See torch; buffers follow the weights to their device, and tied weights are tied again."""
+        """Load as torch does; buffers follow the weights to their device, and tied weights are tied again."""
         self._untie()
         found = self.network.load_state_dict(state_dict, strict, assign)
         device = next(self.parameters()).device
@@ -198,7 +198,7 @@ class TransformersLM(DiffusionLM):
         return found
 
     def adapt(self, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]  # noqa: ARG002
-        """See `DiffusionLM.adapt`: names as `transformers` writes them today, without what it computes, and without
+        """The checkpoint's tensors under the names that `transformers` writes today, without what it computes, and without
         tied weights that were written out."""
         prefix, wanted = self.network.base_model_prefix + ".", self.state_dict().keys() | self._tied.keys()
         named = {}
@@ -223,7 +223,7 @@ class TransformersLM(DiffusionLM):
         sigma: Tensor | None = None,  # noqa: ARG002 (the interface's; this family takes no noise level)
         at: Tensor | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward`; every position is computed, whichever are asked for."""
+        """Final hidden states, as `DiffusionLM.forward` states; every position is computed, whichever are asked for."""
         width = tokens.shape[1]
         position = torch.arange(width, device=tokens.device)[None]
         return taken(self._run(tokens, position, width, lengths, sites, None), at)
@@ -231,7 +231,7 @@ class TransformersLM(DiffusionLM):
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
     ) -> Tensor:
-        """See `DiffusionLM.resume`."""
+        """Final hidden states of some positions, as `DiffusionLM.resume` states."""
         whole = torch.arange(memory.width, device=tokens.device)[None]
         position = whole if memory.filled is None else memory.position
         return self._run(tokens, position, memory.width, lengths, sites, memory)
@@ -259,7 +259,7 @@ class TransformersLM(DiffusionLM):
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`."""
+        """Logits [..., vocab_size]."""
         network = self.network
         if hasattr(network, "decoder") and hasattr(network, "head"):
             out: Tensor = network.decoder(network.head(hidden))
@@ -269,15 +269,15 @@ class TransformersLM(DiffusionLM):
 
 
 @dataclass(frozen=True)
-class TransformersFamily:
-    """Makes a `TransformersLM` of a folder's config, as a family class makes its model."""
+class HuggingFaceFamily:
+    """Makes a `HuggingFaceLM` of a folder's config, as a family class makes its model."""
 
     denoiser: Denoiser
     tokens: Tokens
 
-    def from_config(self, raw: dict[str, Any]) -> TransformersLM:
-        """The model without its weights; raises ArtifactError, see `TransformersLM`."""
-        return TransformersLM(raw, self.denoiser, self.tokens)
+    def from_config(self, raw: dict[str, Any]) -> HuggingFaceLM:
+        """The model without its weights; raises ArtifactError as `HuggingFaceLM` does."""
+        return HuggingFaceLM(raw, self.denoiser, self.tokens)
 
     def resized(self, raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A parsed `config.json` with the vocabulary of the weights: DiffuGPT's embedding got its mask token after the

@@ -1,5 +1,5 @@
 """Folders as `transformers` itself writes them, their networks run straight, and the loop of dLLM written from its
-description: what `TransformersLM` is compared with."""
+description: what `HuggingFaceLM` is compared with."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ CLASSES = {
 
 def write(folder: Path, name: str, seed: int = 0, **changes: Any) -> Any:
     """A folder with random weights, saved by the class that it is of, and with `tiny.tokenizer`; that model."""
-    raw = {key: value for key, value in tiny.native_config(name, **changes).items() if key != "model_type"}
+    raw = {key: value for key, value in tiny.huggingface_config(name, **changes).items() if key != "model_type"}
     kind, network = CLASSES[name]
     torch.manual_seed(seed)
     model = getattr(transformers, network)(getattr(transformers, kind)(**raw)).eval()
