@@ -190,7 +190,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "roberta": {},
     "sdar": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "block_size": 4},
 }
-"""Keys of the config of each published denoiser whose network is that of transformers, beside those of `huggingface_config`."""
+"""Keys of the config of each published denoiser whose network transformers has, beside those that all have."""
 
 
 def huggingface_config(name: str, **changes: Any) -> dict[str, Any]:

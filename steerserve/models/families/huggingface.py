@@ -198,8 +198,8 @@ class HuggingFaceLM(DiffusionLM):
         return found
 
     def adapt(self, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]  # noqa: ARG002
-        """The checkpoint's tensors under the names that `transformers` writes today, without what it computes, and without
-        tied weights that were written out."""
+        """The checkpoint's tensors under the names that `transformers` writes today, without what it computes and
+        without tied weights that were written out."""
         prefix, wanted = self.network.base_model_prefix + ".", self.state_dict().keys() | self._tied.keys()
         named = {}
         for old, tensor in tensors.items():
