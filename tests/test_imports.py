@@ -84,7 +84,7 @@ LEVELS = {
         {"loader"},
     ],
     "steerserve.calibrate": [
-        {"recipes", "intervals", "texts"},
+        {"recipes", "texts"},
         {"generation", "provenance", "summary"},
         {"features", "probes"},
         {"trials"},
