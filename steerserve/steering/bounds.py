@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from steerserve.steering.operators import combined
+
+LARGEST_LATENT: Final = 10.0
+"""The most |delta| / |h| of a push that sets a feature's latent, at each position. An encoder that reads little of the
+feature's own row, or a TopK that leaves the feature out, would else ask for any size, and at ten times the state nearly
+all of it is the feature's direction. Ten times the largest activation of the bundled SAEs' ordinary features stays
+within it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,11 @@ class Bounds:
         """|delta| / |h| to which a row's bounded pushes are made smaller [rows]."""
         self.found = torch.zeros(len(pushes), device=device)
         """Largest |delta| / |h| of them in the last forward [rows]."""
-        self.clipped = torch.zeros(len(pushes), width, device=device)
-        """Positions x steps at which each was made smaller, until they are taken."""
 
-    def hold(self, weight: Tensor, directions: Tensor, state: Tensor) -> Tensor:
+    def hold(self, weight: Tensor, directions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The weights [rows, pushes, length] on directions [rows, pushes, hidden_size] with which the bounds hold for
-        state [rows, length, hidden_size]; those of pushes without a bound are left bit for bit."""
+        state [rows, length, hidden_size], and which of them were made smaller; those of pushes without a bound are left
+        bit for bit."""
         counted = torch.where(self.counted, weight, 0.0)
         # The very sum that is added to the state, so that the bound is on that to the last bit.
         delta = combined(counted.to(directions.dtype), directions)
@@ -49,9 +55,7 @@ class Bounds:
         allowed = self.most[:, None] * norm
         over = size > allowed
         factor = torch.where(over, allowed / size.clamp(min=1e-30), 1.0)
-        # Not in place: see `Site.before`.
-        self.clipped = self.clipped + (over[:, None] & (counted != 0)).sum(2)
-        return torch.where(self.counted, weight * factor[:, None], weight)
+        return torch.where(self.counted, weight * factor[:, None], weight), over[:, None] & (counted != 0)
 
     def refused(self) -> list[tuple[int, float, float]]:
         """The rows that went over a bound that refuses in the last forward: index, |delta| / |h|, the bound."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from steerserve.steering.bounds import Bound
 from steerserve.steering.encoders import Encoder, StateEncoder
 from steerserve.steering.names import SCOPE_NAMES
-from steerserve.steering.operators import READS_LATENT
+from steerserve.steering.operators import READS_LATENT, READS_PAIR
 
 SCOPES: Final[dict[str, int]] = {scope: place for place, scope in enumerate(SCOPE_NAMES)}
 
@@ -27,7 +27,7 @@ class Applied:
     """Sum of |delta| / |h| over those positions."""
     ratio_max: float = 0.0
     clipped: int = 0
-    """Positions x steps at which its bound made it smaller."""
+    """Positions x steps at which its bound, or that on what sets a latent, made it smaller."""
     missed: int = 0
     """Positions x steps at which it should have changed the state and did not: steering then does not take."""
     gains: list[float] = field(default_factory=list)
@@ -91,6 +91,11 @@ class Push:
     def by_sae(self) -> bool:
         """Tell if its operator reads the state by an SAE."""
         return self.sae is not None and self.feature is not None and self.op in READS_LATENT
+
+    @property
+    def sets_latent(self) -> bool:
+        """Whether it is of a feature and sets its latent, so that its size is what the encoder needs for that."""
+        return self.by_sae and self.op not in READS_PAIR
 
     @property
     def reads_latent(self) -> bool:

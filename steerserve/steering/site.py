@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steerserve.steering.bounds import Bounds
+from steerserve.steering.bounds import LARGEST_LATENT, Bounds
 from steerserve.steering.encoders import ENCODED
 from steerserve.steering.operators import CODES, coefficients, combined
 from steerserve.steering.push import SCOPES, Push
@@ -73,6 +73,9 @@ class Site:
         self.projects = any(push.op != "add" for row in pushes for push in row)
         bounds = [[push.bound for push in row] for row in pushes]
         self.bounds = Bounds(bounds, width, device) if any(any(row) for row in bounds) else None
+        latent = [[p < len(row) and row[p].sets_latent for p in range(width)] for row in pushes]
+        self.sets_latent = torch.tensor(latent, device=device)[:, :, None] if any(map(any, latent)) else None
+        """Whether a push sets a feature's latent [rows, pushes, 1]; None where none does."""
         self.gain = torch.zeros(shape, device=device)
         self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
         self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)
@@ -88,6 +91,8 @@ class Site:
         self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
         self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
         self.missed = torch.zeros(shape, device=device)
+        self.clipped = torch.zeros(shape, device=device)
+        """Positions x steps at which each was made smaller."""
         self.pushed: tuple[Tensor, Tensor] | None = None
         """Weights [rows, pushes, length] of the last forward, and norms [rows, length] of the states that they were
         worked out for; None until the step that was set has come here."""
@@ -141,9 +146,18 @@ class Site:
             for r, p, push in self.encodes:
                 value[r, p] = _read(push, state[r].float(), self.masked[r])
         weight = coefficients(self.code, self.strength, self.gain, value, self.per_value) * self.mask
+        norm = state.float().norm(dim=2)
+        smaller = torch.zeros_like(self.mask)
+        if self.sets_latent is not None:
+            most = LARGEST_LATENT * norm[:, None]
+            smaller = self.sets_latent & (weight.abs() > most)
+            weight = torch.where(smaller, weight.sign() * most, weight)
         if self.bounds is not None:
-            weight = self.bounds.hold(weight, self.directions, state)
-        self.pushed = weight, state.float().norm(dim=2)
+            weight, bounded = self.bounds.hold(weight, self.directions, state)
+            smaller = smaller | bounded
+        if self.sets_latent is not None or self.bounds is not None:
+            self.clipped = self.clipped + smaller.sum(2)
+        self.pushed = weight, norm
         delta = combined(weight.to(hidden.dtype), self.directions)
         steered = delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
         if self.keeps:
@@ -225,10 +239,8 @@ class Site:
     def rewind(self) -> None:
         """Take back what the step that was set has added to the sums, unless it is settled: it is made again."""
         if self.before is not None:
-            self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, *clipped = self.before
+            self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, self.clipped = self.before
             self.pushed = None
-            if self.bounds is not None:
-                [self.bounds.clipped] = clipped
 
     def forget(self) -> None:
         """The same, and have no way back any more."""
@@ -237,14 +249,12 @@ class Site:
 
     def _sums(self) -> tuple[Tensor, ...]:
         """[rows, pushes] each."""
-        sums = (self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed)
-        return sums if self.bounds is None else (*sums, self.bounds.clipped)
+        return (self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, self.clipped)
 
     def flush(self) -> None:
         """Move the sums of this site into its pushes, in one transfer, and start them again; that settles the step."""
-        sums = self._sums()
+        table = torch.stack(self._sums()).tolist()
         zeros = torch.zeros_like(self.steps)
-        table = torch.stack(sums if self.bounds is not None else (*sums, zeros)).tolist()
         for r, row in enumerate(self.pushes):
             for p, push in enumerate(row):
                 positions, steps, ratio_sum, ratio_max, missed, cut = (column[r][p] for column in table)
@@ -260,9 +270,7 @@ class Site:
                     push.applied.gains += gains
         self.gains, self.before = [], None
         # One for all: none of them is ever written into.
-        self.positions = self.steps = self.ratio_sum = self.ratio_max = self.missed = zeros
-        if self.bounds is not None:
-            self.bounds.clipped = zeros
+        self.positions = self.steps = self.ratio_sum = self.ratio_max = self.missed = self.clipped = zeros
 
 
 def _read(push: Push, states: Tensor, masked: Tensor) -> Tensor:

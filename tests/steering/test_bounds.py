@@ -33,8 +33,10 @@ def test_what_is_measured_is_the_sum_that_is_added(dtype: torch.dtype) -> None:
 def test_a_row_is_held_alike_alone_and_beside_others(dtype: torch.dtype) -> None:
     weight, directions, state = made(dtype)
     one = [Bound(0.05)] * PUSHES
-    together = Bounds([one] * ROWS, PUSHES, torch.device("cpu")).hold(weight, directions, state)
+    together, smaller = Bounds([one] * ROWS, PUSHES, torch.device("cpu")).hold(weight, directions, state)
+    assert smaller.any()
     for row in range(ROWS):
         alone = Bounds([one], PUSHES, torch.device("cpu"))
-        mine = alone.hold(weight[row : row + 1], directions[row : row + 1], state[row : row + 1])
+        mine, cut = alone.hold(weight[row : row + 1], directions[row : row + 1], state[row : row + 1])
         assert torch.equal(mine[0], together[row])
+        assert torch.equal(cut[0], smaller[row])

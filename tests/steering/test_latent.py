@@ -12,10 +12,11 @@ from steerserve.saes.activation import AbsTopK, Activation, GroupMax, JumpRelu, 
 from steerserve.saes.layouts.fold import gated
 from steerserve.saes.matching_pursuit import MatchingPursuitAutoencoder, Pursuit
 from steerserve.saes.sae import LEAST_OWN
+from steerserve.steering.bounds import LARGEST_LATENT
 from steerserve.steering.plan import SteeringPlan
-from steerserve.steering.push import Push
+from steerserve.steering.push import Applied, Push
 from tests import tiny
-from tests.steering.pushes import LENGTH, hidden, of_feature
+from tests.steering.pushes import LENGTH, hidden, of_feature, push
 
 FEATURES = tiny.FEATURES
 ASKED = (0.0, 2.5, 5.0, 10.0)
@@ -195,7 +196,7 @@ def test_where_the_encoder_does_not_read_its_own_row_the_reconstruction_is_set()
 @pytest.mark.parametrize(
     "activation", [TopK(4), AbsTopK(4), GroupMax(8), JumpRelu(torch.tensor(0.3)), Relu()], ids=repr
 )
-def test_a_feature_is_reached_where_a_far_clamp_reads_back(activation: Activation) -> None:
+def test_a_feature_is_reached_where_its_row_pushed_far_is_read(activation: Activation) -> None:
     """Also where encoder columns and decoder rows have little to do with each other."""
     generator, states = torch.Generator().manual_seed(6), hidden(1)
     tensors = weights()
@@ -205,10 +206,56 @@ def test_a_feature_is_reached_where_a_far_clamp_reads_back(activation: Activatio
     for feature in range(FEATURES):
         if not sae.reads_back(feature):
             continue
-        after = read(sae, pushed(of_feature("clamp", 3e3, feature, sae), states), feature)
+        far = of_feature("add", 3e3 * sae.per_latent(feature), feature, sae)
+        after = read(sae, pushed(far, states), feature)
         assert (after > 0).all() == (after > 0).any() == sae.reached(feature), feature
         found.add(sae.reached(feature))
     assert found == ({True} if isinstance(activation, JumpRelu | Relu) else {True, False})
+
+
+def barely_read(own: float) -> SparseAutoencoder:
+    """Under a TopK that takes another feature in the place of 5, whose row its encoder reads `own` of."""
+    tensors = weights()
+    row = tensors["W_dec"][5]
+    tensors["W_enc"][:, 5] *= own / (tensors["W_enc"][:, 5] @ row)
+    tensors["W_enc"][:, 6] = tensors["W_enc"][:, 5] * 20
+    return sae_of(TopK(1), tensors)
+
+
+@pytest.mark.parametrize("op", ["clamp", "multiply", "cap"])
+def test_what_sets_a_latent_is_held_to_a_multiple_of_the_state(op: str) -> None:
+    """Whatever the operator asks for, and only there, in either direction."""
+    sae = barely_read(LEAST_OWN * 1.01) if op == "clamp" else sae_of(Relu())
+    assert sae.reads_back(5)
+    assert op != "clamp" or not sae.reached(5)
+    states = hidden(2)
+    for strength in (-4e3, 20.0, 4e3):
+        one = of_feature(op, strength, 5, sae)
+        plan = SteeringPlan([[one]])
+        plan.set_step(torch.zeros(1, dtype=torch.float64), torch.ones(1, 5, LENGTH, dtype=torch.bool))
+        after = plan(1, states[:1])
+        plan.flush()
+        ratios = (after - states[:1]).norm(dim=2) / states[:1].norm(dim=2)
+        assert ratios.max() <= LARGEST_LATENT * (1 + 1e-5)
+        held = int((ratios > LARGEST_LATENT * (1 - 1e-5)).sum())
+        assert one.applied.clipped == held
+        assert one.applied.ratio_max == pytest.approx(float(ratios.max()), rel=1e-4)
+        if op == "clamp":
+            assert held == (LENGTH if abs(strength) > 100 else held)
+    # What adds is as large as is asked.
+    added = (pushed(of_feature("add", 4e3, 5, sae), states) - states).norm(dim=2)
+    torch.testing.assert_close(added, torch.full_like(added, 4e3), rtol=1e-4, atol=0)
+
+
+def test_a_push_that_is_held_is_held_alike_beside_others() -> None:
+    sae, states = barely_read(LEAST_OWN * 1.01), hidden(2)
+    rows = [[of_feature("clamp", 4e3, 5, sae), push("add", 0.5)], [push("add", 0.5)]]
+    plan, alone = SteeringPlan(rows), SteeringPlan([[replace(one, applied=Applied()) for one in rows[0]]])
+    for one, count in ((plan, 2), (alone, 1)):
+        one.set_step(torch.zeros(count, dtype=torch.float64), torch.ones(count, 5, LENGTH, dtype=torch.bool))
+    assert torch.equal(plan(1, states)[0], alone(1, states[:1])[0])
+    plan.flush()
+    assert [one.applied.clipped for one in rows[0]] == [LENGTH, 0]
 
 
 def test_a_direction_without_a_latent_is_clamped_by_its_projection() -> None:

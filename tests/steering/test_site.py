@@ -20,7 +20,15 @@ from tests.steering.pushes import LENGTH, SAE, gain_at, hidden, of_feature, push
 
 
 def coefficient(one: Push, h: Tensor, gain: float) -> float:
-    """The operators' formulas in float64."""
+    """The operators' formulas in float64, and the bound on what sets a feature's latent."""
+    asked = formula(one, h, gain)
+    if one.feature is None or one.op not in ("multiply", "clamp", "cap"):
+        return asked
+    most = 10 * float(h.double().norm())
+    return min(max(asked, -most), most)
+
+
+def formula(one: Push, h: Tensor, gain: float) -> float:
     h, v, s = h.double(), one.direction.double(), one.strength
     projection, per = float(h @ v), 1.0
     if one.feature is not None and one.op in READS_LATENT:

@@ -14,6 +14,7 @@ from steerserve.engine.api.params import Limits
 from steerserve.engine.request.intervention import ActiveIntervention
 from steerserve.engine.request.kl_budget import Trajectory
 from steerserve.engine.request.request import Request
+from steerserve.steering.bounds import LARGEST_LATENT
 from steerserve.steering.push import Push
 
 
@@ -119,7 +120,12 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
             "kl_repeats": sum(one.tries - 1 for one in request.made),
             "predicted_kl_scale": request.plan["limits"]["predicted_kl_scale"],
             "predicted_kl_steps": 0 if budget is None else budget.cut,
-            "delta_positions": sum(push.applied.clipped for one, _, _ in held for push in one.pushes),
+            "delta_positions": sum(
+                push.applied.clipped
+                for one, _, _ in held
+                for push in one.pushes
+                if push.bound is not None and not push.bound.refuse
+            ),
         },
     }
 
@@ -136,6 +142,10 @@ def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
             if lowered
             else "nothing was changed: no position of the scope needed it, or none was there while the schedule pushed"
         )
+    if any(_held(push) for push in one.pushes):
+        notes.append(
+            f"the latent was not set everywhere: a push is held to {LARGEST_LATENT:g} times the norm of the state"
+        )
     gains = one.pushes[0].applied.gains if one.pushes else []
     strength = one.summary.get("came_to", one.summary)["strength"]
     return {
@@ -148,6 +158,12 @@ def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
         # Where nothing is written nothing is read, and nothing decided.
         **({} if one.controller is None or not request.writes else one.controller.receipt()),
     }
+
+
+def _held(push: Push) -> bool:
+    """Whether the bound on what sets a latent made a push smaller: it was as large as that lets it be."""
+    done = push.applied
+    return push.sets_latent and done.clipped > 0 and done.ratio_max >= LARGEST_LATENT * (1 - 1e-3)
 
 
 def _site(push: Push, site: dict[str, Any]) -> dict[str, Any]:

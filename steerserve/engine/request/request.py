@@ -160,7 +160,8 @@ class Request(BlockCursor):
 
     @property
     def measured_kl(self) -> float | None:
-        """The same a response token; None where it is not measured, or was not from the first push on."""
+        """The same a response token: divided by `max_tokens`, as its limit and the predicted KL are, also of a row that
+        ended before all of them were written. None where it is not measured, or was not from the first push on."""
         whole = self.measures_kl and all(one.kl is not None for one in self.made)
         return self.measured_nats / self.params.max_tokens if whole else None
 

@@ -265,3 +265,15 @@ def test_a_push_that_is_not_a_number_is_given_up(served: DiffusionEngine, monkey
         assert request.response == tiny.tokens_of(served, PLAIN)
         assert told(result)["measured_kl"] == 0
         assert 6 < result.forward_passes <= 6 + more
+
+
+def test_a_row_that_ends_early_has_its_kl_over_the_whole_response(served: DiffusionEngine) -> None:
+    """So that it compares with the limit and the prediction, which are over it too."""
+    whole = replace(PLAIN, interventions=(VECTOR,), measure_kl=True)
+    half = replace(whole, abort_when={"progress": {"at_least": 0.5}})
+    [(full, _), (ended, result)] = tiny.run(served, whole, half)
+    receipt = told(result)
+    assert 0 < len(ended.made) < len(full.made)
+    spent = sum(one.kl or 0.0 for one in full.made[: len(ended.made)])
+    assert receipt["measured_kl"] > 0
+    assert receipt["measured_kl"] == pytest.approx(spent / PLAIN.max_tokens, rel=1e-5)

@@ -8,6 +8,7 @@ import pytest
 
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits
 from steerserve.engine.engine import DiffusionEngine
+from steerserve.steering.bounds import LARGEST_LATENT
 from tests import tiny
 from tests.engine import priced
 
@@ -84,3 +85,25 @@ def test_a_clamp_that_its_encoder_can_never_read_says_so(tmp_path: Path) -> None
         for one in (clamp, replace(clamp, strength=0.0), replace(clamp, op="cap")):
             notes = served.admit(replace(PLAIN, interventions=(one,))).plan["interventions"][0]["notes"]
             assert any("leaves feature" in note for note in notes) == (one is clamp and not sae.reached(feature))
+
+
+def test_a_clamp_that_is_held_says_so(served: DiffusionEngine) -> None:
+    """And is no position that the caller's own limit made smaller."""
+    clamp = replace(FEATURE, op="clamp", strength=3e3)
+    asked = replace(PLAIN, interventions=(clamp,), measure_kl=True, limits=Limits(max_kl=1e3))
+    [(_, result)] = tiny.run(served, asked)
+    assert result.receipt is not None
+    [told] = result.receipt["interventions"]
+    [site] = told["sites"]
+    assert site["positions_clipped"] == site["positions_touched"] > 0
+    assert site["delta_ratio_max"] == pytest.approx(LARGEST_LATENT)
+    assert told["clipped"] == 1
+    assert any("the latent was not set everywhere" in note for note in told["notes"])
+    assert result.receipt["limits"]["clipped"]["delta_positions"] == 0
+    for within in (
+        replace(PLAIN, interventions=(replace(clamp, strength=0.5),)),
+        replace(asked, limits=Limits(max_delta=0.5)),
+    ):
+        told = pushed(served, within)
+        assert told["sites"][0]["delta_ratio_max"] < LARGEST_LATENT
+        assert not any("not set everywhere" in note for note in told["notes"])
