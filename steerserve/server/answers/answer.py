@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerserve.engine.api.events import Committed, Event, Result, Revised, Scored, Stepped, Trace
+from steerserve.engine.api.events import Event, Result, Scored, Stepped, Trace
 from steerserve.server.answers.pieces import Decoder, PromptText, ending, pieces, shown
 from steerserve.server.answers.wording import ResponseFormat
 from steerserve.server.protocol.receipts import Form, in_form
@@ -17,18 +17,14 @@ class Tally:
     """Counts of a row that still runs."""
 
     tokens: int = 0
-    """Tokens that stand."""
+    """Tokens that have been sent and are taken back by nothing."""
     steps: int = 0
     forward_passes: int = 0
 
     def take(self, event: Event) -> None:
-        """Count what an event of the row tells."""
+        """Count the steps and passes that an event of the row tells."""
         if isinstance(event, Stepped):
             self.steps, self.forward_passes = event.steps, event.forward_passes
-        elif isinstance(event, Committed):
-            self.tokens += len(event.tokens)
-        elif isinstance(event, Revised):
-            self.tokens -= len(event.positions)
 
 
 @dataclass(frozen=True)

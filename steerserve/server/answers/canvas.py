@@ -34,6 +34,21 @@ class StreamCanvas:
         """Before this position nothing is taken back any more."""
         self._prefix: list[int] = []
         self._sent = ""
+        self._sent_tokens = 0
+
+    @property
+    def settled_tokens(self) -> int:
+        """How many of the first tokens nothing takes back any more, the end token not counted."""
+        return len(self._prefix)
+
+    def sent_tokens(self) -> int:
+        """How many of these have all of their text in what `grown` and `rest` have given; never fewer than before."""
+        count = len(self._prefix)
+        # From the end: what is held back is short.
+        while count > self._sent_tokens and len(self._decode(self._prefix[:count])) > len(self._sent):
+            count -= 1
+        self._sent_tokens = count
+        return count
 
     def commit(self, event: Committed) -> None:
         """Take over the tokens of an event."""

@@ -43,12 +43,15 @@ class Chunks(ABC):
         if not row.baseline:
             canvas = self._canvases[request_id]
             frames += self._open(row.choice, self._answer.opening(request_id))
-            if isinstance(event, Committed):
-                canvas.commit(event)
-                frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
-            if isinstance(event, Revised):
-                canvas.revise(event)
-                frames += self._text_chunks(row.choice, self._at_change(canvas), request_id)
+            if isinstance(event, Committed | Revised):
+                if isinstance(event, Committed):
+                    canvas.commit(event)
+                else:
+                    canvas.revise(event)
+                text = self._at_change(canvas)
+                if self._options.continuous_usage_stats:
+                    self._running[request_id].tokens = self._sent_tokens(canvas)
+                frames += self._text_chunks(row.choice, text, request_id)
             if isinstance(event, Done):
                 frames += self._text_chunks(row.choice, self._at_end(canvas, event.result.text), request_id)
         if isinstance(event, Done) and self._answer.finished(row.choice):
@@ -87,6 +90,10 @@ class Chunks(ABC):
         return self._answer.head(self._answer.wording.chunk)
 
     @abstractmethod
+    def _sent_tokens(self, canvas: StreamCanvas) -> int:
+        """Tokens of a row that its chunks have said and that none takes back."""
+
+    @abstractmethod
     def _before(self, request_id: str) -> str:
         """What a chunk repeats of the text before the response."""
 
@@ -106,6 +113,9 @@ class Chunks(ABC):
 class AppendView(Chunks):
     """Text that only grows: the chunks of a choice, joined, are its text."""
 
+    def _sent_tokens(self, canvas: StreamCanvas) -> int:
+        return canvas.sent_tokens()
+
     def _before(self, request_id: str) -> str:  # noqa: ARG002
         return ""
 
@@ -121,6 +131,9 @@ class AppendView(Chunks):
 
 class ReplaceView(Chunks):
     """The whole text so far in each chunk, masks shown: the last chunk of a choice is its text."""
+
+    def _sent_tokens(self, canvas: StreamCanvas) -> int:
+        return canvas.settled_tokens
 
     def _before(self, request_id: str) -> str:
         return self._answer.opening(request_id)
@@ -150,6 +163,7 @@ class EventsView:
         frames = self._frames_of(event)
         if not self._options.continuous_usage_stats:
             return frames
+        self._running[event.request_id].tokens = self._canvases[event.request_id].settled_tokens
         return [frame | {"usage": self._answer.usage(self._running)} for frame in frames]
 
     def _frames_of(self, event: Event) -> list[dict[str, Any]]:

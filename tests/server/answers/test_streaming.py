@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,17 +139,53 @@ def test_usage_comes_last_where_asked_for(client: TestClient) -> None:
     assert not any("usage" in frame for frame in stream(client, max_tokens=6))
 
 
-def test_the_usage_so_far_counts_what_stands(client: TestClient) -> None:
-    body: dict[str, Any] = {"seed": 5, "max_tokens": 30, "stream_options": {"continuous_usage_stats": True}}
-    told = stream(client, seed=5, max_tokens=30, diffusion={"transfer": "remdm", "stream_mode": "events"})
-    standing = [0]
-    for one in told:
-        if one["type"] in ("committed", "revised"):
-            standing.append(standing[-1] + len(one["positions"]) * (1 if one["type"] == "committed" else -1))
-    frames = stream(client, **body, diffusion={"transfer": "remdm", "stream_mode": "replace"})
-    assert [frame["usage"]["completion_tokens"] for frame in frames[:-1]] == standing[1:]
-    assert max(standing) <= 30
-    assert any(after < before for before, after in zip(standing, standing[1:], strict=False))
+@settings(max_examples=40)
+@given(BODIES)
+def test_the_usage_so_far_only_grows_to_that_of_the_answer(shared_client: TestClient, body: dict[str, Any]) -> None:
+    """Whatever a stop string cuts, an end token ends or a transfer takes back."""
+    plain = shared_client.post("/v1/completions", json={"model": "text"} | body).json()
+    for mode in ("append", "replace", "events"):
+        asked = body | {"diffusion": body["diffusion"] | {"stream_mode": mode}}
+        frames = stream(shared_client, **asked, stream_options={"continuous_usage_stats": True})
+        counts = [frame["usage"]["completion_tokens"] for frame in frames]
+        assert counts == sorted(counts)
+        assert counts[-1] == plain["usage"]["completion_tokens"]
+
+
+@settings(max_examples=40)
+@given(BODIES)
+def test_the_usage_so_far_counts_the_tokens_that_were_sent(shared_client: TestClient, body: dict[str, Any]) -> None:
+    body = body | {"n": 1, "diffusion": {"steps": body["diffusion"]["steps"]}}
+    prompt = body["prompt"]
+    before = list(prompt.encode()) if isinstance(prompt, str) else prompt or []
+    params = GenerationParams(prompt=prompt or "", seed=body["seed"], max_tokens=body["max_tokens"])
+    tokens = response_tokens(replace(params, prompt=tuple(prompt) if isinstance(prompt, list) else params.prompt))
+    tokens = tokens[: tokens.index(END)] if END in tokens else tokens
+    lengths = [len(continuation(decode, before, tokens[: i + 1])) for i in range(len(tokens))]
+    sent = ""
+    # The last two may hold what was kept back until the row had ended, and tell of all of its tokens.
+    for frame in stream(shared_client, **body, stream_options={"continuous_usage_stats": True})[:-2]:
+        sent += frame["choices"][0]["text"]
+        assert frame["usage"]["completion_tokens"] == sum(length <= len(sent) for length in lengths)
+
+
+def test_the_usage_so_far_of_a_stop_string_that_is_spread_over_chunks(client: TestClient) -> None:
+    written = (response_tokens(params_of(seed)) for seed in range(999))
+    seed, tokens = next((n, one) for n, one in enumerate(written) if END not in one and b"the sea" in bytes(one))
+    cut = bytes(tokens).index(b"the sea")
+    body: dict[str, Any] = {"prompt": "a", "max_tokens": 24, "seed": seed, "stop": ["the sea"]}
+    *frames, closing = stream(client, **body, stream_options={"continuous_usage_stats": True})
+    assert "".join(frame["choices"][0]["text"] for frame in frames) == bytes(tokens[:cut]).decode()
+    assert closing["choices"][0]["finish_reason"] == "stop"
+    # A token is a byte here. What may become the stop string is not sent, and not counted before the end.
+    counts = [frame["usage"]["completion_tokens"] for frame in frames]
+    assert counts == sorted(counts)
+    assert 0 < max(counts) <= cut
+    assert closing["usage"]["completion_tokens"] == 24
+
+
+def params_of(seed: int) -> GenerationParams:
+    return GenerationParams(prompt="a", seed=seed, max_tokens=24)
 
 
 @pytest.mark.parametrize("mode", ["append", "replace", "events"])
