@@ -60,7 +60,9 @@ def create_app(
     worker = EngineWorker(service.engine, load, config.max_queue_steps, restart_seconds)
     keyring = None
     if config.keys is not None:
-        keyring = Keyring(config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length))
+        keyring = Keyring(
+            config.keys, partial(try_mandatory, service.engine.admit, max_length=service.max_length), service.attributes
+        )
     store = None if config.limits_store is None else LimitsStore(config.limits_store, metrics)
     new_id, signatures, forwarder = _random_id, None, None
     if config.replica_address is not None:
@@ -74,6 +76,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        if keyring is not None:
+            keyring.warn_of_unmatched()
         async with AsyncExitStack() as stack:
             if forwarder is not None:
                 stack.push_async_callback(forwarder.close)

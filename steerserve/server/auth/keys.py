@@ -10,10 +10,12 @@ import json
 import logging
 import threading
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -25,7 +27,7 @@ from steerserve.server.protocol.body import validate
 from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.protocol.fields import Name, Strict
 from steerserve.server.rows.rows import rows_of
-from steerserve.steering.names import Operator
+from steerserve.steering.names import UNITS, Operator
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +43,21 @@ class KeyEntry(Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_strength: dict[Annotated[str, Field(pattern="^(residual|max_act|raw|stored|kl|factor)$")], Limit] | None = None
+    max_strength: dict[Annotated[str, Field(pattern=f"^({'|'.join((*UNITS, 'factor'))})$")], Limit] | None = None
     max_kl: float | None = Field(default=None, gt=0, le=1e6)
     max_predicted_kl: Limit | None = None
-    denied_attributes: list[Name] = []
-    operators: list[Operator] | None = Field(default=None, min_length=1)
+    # Not strict: a file has lists.
+    denied_attributes: tuple[Name, ...] = Field(default=(), strict=False)
+    operators: tuple[Operator, ...] | None = Field(default=None, min_length=1, strict=False)
     vectors: bool | None = None
     features: bool | None = None
     mandatory: list[steering.Intervention] = []
-    max_overlap: float = Field(default=0.2, ge=0, le=1)
-    max_loudness: float = Field(default=0.5, ge=0)
+    max_overlap: float = Field(default=Policy.max_overlap, ge=0, le=1)
+    max_loudness: float = Field(default=Policy.max_loudness, ge=0)
+
+
+NEEDED: Final = frozenset(name for name, field in KeyEntry.model_fields.items() if field.is_required())
+"""The fields that every entry has."""
 
 
 class KeyFile(Strict):
@@ -71,14 +78,16 @@ class Key:
 
 
 class Keyring:
-    """The keys of one file, which may be read again while requests run; `check` tests a key's mandatory interventions.
+    """The keys of one file, which may be read again while requests run; `check` tests a key's mandatory interventions,
+    `attributes` are the names of those that are loaded.
 
     Raises ArtifactError where the file cannot be read the first time.
     """
 
-    def __init__(self, path: Path, check: Callable[[Policy], None]) -> None:
+    def __init__(self, path: Path, check: Callable[[Policy], None], attributes: Collection[str] = ()) -> None:
         self._path = path
         self._check = check
+        self._attributes = attributes
         self._reading = threading.Lock()
         self._keys = self._read()
 
@@ -106,8 +115,23 @@ class Keyring:
             except ArtifactError as error:
                 logger.error("the keys were not read again, the old ones stay: %s", error)
                 return False
+            self.warn_of_unmatched()
         logger.info("read %d keys from %s", len(self._keys), self._path)
         return True
+
+    def warn_of_unmatched(self) -> None:
+        """Log each pattern of attributes that no loaded one matches, since it may be misspelt and then denies
+        nothing."""
+        for key in self._keys:
+            for pattern in key.policy.denied_attributes:
+                if not any(fnmatchcase(name, pattern) for name in self._attributes):
+                    near = ", ".join(get_close_matches(pattern, self._attributes, cutoff=0.4)) or "none"
+                    logger.warning(
+                        "key %r: denied_attributes %r matches no attribute that is loaded; nearest: %s",
+                        key.name,
+                        pattern,
+                        near,
+                    )
 
     def _read(self) -> tuple[Key, ...]:
         keys = read_keys(self._path)
@@ -155,7 +179,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not a readable file of keys: {error}") from error
     if len(values) == 1 and isinstance(values[0], list):
         [values] = values
-    elif len(values) == 1 and isinstance(values[0], dict) and not values[0].keys() & {"name", "sha256"}:
+    elif len(values) == 1 and isinstance(values[0], dict) and not values[0].keys() & NEEDED:
         return dict(values[0])
     elif not values or not all(isinstance(one, dict) for one in values):
         raise ArtifactError(f"{path}: must hold keys as `steerserve keys NAME` prints them, one or a list of them")
@@ -184,17 +208,14 @@ def _key(entry: KeyEntry, param: str) -> Key:
         _check_mandatory(one, f"{param}.mandatory[{index}]")
     # A vector or a feature can spell what an attribute does.
     free = not entry.denied_attributes and not entry.mandatory
+    as_written = {one.name: getattr(entry, one.name) for one in fields(Policy)}
     policy = Policy(
-        max_strength=entry.max_strength,
-        max_kl=entry.max_kl,
-        max_predicted_kl=entry.max_predicted_kl,
-        denied_attributes=tuple(entry.denied_attributes),
-        operators=tuple(entry.operators) if entry.operators is not None else None,
-        vectors=free if entry.vectors is None else entry.vectors,
-        features=free if entry.features is None else entry.features,
-        mandatory=_as_params(entry.mandatory),
-        max_overlap=entry.max_overlap,
-        max_loudness=entry.max_loudness,
+        **as_written
+        | {
+            "vectors": free if entry.vectors is None else entry.vectors,
+            "features": free if entry.features is None else entry.features,
+            "mandatory": _as_params(entry.mandatory),
+        }
     )
     return Key(entry.name, entry.sha256, entry.rate_per_minute, entry.max_concurrent, policy)
 

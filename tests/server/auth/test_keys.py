@@ -2,15 +2,21 @@ import hmac
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from steerserve.config import ServerConfig
 from steerserve.errors import ArtifactError, RequestError
-from steerserve.server.auth.keys import Keyring
+from steerserve.server.app import create_app
+from steerserve.server.auth.keys import KeyEntry, Keyring
 from steerserve.server.auth.policy import Policy
+from steerserve.steering.names import UNITS
 from tests.server.planned_engine import SECRET, entry, keys_file
+from tests.server.text_engine import TextEngine, service_of
 
 
 def read(path: Path, check: Callable[[Policy], None] = lambda _: None) -> Keyring:
@@ -148,3 +154,53 @@ def test_reading_again_takes_the_new_file_or_keeps_the_old_keys(
     assert keyring.reload()
     assert keyring.find("old-secret") is None
     assert keyring.find("new-secret") is not None
+
+
+def test_an_entry_has_every_field_of_a_policy(tmp_path: Path) -> None:
+    assert {one.name for one in fields(Policy)} <= KeyEntry.model_fields.keys()
+    written: dict[str, Any] = {
+        "max_strength": {unit: 1.5 for unit in (*UNITS, "factor")},
+        "max_kl": 0.25,
+        "max_predicted_kl": 0.5,
+        "denied_attributes": ["topic/*", "x"],
+        "operators": ["add", "cap"],
+        "vectors": True,
+        "features": True,
+        "max_overlap": 0.125,
+        "max_loudness": 0.75,
+    }
+    key = read(keys_file(tmp_path, entry(**written))).find(SECRET)
+    assert key is not None
+    found = asdict(key.policy)
+    assert found.pop("mandatory") == ()
+    assert found == written | {"denied_attributes": ("topic/*", "x"), "operators": ("add", "cap")}
+    key = read(keys_file(tmp_path, entry())).find(SECRET)
+    assert key is not None and key.policy == Policy()
+
+
+def test_a_pattern_that_matches_nothing_loaded_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = keys_file(tmp_path, entry("a", "a" * 32, denied_attributes=["topic/*", "sentiment/postive", "zzzz*"]))
+    keyring = Keyring(path, lambda _: None, ("topic/sports", "sentiment/positive"))
+    keyring.warn_of_unmatched()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        "key 'a': denied_attributes 'sentiment/postive' matches no attribute that is loaded; nearest: "
+        "sentiment/positive, topic/sports",
+        "key 'a': denied_attributes 'zzzz*' matches no attribute that is loaded; nearest: none",
+    ]
+    caplog.clear()
+    keys_file(tmp_path, entry("a", "a" * 32, denied_attributes=["topc/*", "sentiment/*"]))
+    assert keyring.reload()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        "key 'a': denied_attributes 'topc/*' matches no attribute that is loaded; nearest: topic/sports"
+    ]
+
+
+def test_a_server_that_starts_warns_of_patterns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = keys_file(tmp_path, entry(denied_attributes=["topic/*", "tpic/*"]))
+    with TestClient(create_app(service_of(TextEngine()), ServerConfig(keys=path))):
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        "key 'team': denied_attributes 'tpic/*' matches no attribute that is loaded; nearest: topic/sports"
+    ]
