@@ -3,7 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+
+MAX_TEMPERATURE: Final = 2.0
+"""The highest temperature of a request and of a model's generation config, as in OpenAI's API."""
 
 
 def _require(name: str, value: float, at_least: float, at_most: float | None = None) -> None:

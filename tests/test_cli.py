@@ -22,6 +22,7 @@ from steerserve.cli import build_parser, main
 from steerserve.commands import calibrate, generate, serve, train
 from steerserve.commands.flags import FlagGroup
 from steerserve.commands.serve import ready_lines
+from steerserve.models import OpenedModel
 from steerserve.steering.probe import Probe
 from tests import tiny
 from tests.conftest import SENTENCES
@@ -211,6 +212,30 @@ def test_generate_writes_only_the_text_where_there_is_no_terminal(
     assert plain == report["text"] + "\n"
     assert report["baseline"]["tokens"] == report["tokens"]
     assert report["steps"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--attribute", "topic/sprots=1"), "unknown attribute 'topic/sprots'; known: topic/sports"),
+        (("--attribute", "topic/sports", "--schedule", "comitment"), "comitment"),
+        (("--verdicts", "topic/sprots"), "unknown attribute 'topic/sprots'"),
+        (("--temperature", "2.5"), "temperature must be 0 to 2, got 2.5"),
+    ],
+)
+def test_generate_refuses_before_the_weights_are_loaded(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    folder = attributes(tiny_model, tmp_path)
+    monkeypatch.setattr(OpenedModel, "load", lambda *_: pytest.fail("the weights were loaded"))
+    command = ["generate", "the team", "--model", str(tiny_model), "--max-tokens", "8", "--attributes", str(folder)]
+    assert main([*command, *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_generate_shows_a_baseline_with_the_order_of_what_is_pushed(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -240,10 +241,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     say = partial(Console(stderr=True, highlight=False, soft_wrap=True).print, markup=False)
     folders = (arguments.model, arguments.sae, arguments.attributes)
-    runtime = load_runtime(*folders, engine_config, model_config, say, SAES.build(arguments), arguments.vectors)
     runs = {"steered" if params.interventions else "generated": params}
     if arguments.baseline:
         runs["baseline"] = baseline_of(params)
+
+    def check(admit: "Callable[[GenerationParams], Any]", max_length: int) -> None:  # noqa: ARG001
+        for one in runs.values():
+            admit(one)
+
+    runtime = load_runtime(
+        *folders, engine_config, model_config, say, SAES.build(arguments), arguments.vectors, check=check
+    )
     console = Console(highlight=False)
     try:
         results = run_requests(runtime.engine, runtime.decode, runs, None if arguments.json else console)

@@ -68,7 +68,7 @@ def test_the_models_own_sampler_defaults_are_read(tiny_model: Path, tmp_path: Pa
     assert runtime.engine.catalogue.defaults.temperature == 0.5
     assert runtime.engine.catalogue.defaults.order == "random"
     (folder / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(ArtifactError, match="temperature must be 0 to 10, got 'hot'"):
+    with pytest.raises(ArtifactError, match="temperature must be 0 to 2, got 'hot'"):
         load_runtime(folder, None, None, EngineConfig())
 
 

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from steerserve.config import MAX_TEMPERATURE
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.models.base import SamplerDefaults
 from steerserve.models.checkpoint.config import read_object
@@ -39,11 +40,11 @@ _DREAM_ORDERS = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy
 def check_sampling(temperature: object, top_p: object, top_k: object) -> None:
     """Raise RequestError for a setting out of bounds: one rule for a request's own and for a model's defaults.
 
-    temperature is 0 to 10, 0 being the likeliest token; top_p is above 0 and at most 1, which leaves none out; top_k is
-    a whole number of tokens, of which 0 and -1 leave none out.
+    temperature is 0 to MAX_TEMPERATURE, 0 being the likeliest token; top_p is above 0 and at most 1, which leaves none
+    out; top_k is a whole number of tokens, of which 0 and -1 leave none out.
     """
-    if not _number(temperature) or not 0 <= temperature <= 10:
-        raise RequestError(f"temperature must be 0 to 10, got {temperature!r}", "temperature")
+    if not _number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
+        raise RequestError(f"temperature must be 0 to {MAX_TEMPERATURE:g}, got {temperature!r}", "temperature")
     if not _number(top_p) or not 0 < top_p <= 1:
         raise RequestError(f"top_p must be above 0 and at most 1, got {top_p!r}", "top_p")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or not -1 <= top_k < 2**31):

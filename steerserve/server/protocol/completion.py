@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
+from steerserve.config import MAX_TEMPERATURE
 from steerserve.server.protocol import fields
 from steerserve.server.protocol.fields import Choice, Prompt, Stop, Strict, Suffix
 from steerserve.server.protocol.steering import Steering
@@ -47,6 +48,9 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Any, fields.neutral(False)] = None
 
 
+TEMPERATURE = {"type": "number", "minimum": 0, "maximum": MAX_TEMPERATURE}
+
+
 class GenerationRequest(Strict):
     """What every request that generates has: OpenAI's fields, and `diffusion` and `steering` beside them."""
 
@@ -57,7 +61,8 @@ class GenerationRequest(Strict):
     either it is refused."""
     max_completion_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     """The same under its newer name."""
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    temperature: Annotated[float, WithJsonSchema(TEMPERATURE)] | None = None
+    """0: the likeliest token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=fields.MAX_TOKEN_ID)
     """Draw from the k likeliest tokens only; 0 or -1: from all."""
@@ -103,6 +108,13 @@ class GenerationRequest(Strict):
     def scores_prompt(self) -> bool:
         """Tell if log-probabilities of the prompt's tokens are wanted."""
         return False
+
+    @model_validator(mode="after")
+    def _temperature_in_range(self) -> Self:
+        # In the words that a model's own generation config is refused with.
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise fields.blame("temperature", f"must be 0 to {MAX_TEMPERATURE:g}, got {self.temperature!r}")
+        return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

@@ -67,7 +67,7 @@ BAD_PARAMS: list[tuple[str, Any]] = [
     ("transfer", {"type": "threshold", "value": math.nan}),
     ("transfer", {"type": "entropy_bound", "value": -1}),
     ("temperature", -0.1),
-    ("temperature", 10.1),
+    ("temperature", 2.1),
     ("temperature", math.nan),
     ("temperature", math.inf),
     ("top_p", 0.0),

@@ -104,7 +104,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path: Path, said: dict[str, 
 
 
 SAMPLING: dict[str, list[Any]] = {
-    "temperature": [0, 0.0, 0.5, 1, 2, 2.5, 10, 10.5, -0.1, True, "1"],
+    "temperature": [0, 0.0, 0.5, 1, 2, 2.0, 2.1, 10, -0.1, True, "1"],
     "top_p": [0, 0.0, 1e-9, 0.5, 1, 1.0, 1.5, -1, False, "1"],
     "top_k": [-2, -1, 0, 1, 5, tiny.VOCAB, 10**6, 2**31, 1.0, 0.5, True, "1"],
 }
