@@ -74,6 +74,20 @@ def test_a_push_that_changed_nothing_says_why(
     assert why in note
 
 
+@pytest.mark.parametrize("op", ["multiply", "clamp"])
+def test_a_strength_of_0_that_takes_something_away_is_applied(served: DiffusionEngine, op: Any) -> None:
+    feature, unit = FeatureRef("layer-1-mask", 5), None if op == "multiply" else "raw"
+    one = replace(FEATURE, feature=feature, op=op, strength=0.0, unit=unit, scope="all")
+    told = pushed(served, replace(PLAIN, interventions=(one,)))
+    assert told["applied"]
+    for notes in (told["notes"], told["plan"]["notes"]):
+        assert not any("not applied" in note for note in notes)
+    never = replace(one, schedule={"type": "window", "start": 0.999, "stop": 1.0, "norm": "peak"})
+    told = pushed(served, replace(PLAIN, interventions=(never,)))
+    assert not told["applied"]
+    assert "no step falls where the schedule pushes: not applied" in told["plan"]["notes"]
+
+
 def test_a_clamp_that_its_encoder_can_never_read_says_so(tmp_path: Path) -> None:
     """Of a TopK, where others read more of the feature's decoder row than it does."""
     served = priced.engine(tiny.bert(), tmp_path)

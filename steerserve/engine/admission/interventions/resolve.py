@@ -15,7 +15,7 @@ from steerserve.errors import NotFoundError
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.names import NEUTRAL
-from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT, SETS_VALUE
+from steerserve.steering.operators import PURE_NUMBERS, READS_LATENT, READS_PAIR, SETS_LATENT
 from steerserve.steering.push import Applied, Push
 
 NOT_APPLIED: Final = ": not applied"
@@ -47,11 +47,11 @@ def resolve(
         )
         for push in drafted.pushes
     ]
-    predicted = None
+    predicted, never = None, False
     if progress is not None and controller is None:
         gains = table.at(torch.tensor(progress, dtype=torch.float64)).tolist()
         predicted = [round(size * gain, 6) for gain in gains]
-    never = predicted is not None and not any(predicted) and not drafted.neutral and one.op not in SETS_VALUE
+        never = not any(gains) and not drafted.neutral
     scope = drafted.scope
     summary = {
         "name": _name(one),
