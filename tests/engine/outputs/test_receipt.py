@@ -76,8 +76,9 @@ def test_a_push_that_changed_nothing_says_why(
 
 @pytest.mark.parametrize("op", ["multiply", "clamp"])
 def test_a_strength_of_0_that_takes_something_away_is_applied(served: DiffusionEngine, op: Any) -> None:
-    feature, unit = FeatureRef("layer-1-mask", 5), None if op == "multiply" else "raw"
-    one = replace(FEATURE, feature=feature, op=op, strength=0.0, unit=unit, scope="all")
+    feature = FeatureRef("layer-1-mask", 5)
+    unit: Any = None if op == "multiply" else "raw"
+    one = replace(Intervention(feature=feature, strength=0.0, scope="all"), op=op, unit=unit)
     told = pushed(served, replace(PLAIN, interventions=(one,)))
     assert told["applied"]
     for notes in (told["notes"], told["plan"]["notes"]):
