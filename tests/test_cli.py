@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.cli import build_parser, main
-from steerserve.commands import calibrate, generate, serve, train
+from steerserve.commands import batch, calibrate, generate, serve, train
 from steerserve.commands.flags import FlagGroup
 from steerserve.commands.serve import ready_lines
 from steerserve.models import OpenedModel
@@ -34,6 +34,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     + ("--sae-layers", "--sae-k", "--host", "--port", "--max-rows", "--max-queue"),
     ("generate",): ("--attribute", "--feature", "--steps", "--max-tokens", "--order", "--transfer", "--schedule")
     + ("--temperature", "--seed", "--baseline", "--json", "--scope", "--refine", "--max-kl"),
+    ("batch",): ("--url", "--key-file", "--concurrency", "--retries", "--timeout", "--patience", "--retry-failed"),
     ("inspect",): ("--json",),
     ("train",): (),
     ("train", "tokenizer"): ("--data", "--out", "--encoder", "--size"),
@@ -49,6 +50,7 @@ GROUPS: dict[str, tuple[FlagGroup, tuple[str, ...]]] = {
     "engine of generate": (generate.ENGINE, ("generate",)),
     "generation": (generate.GENERATION, ("generate",)),
     "steering": (generate.STEERING, ("generate",)),
+    "batch": (batch.BATCH, ("batch", "in", "out")),
     "dlm": (train.DLM, ("train", "dlm", "--data", "d", "--tokenizer", "t", "--out", "o")),
     "fresh": (train.FRESH, ("train", "dlm", "--data", "d", "--tokenizer", "t", "--out", "o")),
     "sae": (train.SAE, ("train", "sae", "--data", "d", "--model", "m", "--out", "o", "--layers", "0")),
@@ -80,7 +82,7 @@ def test_help_names_every_flag_and_shows_an_example(
 def test_help_of_the_whole_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("serve", "generate", "inspect", "train", "calibrate"))
+    assert all(command in text for command in ("serve", "generate", "batch", "inspect", "train", "calibrate"))
 
 
 @pytest.mark.parametrize("group", GROUPS)

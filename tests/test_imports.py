@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "steerserve.errors",
         "schedulers",
     },
+    "steerserve.batch": {"steerserve.batch", "steerserve.errors"},
     "steerserve.server": {
         "steerserve.server",
         "steerserve.engine.api",
@@ -114,6 +115,7 @@ LEVELS = {
     ],
 }
 NEVER = {
+    "steerserve.batch": {"torch", "numpy", "fastapi", "starlette"},
     "steerserve.server": {"torch", "numpy", "safetensors", "tokenizers", "transformers"},
     "steerserve.engine": {"fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn"},
     "steerserve.train": {"steerserve.server", "fastapi"},

@@ -34,7 +34,7 @@ def main() -> int:
     engine.before_step = before_step
     if "keys" in settings:
         settings["keys"] = Path(settings["keys"])
-    config = ServerConfig(port=0, **settings)
+    config = ServerConfig(**{"port": 0} | settings)
 
     def dropped(lines: int) -> None:
         app.state.metrics.log_lines_dropped.inc(lines)

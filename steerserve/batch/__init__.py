@@ -1,0 +1,1 @@
+"""Batches of requests from a file: sent to servers, and each answer written down once."""
