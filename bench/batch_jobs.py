@@ -135,7 +135,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"`python -m bench.batch_jobs`: {result['requests']} requests of 4 tokens in 2 steps, half of them steered, "
         f"over {result['servers']} servers with the bundled model, killed and run again. {result['cores']} cores, "
-        f"shared with other work (load average {result['load_average_at_the_end'][1]}): the rate says nothing of a server.",
+        f"shared with other work (load average {result['load_average_at_the_end'][1]}): the rate says nothing of a "
+        "server.",
         "",
         "| run | ended by | seconds | lines then | last line torn |",
         "|---|---|---|---|---|",

@@ -151,6 +151,9 @@ class ServerConfig:
     limits_store_failure: Literal["open", "closed"] = "open"
     """What holds while that does not answer: the server's own counts (open), or requests of limited keys are answered
     503 (closed)."""
+    reload_seconds: float | None = None
+    """Seconds between two looks at the file of keys and at attributes and vectors: what has changed is read again;
+    unset: on SIGHUP alone."""
     cors_origin: tuple[str, ...] = ()
     """Origin whose pages may call the server from a browser, * for any; may be repeated."""
     metrics_port: int | None = None
@@ -172,6 +175,8 @@ class ServerConfig:
             _require(name, getattr(self, name), 0.01)
         if self.request_timeout is not None:
             _require("request_timeout", self.request_timeout, 0.01)
+        if self.reload_seconds is not None:
+            _require("reload_seconds", self.reload_seconds, 0.01)
         if self.max_queue_steps is not None:
             _require("max_queue_steps", self.max_queue_steps, 1)
         if self.metrics_port is not None:

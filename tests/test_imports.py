@@ -111,6 +111,8 @@ LEVELS = {
         {"auth", "answers"},
         {"generation"},
         {"routes"},
+        {"watch"},
+        {"reload"},
         {"app", "process"},
     ],
 }

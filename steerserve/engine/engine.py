@@ -94,7 +94,7 @@ class DiffusionEngine:
         """The rows that run as tensors, those with a cache apart; none until the next step makes them."""
         self.failures = 0
         """Steps in a row that failed."""
-        self.scoring = Scoring(catalogue, self._admit)
+        self.scoring = Scoring(catalogue.facts, self._admit)
         """The rows that have written what they will, and whose prompts have yet to be scored."""
         self.step_seconds = 0.0
         """Moving average of the time of one step of one row."""
@@ -124,9 +124,16 @@ class DiffusionEngine:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def replace_catalogue(self, catalogue: Catalogue) -> None:
+        """Admit by another catalogue from now on, of the same model and SAEs; rows that are there keep theirs. Safe
+        from any thread."""
+        if self.reader is self.tokenizer:
+            self.reader = reader(self.tokenizer, catalogue)
+        self.catalogue = catalogue
+
     def admit(self, params: GenerationParams) -> Request:
         """Check params and resolve every name without queueing; safe from any thread."""
-        request = self._admit(params)
+        request = self._admit(params, self.catalogue)
         self.scoring.check(request)
         self.batcher.limits.check(footprint(request, self.model.facts))
         return request
@@ -195,8 +202,8 @@ class DiffusionEngine:
             events += self.scoring.step(self.model, self.batcher.limits, kept)
         return events
 
-    def _admit(self, params: GenerationParams) -> Request:
-        return admit(params, self.catalogue, self.tokenizer, self.config)
+    def _admit(self, params: GenerationParams, catalogue: Catalogue) -> Request:
+        return admit(params, catalogue, self.tokenizer, self.config)
 
     def _fits(self, events: list[Event]) -> bool:
         """Make the step; whether it fit into memory. What was done is added to `events` in any case."""
@@ -312,8 +319,8 @@ class DiffusionEngine:
             batch.flush()
             end(done, missed(done), events)
             done = [request for request in done if not request.finished]
-        results = [result(request, ends, self.catalogue, self._text) for request in done]
-        judge(results, done, self.catalogue, self.model, self.reader)
+        results = [result(request, ends, self._text) for request in done]
+        judge(results, done, self.model, self.reader)
         ended = list(zip(done, results, strict=True))
         told = [Done(request.id, one) for request, one in ended if not request.params.prompt_logprobs]
         # Only now: a row whose result could not be made has not ended, and fails with its step.
@@ -346,7 +353,7 @@ class DiffusionEngine:
     def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
         """Judge what rows have written so far, as `judgements` does."""
         texts = [text_so_far(request, self.model.facts.end_ids, self._text).text for request in requests]
-        return judgements(texts, requests, self.catalogue, self.model, self.reader)
+        return judgements(texts, requests, self.model, self.reader)
 
     def _text(self, request: Request, response: Sequence[int], more: bool = False) -> str:
         """Decode the text of a response; more: tokens may still follow."""

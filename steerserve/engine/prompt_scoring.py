@@ -23,7 +23,7 @@ from steerserve.engine.outputs.receipt import receipt
 from steerserve.engine.request.request import Request
 from steerserve.engine.sampling.sampler import scores
 from steerserve.errors import RequestError
-from steerserve.models import DiffusionLM
+from steerserve.models import DiffusionLM, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class Ended:
         """Forward passes made for the row so far."""
         return self.result.forward_passes + len(self.found)
 
-    def done(self, catalogue: Catalogue) -> Done:
+    def done(self) -> Done:
         """The row's end, once all has been found."""
         request, result = self.request, self.result
         if request.params.prompt_logprobs:
             prompt = tuple(self.found.get(place) for place in range(len(request.prompt_ids)))
             result = replace(result, prompt=prompt, forward_passes=self.passes)
             # Of a row that writes nothing this is all that its pushes did.
-            whole = result.receipt if request.writes else receipt(request, catalogue)
+            whole = result.receipt if request.writes else receipt(request)
             if whole is not None:
                 told = {"forward_passes": len(self.found), "positions_touched": self.touched}
                 result = replace(result, receipt=whole | {"prompt": told})
@@ -61,10 +61,9 @@ class Ended:
 class Scoring:
     """The rows whose prompts are scored, some places at a step of the engine, of as many rows as fit into a forward."""
 
-    def __init__(self, catalogue: Catalogue, admit: Callable[[GenerationParams], Request]) -> None:
-        self._facts = catalogue.facts
+    def __init__(self, facts: ModelFacts, admit: Callable[[GenerationParams, Catalogue], Request]) -> None:
+        self._facts = facts
         self._admit = admit
-        self._catalogue = catalogue
         self._rows: list[Ended] = []
         self._most: float = math.inf
         """Places of one forward; fewer after one that did not fit into memory."""
@@ -77,7 +76,7 @@ class Scoring:
         places = scored_places(request.prompt_ids, self._facts)
         if request.params.prompt_logprobs and places:
             try:
-                self._admit(self._asked(request, places[-1]))
+                self._admit(self._asked(request, places[-1]), request.catalogue)
             except RequestError as error:
                 message = f"for the prompt's log-probabilities, each that of a response of one token: {error}"
                 raise type(error)(message, error.param) from error
@@ -120,7 +119,7 @@ class Scoring:
         done = [one for one in self._rows if not self._left(one)]
         self._rows = [one for one in self._rows if one not in done]
         self._most = self._most if self._rows else math.inf
-        return [*events, *(one.done(self._catalogue) for one in done)]
+        return [*events, *(one.done() for one in done)]
 
     def _left(self, one: Ended) -> list[int]:
         """The places that have yet to be scored."""
@@ -134,7 +133,7 @@ class Scoring:
         for ended, place in ((one, place) for one in self._rows for place in self._left(one)):
             # So that it is known whose row it is that cannot be admitted.
             chunk.append((ended, place))
-            request = self._admit(self._asked(ended.request, place))
+            request = self._admit(self._asked(ended.request, place), ended.request.catalogue)
             request.id = ended.request.id
             together = taken + footprint(request, self._facts)
             if rows and (len(rows) >= self._most or not limits.hold(together)):

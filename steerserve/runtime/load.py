@@ -1,7 +1,7 @@
 """Put a server's parts together from folders on disk: model, SAEs, attributes, engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,9 @@ from typing import Any
 import torch
 
 import schedulers
-from schedulers import JointProfile
 from steerserve.config import BackendConfig, EngineConfig, ModelConfig, SaeConfig
 from steerserve.digests import files_sha256
 from steerserve.engine.admission.admit import admit
-from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.admission.joint_file import load_joint
 from steerserve.engine.admission.validate import check_method
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import DiffusionEngine
@@ -27,15 +24,13 @@ from steerserve.errors import ArtifactError, RequestError
 from steerserve.models import ModelFacts, OpenedModel, SamplerDefaults, open_model
 from steerserve.models.checkpoint.placement import type_name
 from steerserve.numerics import round_rows_alike
-from steerserve.runtime.backends import Folders, backend_facts, check_backend, check_graphs, vllm_engine
-from steerserve.runtime.cards import attribute_card, capabilities, sae_card, vector_card
+from steerserve.runtime.backends import Folders, check_backend, check_graphs, vllm_engine
 from steerserve.runtime.self_test import check_steering
+from steerserve.runtime.steering import Cards, SteeringReload, SteeringSources
 from steerserve.saes import SparseAutoencoder, load_saes
 from steerserve.saes.labels import read_labels
 from steerserve.saes.tree import find_saes
 from steerserve.server.service import Service
-from steerserve.steering.attribute import Attribute, load_attributes
-from steerserve.steering.vectors import NamedVector, load_vectors
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
@@ -92,35 +87,27 @@ def load_runtime(
         sae.facts.check_model(facts.hidden_size, facts.num_layers, digest)
     if saes is not None and not loaded_saes:
         raise ArtifactError(f"{saes} holds no SAE")
-    loaded, joint = all_attributes(attributes or (), digest, facts, say)
-    named: dict[str, NamedVector] = {}
-    for place in vectors:
-        more = load_vectors(place, facts.num_layers, facts.hidden_size)
-        if twice := sorted(named.keys() & more.keys()):
-            raise ArtifactError(f"{place}: vectors named {twice} have been loaded from another place already")
-        named |= more
-    check_attributes(loaded, loaded_saes)
-    norms = residual_norms(loaded, loaded_saes)
+    sources = SteeringSources(tuple(attributes or ()), tuple(vectors), facts, digest, loaded_saes)
+    catalogue = sources.catalogue(defaults, say)
     name, longest = served_name(model, model_config), min(facts.max_length, config.max_canvas)
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
     if check is not None:
-        known = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
-        check(partial(admit, catalogue=known, tokenizer=opened.tokenizer, config=config), longest)
+        check(partial(admit, catalogue=catalogue, tokenizer=opened.tokenizer, config=config), longest)
     if backend.engine == "vllm":
-        catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
         engine: DiffusionEngine = vllm_engine(opened, catalogue, config, backend, Folders(model, saes), sae_config)
     else:
         lm = opened.load(name, say, beside)
         lm = GraphedLM(lm, CudaRecorder(opened.device)) if config.cuda_graphs else lm
-        loaded_saes = {sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()}
-        catalogue = Catalogue(facts, loaded, loaded_saes, norms, defaults, named, joint)
+        sources = replace(sources, saes={sae_id: sae.to(opened.device) for sae_id, sae in loaded_saes.items()})
+        catalogue = replace(catalogue, saes=sources.saes)
         engine = DiffusionEngine(lm, opened.tokenizer, catalogue, config)
         check_steering(engine)
     features = LoadedFeatures(engine, labels) if loaded_saes else None
     if loaded_saes and isinstance(engine, VllmEngine):
         features = FarFeatures(engine, labels)
+    cards = Cards.of(engine, backend)
     service = Service(
         engine=engine,
         model_id=name,
@@ -150,40 +137,18 @@ def load_runtime(
             "sampler_defaults": asdict(defaults),
             "parameters": opened.checkpoint.parameters,
         },
-        attributes={one.name: attribute_card(one) for one in loaded.values()},
-        saes={sae_id: sae_card(sae, norms) for sae_id, sae in loaded_saes.items()},
-        vectors={one.name: vector_card(one, norms) for one in named.values()},
-        capabilities=capabilities(engine) | backend_facts(backend),
+        attributes=cards.attributes,
+        saes=cards.saes,
+        vectors=cards.vectors,
+        capabilities=cards.capabilities,
         bos_id=facts.bos_id,
         features=features,
         chat=chat(opened),
+        revision=lambda: engine.catalogue.revision,
+        artifacts=(*sources.attributes, *sources.vectors),
+        reload=SteeringReload(engine, opened.tokenizer, sources, cards, backend, longest),
     )
     return Runtime(engine, service)
-
-
-def all_attributes(
-    folders: Sequence[Path], model_sha256: str, facts: ModelFacts, say: Callable[[str], None] | None
-) -> tuple[dict[str, Attribute], JointProfile | None]:
-    """The attributes of every folder by name, and the joint profile of the last folder that has one.
-
-    Raises ArtifactError for a folder without attributes, and for two attributes of one name.
-    """
-    loaded: dict[str, Attribute] = {}
-    profiles: dict[Path, JointProfile] = {}
-    for folder in folders:
-        attributes = load_attributes(folder, model_sha256, facts.num_layers, facts.hidden_size)
-        if not attributes:
-            raise ArtifactError(f"{folder} holds no attribute")
-        if twice := sorted(loaded.keys() & attributes.keys()):
-            raise ArtifactError(f"{folder}: attributes named {twice} have been loaded from another folder already")
-        loaded |= attributes
-        profile = load_joint(folder, model_sha256, attributes)
-        if profile is not None:
-            profiles[folder] = profile
-    *others, last = profiles or (None,)
-    if others and say is not None:
-        say(f"joint allocation is by {last}/joint.json, not by that of {', '.join(map(str, others))}")
-    return loaded, None if last is None else profiles[last]
 
 
 def served_name(model: Path, config: ModelConfig) -> str:
@@ -220,27 +185,3 @@ def check_defaults(folder: Path, defaults: SamplerDefaults, facts: ModelFacts) -
         check_method(facts, order, transfer, blocks=1)
     except (ValueError, RequestError) as error:
         raise ArtifactError(f"{folder}/generation_config.json: {error}") from error
-
-
-def check_attributes(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> None:
-    """Raise ArtifactError for a schedule or profile that cannot be compiled, or a feature list of another SAE."""
-    for one in attributes.values():
-        try:
-            profile = schedulers.CommitmentProfile.from_json(one.profile) if one.profile else None
-            schedulers.compile_gains(*schedulers.build_strength(one.schedule), profile)
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"attribute {one.name!r}: {error}") from error
-        for layer, site in one.sites.items():
-            if site.sae in saes and saes[site.sae].facts.sha256 != site.sae_sha256:
-                raise ArtifactError(
-                    f"attribute {one.name!r}: its features at layer {layer} are not of the {site.sae} loaded"
-                )
-
-
-def residual_norms(attributes: dict[str, Attribute], saes: dict[str, SparseAutoencoder]) -> dict[int, float]:
-    """Mean norm of the hidden state at masked positions by layer: what attributes say, else the SAEs' own measure."""
-    # An SAE of masked positions has the last word, and one of visible ones none: their states differ in norm.
-    usable = sorted((sae.facts for sae in saes.values() if sae.facts.policy != "visible"), key=lambda f: f.policy or "")
-    stated = {facts.layer: facts.metadata.get("residual_norm") for facts in usable}
-    norms = {layer: float(norm) for layer, norm in stated.items() if isinstance(norm, int | float) and norm > 0}
-    return norms | {layer: site.residual_norm for one in attributes.values() for layer, site in one.sites.items()}

@@ -32,6 +32,7 @@ from steerserve.server.http.body_limit import BodyLimit
 from steerserve.server.http.deadline import Deadline
 from steerserve.server.http.methods import Head, allowed
 from steerserve.server.http.observe import Observe, Report
+from steerserve.server.reload import Reload
 from steerserve.server.routes.catalogue import Catalogue
 from steerserve.server.routes.completions import Completions
 from steerserve.server.routes.features import FeatureRoutes
@@ -53,7 +54,8 @@ def create_app(
     requests finish; raises ArtifactError for a broken file of keys.
 
     reports: told of every request that has ended; restart_seconds: how long a server takes until it is ready.
-    `app.state` has the `worker`, for whoever wants to drain it earlier, the `metrics`, and the `keyring` or None.
+    `app.state` has the `worker`, for whoever wants to drain it earlier, the `metrics`, the `keyring` or None, and
+    `reload` or None where there is nothing to read again.
     """
     metrics = Metrics(service.attributes)
     load = Load(service.load, metrics)
@@ -93,6 +95,8 @@ def create_app(
         title="steerserve", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.worker, app.state.metrics, app.state.keyring = worker, metrics, keyring
+    can_reload = keyring is not None or service.reload is not None
+    app.state.reload = Reload(service, keyring, config.keys, metrics) if can_reload else None
     generations, turns = Generations(), WorkerPool()
     app.state.generations = generations
     routers = [

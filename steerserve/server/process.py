@@ -21,6 +21,7 @@ from uvicorn import Config, Server
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
 from steerserve.server.http.connection import Connection
+from steerserve.server.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class ServerProcess(Server):
     """Serves an app of `create_app` until a signal or the end of its engine.
 
     The first SIGTERM or SIGINT lets running rows finish for a while and then ends them with an answer, the second ends
-    them at once, the third does not wait for answers to be sent. SIGHUP has the file of keys read again.
+    them at once, the third does not wait for answers to be sent. SIGHUP has the file of keys, attributes and vectors
+    read again.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ServerProcess(Server):
         self._said = said
         self._ready = ready
         self._signals = 0
+        self._watches: list[Watch] = []
         self._metrics: tuple[WSGIServer, threading.Thread] | None = None
 
     def serve_until_stopped(self) -> int:
@@ -89,10 +92,15 @@ class ServerProcess(Server):
             # uvicorn has logged why, and would end the process with a code of its own.
             self.should_exit = True
             return
-        if self._app.state.keyring is not None:
+        reload = self._app.state.reload
+        if reload is not None:
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, self._read_keys))
-        elif not is_loopback(self._config.host):
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, reload.all))
+            if self._config.reload_seconds is not None:
+                self._watches = reload.watches(self._config.reload_seconds)
+            for watch in self._watches:
+                watch.start()
+        if self._app.state.keyring is None and not is_loopback(self._config.host):
             self._said(f"no --keys: whoever reaches {self._config.host} is served")
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self._ready(host, port)
@@ -105,6 +113,8 @@ class ServerProcess(Server):
         """Refuse new work, let running rows finish for a while, end the rest with an answer, then close."""
         # Before uvicorn's own: it cancels what still runs after its time-out, and a cancelled answer is cut off,
         # where the worker ends each row with a proper one.
+        for watch in self._watches:
+            await asyncio.to_thread(watch.stop)
         worker = self._app.state.worker
         await asyncio.to_thread(worker.drain, self._config.drain_seconds)
         await asyncio.to_thread(worker.close)
@@ -123,10 +133,6 @@ class ServerProcess(Server):
             # Not from the signal's own frame, which may have interrupted whoever holds the worker's lock.
             threading.Thread(target=self._app.state.worker.stop, name="stop", daemon=True).start()
         self.force_exit = self._signals > 2
-
-    def _read_keys(self) -> None:
-        outcome = "ok" if self._app.state.keyring.reload() else "failed"
-        self._app.state.metrics.key_reloads.labels(outcome).inc()
 
     def _serve_metrics(self) -> None:
         port = self._config.metrics_port

@@ -1,11 +1,36 @@
 """The service that a server is built from: an engine and the facts it tells about it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from steerserve.engine.api.base import Engine, Features
+from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.api.text import Vocabulary
+
+CheckAdmission = Callable[[Callable[[GenerationParams], Any], int], None]
+"""Given what admits rows and the length of the longest canvas; raises where these would not do."""
+
+
+class Current(Mapping[str, Any]):
+    """A mapping whose whole content may be replaced while others read it."""
+
+    def __init__(self) -> None:
+        self._content: Mapping[str, Any] = {}
+
+    def replace(self, content: Mapping[str, Any]) -> None:
+        """Put other content in the place of all there is; from any thread."""
+        self._content = content
+
+    def __getitem__(self, name: str) -> Any:
+        return self._content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,14 @@ class Service:
     chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
     """The prompt of a conversation, up to where the answer begins; raises RequestError (`messages`) where the model's
     template refuses it. None where the model has no chat template."""
+
+    revision: Callable[[], str] = lambda: ""
+    """What attributes and vectors requests are admitted with now, in a few hexadecimal digits."""
+    artifacts: tuple[Path, ...] = ()
+    """The files and folders that these were read from."""
+    reload: Callable[[CheckAdmission], None] | None = None
+    """Reads them again, and admits by them from then on; rows that were admitted keep what they have. Raises
+    ArtifactError or what the check raises, and nothing has changed then. None where there is nothing to read."""
 
     def rows_per_request(self, allowed: int) -> int:
         """The rows that a request may have where a server allows so many: at most what fits into an empty queue, but

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steerserve.errors import ArtifactError
 from steerserve.pointers import refuse_pointer
+from steerserve.steering.mounted import files_below
 from steerserve.steering.probe import FILE, Probe, load_probe
 from steerserve.steering.push import SCOPES
 
@@ -225,7 +226,7 @@ def load_attributes(root: Path, model_sha256: str, num_layers: int, hidden_size:
     if not root.is_dir():
         raise ArtifactError(f"{root} is no folder of attributes: it does not exist")
     found: dict[str, Attribute] = {}
-    for path in sorted(root.rglob("attribute.json")):
+    for path in (one for one in files_below(root) if one.name == "attribute.json"):
         attribute = load_attribute(path.parent, model_sha256, num_layers, hidden_size)
         if attribute.name in found:
             raise ArtifactError(f"{path.parent}: a second attribute named {attribute.name!r}")

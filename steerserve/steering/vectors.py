@@ -29,6 +29,7 @@ from torch import Tensor
 from steerserve.errors import ArtifactError
 from steerserve.extras import install_command
 from steerserve.pointers import refuse_pointer
+from steerserve.steering.mounted import files_below
 
 SUFFIXES: Final = (".safetensors", ".gguf")
 KEY: Final = re.compile(r"(?:(?P<name>.+)\.)?(?:layers?|direction)\.(?P<layer>[0-9]{1,9})")
@@ -64,7 +65,7 @@ def load_vectors(directory_or_file: Path, num_layers: int, hidden_size: int) -> 
     """
     if directory_or_file.is_dir():
         root = directory_or_file
-        files = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        files = [path for path in files_below(root) if path.suffix in SUFFIXES]
     else:
         root, files = directory_or_file.parent, [directory_or_file]
     if not directory_or_file.exists() or not files:

@@ -58,7 +58,7 @@ def listening(
     visits: list[RequestRecord] = []
     app = create_app(service_of(engine), config, [visits.append, *reports])
     # It would be read again at a signal, which only a main thread can wait for.
-    app.state.keyring = None
+    app.state.reload = None
     found: list[tuple[int, asyncio.AbstractEventLoop]] = []
     ready = threading.Event()
 

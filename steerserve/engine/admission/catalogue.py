@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from schedulers import CommitmentProfile, GainTable, JointProfile, build_strength, compile_gains
@@ -89,7 +90,8 @@ class CompiledSchedules:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Everything that a request may name; immutable after start."""
+    """Everything that a request may name. Immutable: what is loaded later is another catalogue, and a row keeps the one
+    that it was admitted with."""
 
     facts: ModelFacts
     attributes: Mapping[str, Attribute]
@@ -101,6 +103,16 @@ class Catalogue:
     joint: JointProfile | None = None
     """The measured cost of pushing several attributes together; None where it was not measured."""
     compiled: CompiledSchedules = field(default_factory=CompiledSchedules, compare=False, repr=False)
+
+    @cached_property
+    def revision(self) -> str:
+        """What attributes, vectors and joint profile are, in 12 hexadecimal digits: the same wherever the same are
+        loaded, in whatever order."""
+        attributes = sorted((one.name, one.sha256) for one in self.attributes.values())
+        vectors = sorted((one.name, one.sha256) for one in self.vectors.values())
+        joint = None if self.joint is None else self.joint.to_json()
+        said = json.dumps([attributes, vectors, joint], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
 
     def attribute(self, name: str, param: str) -> Attribute:
         """The attribute of that name; raises NotFoundError listing the known ones."""

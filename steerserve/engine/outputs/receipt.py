@@ -6,7 +6,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.admission.interventions.allocation import BEFOREHAND, told_limits
 from steerserve.engine.admission.interventions.cost import total_cost
 from steerserve.engine.admission.interventions.resolve import NOT_APPLIED
@@ -37,7 +36,7 @@ Held = tuple[ActiveIntervention, int, int]
 """An intervention with the steps [first, last + 1) at which it held."""
 
 
-def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
+def receipt(request: Request) -> dict[str, Any] | None:
     """JSON of a finished row (the plan must have been flushed); None where neither steering nor anything approximate
     was asked for.
 
@@ -53,11 +52,12 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
     told += [_intervention(request, one) | begun for one in request.interventions]
     held = [*request.earlier, *((one, request.since, request.step) for one in request.interventions)]
     for entry, one in zip(told, held, strict=True):
-        entry["predicted_kl"] = _predicted(request, catalogue, [one])[0]
-    total, cross = _predicted(request, catalogue, [one for one in held if not one[0].mandatory])
+        entry["predicted_kl"] = _predicted(request, [one])[0]
+    total, cross = _predicted(request, [one for one in held if not one[0].mandatory])
     params = request.params
     return {
         "interventions": told,
+        "revision": request.plan["revision"],
         "approximate": approximate,
         "steps": request.step,
         "forward_passes": request.forward_passes,
@@ -73,14 +73,14 @@ def receipt(request: Request, catalogue: Catalogue) -> dict[str, Any] | None:
     }
 
 
-def _predicted(request: Request, catalogue: Catalogue, held: Sequence[Held]) -> tuple[float | None, str | None]:
+def _predicted(request: Request, held: Sequence[Held]) -> tuple[float | None, str | None]:
     """Nats a response token that interventions cost together under the gains they had, and between which the cross
     terms are known; None where the cost of one that pushed is not, or there is no response."""
     pushing = [one for one in held if one[0].pushes]
     costs = [one.cost for one, _, _ in pushing if one.cost is not None]
     if len(costs) < len(pushing) or not request.writes:
         return None, None
-    whole = total_cost(catalogue, costs)
+    whole = total_cost(request.catalogue, costs)
     if whole is None:
         return 0.0, None
     length = request.params.max_tokens

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.events import Result, Scored
 from steerserve.engine.api.text import cut_at_stop
 from steerserve.engine.outputs.receipt import receipt
@@ -58,7 +57,7 @@ def text_so_far(request: Request, end_ids: Sequence[int], text: Text) -> Written
     return WrittenText(places, words, bool(ends) or stopped)
 
 
-def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text: Text) -> Result:
+def result(request: Request, end_ids: Sequence[int], text: Text) -> Result:
     """Result of a row that is finished; what its pushes did must be up to date."""
     written = text_so_far(request, end_ids, text)
     return Result(
@@ -68,7 +67,7 @@ def result(request: Request, end_ids: Sequence[int], catalogue: Catalogue, text:
         steps=request.step,
         forward_passes=request.forward_passes,
         prompt_tokens=len(request.prompt_ids) + len(request.suffix_ids),
-        receipt=_with_rest(receipt(request, catalogue), request, written, text),
+        receipt=_with_rest(receipt(request), request, written, text),
         trace=tuple(request.trace),
         logprobs=tuple(request.logprobs[i] for i in written.places) if request.params.logprobs else None,
         top_logprobs=tuple(request.top_logprobs[i] for i in written.places) if request.top_logprobs else None,

@@ -33,7 +33,6 @@ def reader(tokenizer: Tokenizer, catalogue: Catalogue) -> Tokenizer:
 def judge(
     results: list[Result],
     requests: Sequence[Request],
-    catalogue: Catalogue,
     model: DiffusionLM,
     tokenizer: Tokenizer,
 ) -> None:
@@ -43,7 +42,7 @@ def judge(
     asking = [i for i, one in enumerate(requests) if one.params.verdicts and known[i] is None]
     texts = [results[i].text for i in asking]
     for i, (found, passed) in zip(
-        asking, judgements(texts, [requests[i] for i in asking], catalogue, model, tokenizer), strict=True
+        asking, judgements(texts, [requests[i] for i in asking], model, tokenizer), strict=True
     ):
         results[i] = replace(results[i], verdicts=found, forward_passes=results[i].forward_passes + passed)
         told, refinement = results[i].receipt, requests[i].refinement
@@ -59,7 +58,6 @@ def judge(
 def judgements(
     texts: Sequence[str],
     requests: Sequence[Request],
-    catalogue: Catalogue,
     model: DiffusionLM,
     tokenizer: Tokenizer,
 ) -> list[tuple[dict[str, float], bool]]:
@@ -68,7 +66,7 @@ def judgements(
     if not texts:
         return []
     ids = [one.ids for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    found = verdicts(model, ids, [probes(request.params.verdicts, catalogue) for request in requests])
+    found = verdicts(model, ids, [probes(request.params.verdicts, request.catalogue) for request in requests])
     return [(one, bool(tokens)) for one, tokens in zip(found, ids, strict=True)]
 
 

@@ -34,6 +34,8 @@ class Request(BlockCursor):
     uptake: AttributeReadout | None
     """The attribute that an order reads at each position."""
     plan: dict[str, Any]
+    catalogue: Any
+    """The `Catalogue` that it was admitted with, by which it is judged and billed whatever is loaded meanwhile."""
     budget: PredictedBudget | None = None
     """What is left of the predicted KL; None without a limit on it."""
     cache: RowCache | None = None

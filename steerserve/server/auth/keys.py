@@ -106,6 +106,10 @@ class Keyring:
                 found = key
         return found
 
+    def check(self, check: Callable[[Policy], None]) -> None:
+        """Raise ArtifactError where another check than its own refuses a key's mandatory interventions."""
+        self._try(self._keys, check)
+
     def reload(self) -> bool:
         """Read the file again; false, and the keys are left as they were, where it is broken."""
         # One at a time: what was read first must not be put in the place of what was read last.
@@ -135,20 +139,16 @@ class Keyring:
 
     def _read(self) -> tuple[Key, ...]:
         keys = read_keys(self._path)
-        try:
-            for index, key in enumerate(keys):
-                self._try(key, f"keys[{index}].mandatory")
-        except RequestError as error:
-            raise ArtifactError(f"{self._path}: {error}") from None
+        self._try(keys, self._check)
         return keys
 
-    def _try(self, key: Key, param: str) -> None:
-        if not key.policy.mandatory:
-            return
-        try:
-            self._check(key.policy)
-        except RequestError as error:
-            raise RequestError(f"{param}: {error}", param) from error
+    def _try(self, keys: Sequence[Key], check: Callable[[Policy], None]) -> None:
+        for index, key in enumerate(keys):
+            if key.policy.mandatory:
+                try:
+                    check(key.policy)
+                except RequestError as error:
+                    raise ArtifactError(f"{self._path}: keys[{index}].mandatory: {error}") from None
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:

@@ -50,7 +50,7 @@ class Catalogue:
         """What can be steered by name, in short; each attribute's own route has all of it."""
         found = self._service.attributes
         short = {name: {key: facts[key] for key in facts if key not in LONG} for name, facts in found.items()}
-        return _listed(_named(short))
+        return _listed(_named(short), revision=self._service.revision())
 
     async def attribute(self, name: str) -> Response:
         """One attribute."""
@@ -62,7 +62,7 @@ class Catalogue:
 
     async def vectors(self) -> Response:
         """The raw vectors that are loaded."""
-        return _listed(_named(self._service.vectors))
+        return _listed(_named(self._service.vectors), revision=self._service.revision())
 
     async def saes(self) -> Response:
         """The sparse autoencoders that are loaded."""
@@ -87,5 +87,5 @@ def _named(facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**facts[name], "name": name} for name in sorted(facts)]
 
 
-def _listed(entries: list[dict[str, Any]]) -> JSONResponse:
-    return JSONResponse({"object": "list", "data": entries})
+def _listed(entries: list[dict[str, Any]], **facts: str) -> JSONResponse:
+    return JSONResponse({"object": "list", "data": entries, **facts})

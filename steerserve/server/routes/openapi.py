@@ -170,6 +170,8 @@ class OpenApi:
     """Descriptions of a server's routes: for programs, for readers, and at its root."""
 
     def __init__(self, service: Service, config: ServerConfig) -> None:
+        self._service, self._config = service, config
+        self._of: frozenset[str] = frozenset(service.attributes)
         self._document = document(service, config)
         told = {path: methods for path, methods in routes_of(config).items() if path != "/"}
         lines = [(name.upper(), path, one["summary"]) for path, does in told.items() for name, one in does.items()]
@@ -191,7 +193,10 @@ class OpenApi:
         return router
 
     async def read(self) -> Response:
-        """The document."""
+        """The document; made anew where other attributes have been loaded, which it names."""
+        now = frozenset(self._service.attributes)
+        if now != self._of:
+            self._of, self._document = now, document(self._service, self._config)
         return JSONResponse(self._document)
 
     async def docs(self) -> Response:

@@ -99,7 +99,15 @@ def admit_fitting(engine: Engine, rows: Sequence[Row], body: GenerationRequest) 
 
 
 def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
-    """Admit every row or none: the first complaint is raised anew with the path the field has in the request."""
+    """Admit every row or none: the first complaint is raised anew with the path the field has in the request. Where
+    attributes are read again meanwhile, all are admitted again, so that they have the same."""
+    while True:
+        admitted = _admit_each(engine, rows, body)
+        if len({one.plan.get("revision") for one in admitted}) <= 1:
+            return admitted
+
+
+def _admit_each(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
     admitted = []
     for row in rows:
         try:

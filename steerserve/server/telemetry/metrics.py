@@ -68,9 +68,8 @@ class Metrics:
         self.attribute_requests = self._counter(
             "attribute_requests", "Requests that push an attribute, its key's own included", "attribute"
         )
-        self.attributes = frozenset(attributes)
-        for name in sorted(self.attributes):
-            self.attribute_requests.labels(name)
+        self.attributes: frozenset[str] = frozenset()
+        self.add_attributes(attributes)
 
         self.key_reloads = self._counter("key_reloads", "Times the file of keys was read again, by outcome", "outcome")
         for outcome in ("ok", "failed"):
@@ -81,8 +80,31 @@ class Metrics:
         for outcome in ("answered", "unreachable"):
             self.forwards.labels(outcome)
         self.limits_store_failures = self._counter("limits_store_failures", "Calls to the store of limits that failed")
+        self.steering_reloads = self._counter(
+            "steering_reloads", "Times attributes and vectors were read again, by outcome", "outcome"
+        )
+        for outcome in ("ok", "failed"):
+            self.steering_reloads.labels(outcome)
+        self._revision = Gauge(
+            "steerserve_revision_info",
+            "1 for the revision of attributes and vectors that requests are admitted with",
+            ("revision",),
+            registry=self.registry,
+        )
         self.log_lines_dropped = self._counter("log_lines_dropped", "Log lines that could not be written")
         ProcessCollector(registry=self.registry)
+
+    def add_attributes(self, names: Iterable[str]) -> None:
+        """Have a series for each of these from now on; attributes that are gone keep theirs."""
+        new = frozenset(names) - self.attributes
+        for name in sorted(new):
+            self.attribute_requests.labels(name)
+        self.attributes |= new
+
+    def tell_revision(self, revision: str) -> None:
+        """Tell the revision of attributes and vectors, and no other."""
+        self._revision.clear()
+        self._revision.labels(revision).set(1)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when it is scraped."""

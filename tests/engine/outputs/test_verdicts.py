@@ -105,7 +105,7 @@ def test_what_only_looks_like_a_special_token_is_read_as_it_is_spelled(served: D
     [(_, written)] = tiny.run(served, PLAIN)
     texts = ("the [MASK][SEP] king", "the ? king")
     results = [replace(written, text=text, verdicts=None) for text in texts]
-    judge(results, [request, request], served.catalogue, served.model, served.reader)
+    judge(results, [request, request], served.model, served.reader)
     assert results[0].verdicts == results[1].verdicts == pytest.approx({ARCHAIC: by_hand(served, texts[1])}, abs=1e-4)
     assert served.tokenizer.encode("[MASK]", add_special_tokens=False).ids == [tiny.MASK]
 
