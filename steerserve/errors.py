@@ -3,6 +3,7 @@
 SteerserveError
 ├── RequestError        the caller asked for something wrong (400)
 │   ├── NotFoundError   it names something that does not exist (404)
+│   │   └── RevisionError  it names a revision of something that is there in another one (404)
 │   └── TooLongError    its response does not fit on a canvas; a shorter one would
 ├── QueueFullError      no room for the request now (503 with Retry-After)
 └── ArtifactError       a model, SAE or attribute on disk is not what it claims to be (start-up, exit code 2)
@@ -42,6 +43,12 @@ class NotFoundError(RequestError):
     """A request that names a model, attribute, SAE or generation that does not exist."""
 
     status, code = 404, "not_found"
+
+
+class RevisionError(NotFoundError):
+    """A request that names a revision of something that is here in another one; another replica may have it."""
+
+    code = "revision_not_served"
 
 
 class TooLongError(RequestError):

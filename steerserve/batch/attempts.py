@@ -86,6 +86,9 @@ def judged(answer: httpx2.Response, request_id: str) -> Outcome:
             return TurnedAway(seconds)
         # A proxy that has no server behind it says so without an end.
         return Unreached(f"status {status}: {_message(told)}") if status == 503 else TurnedAway(1.0)
+    if status == 404 and _code(told) == "revision_not_served":
+        # Of an update that is under way: another server, or the same address a moment later, may have it.
+        return Broken(told, lost=False)
     if status in BROKEN or (status < 400 and told.error is not None):
         return Broken(told, lost=False)
     return told
@@ -121,6 +124,12 @@ def _answered(answer: httpx2.Response, request_id: str) -> Answered:
         told | {"body": None},
         {"code": "not_json", "message": f"the answer is no JSON object: {answer.text[:MAX_TOLD]!r}"},
     )
+
+
+def _code(told: Answered) -> Any:
+    """The `code` of an error answer."""
+    error = ((told.response or {}).get("body") or {}).get("error")
+    return error.get("code") if isinstance(error, dict) else None
 
 
 def _message(told: Answered) -> str:

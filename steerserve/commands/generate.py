@@ -57,7 +57,7 @@ GENERATION = FlagGroup(
 STEERING = FlagGroup(
     "steerserve.engine.api.params",
     "Intervention",
-    skip=("attribute", "feature", "vector", "strength", "scope", "when", "mandatory"),
+    skip=("attribute", "feature", "vector", "strength", "scope", "when", "sha256", "mandatory"),
     helps={
         "op": "what a push does to the hidden state",
         "unit": "unit of the strengths; the attribute's own where left out",

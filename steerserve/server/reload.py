@@ -38,8 +38,7 @@ class Reload:
         """Read everything again."""
         with self._reading:
             self._read_keys()
-            self._read_steering()
-            if self._keys_refused and not self._steering_refused:
+            if self._read_steering() and self._keys_refused:
                 self._read_keys()
 
     def keys(self) -> None:
@@ -52,8 +51,7 @@ class Reload:
     def steering(self) -> None:
         """Read attributes and vectors again, and then keys that were refused before for the sake of the old ones."""
         with self._reading:
-            self._read_steering()
-            if self._keys_refused and not self._steering_refused:
+            if self._read_steering() and self._keys_refused:
                 self._read_keys()
 
     def watches(self, seconds: float) -> list[Watch]:
@@ -71,9 +69,10 @@ class Reload:
         self._keys_refused = not self._keyring.reload()
         self._metrics.key_reloads.labels("failed" if self._keys_refused else "ok").inc()
 
-    def _read_steering(self) -> None:
+    def _read_steering(self) -> bool:
+        """Whether others are loaded now."""
         if self._service.reload is None:
-            return
+            return False
         before = self._service.revision()
         try:
             self._service.reload(self._check)
@@ -87,6 +86,7 @@ class Reload:
             self._metrics.add_attributes(self._service.attributes)
             self._metrics.tell_revision(revision)
         self._metrics.steering_reloads.labels("failed" if self._steering_refused else "ok").inc()
+        return self._service.revision() != before
 
     def _check(self, admit: Callable[..., object], max_length: int) -> None:
         if self._keyring is not None:

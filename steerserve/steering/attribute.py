@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,6 +148,8 @@ def load_attribute(folder: Path, model_sha256: str, num_layers: int, hidden_size
         raise ArtifactError(f"{folder}: format is {card.format!r}, this version reads {FORMAT}")
     if not isinstance(card.name, str) or not card.name:
         raise ArtifactError(f"{folder}: name must be text, got {card.name!r}")
+    if re.search("@[0-9a-f]{8,64}$", card.name):
+        raise ArtifactError(f"{folder}: name must not end like one with a revision, got {card.name!r}")
     if card.model_sha256 != model_sha256:
         raise ArtifactError(
             f"{folder}: attribute {card.name!r} was calibrated for the model {card.model_sha256[:12]}, "

@@ -42,6 +42,11 @@ def test_a_failure_may_be_tried_again_unless_the_server_says_that_it_would_end_a
     assert isinstance(judge(status, x_should_retry="false"), Answered)
 
 
+def test_a_revision_that_one_server_does_not_have_may_be_anothers() -> None:
+    told = judge(404, ERROR.replace(b'"c"', b'"revision_not_served"'))
+    assert isinstance(told, Broken) and told.last.response is not None and told.last.response["status_code"] == 404
+
+
 def test_a_server_that_turns_a_request_away_says_for_how_long() -> None:
     for status in (429, 503):
         assert judge(status, retry_after="7") == TurnedAway(7.0)

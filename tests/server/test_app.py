@@ -9,12 +9,35 @@ from steerserve.server.app import create_app
 from tests.server.text_engine import TextEngine, service_of, serving
 
 
+def test_a_request_may_name_the_revision_of_the_model(client: TestClient) -> None:
+    body = {"prompt": "the", "max_tokens": 4, "seed": 1}
+    plain = client.post("/v1/completions", json=body | {"model": "text"}).json()
+    for digits in ("01234567", "0123456789abcdef" * 4):
+        answer = client.post("/v1/completions", json=body | {"model": f"text@{digits}"})
+        assert answer.status_code == 200
+        told = answer.json()
+        assert told["choices"] == plain["choices"]
+        assert (told["model"], told["system_fingerprint"]) == ("text", "fp_0123456789ab")
+    for name, code in {
+        "text@76543210": "revision_not_served",
+        "text@0123": "not_found",
+        "text@": "not_found",
+        "other@01234567": "not_found",
+    }.items():
+        for path in ("/v1/completions", "/v1/steering/preview"):
+            answer = client.post(path, json=body | {"model": name})
+            assert answer.status_code == 404
+            assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, "model")
+
+
 def test_models(client: TestClient) -> None:
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"
-    [model] = listed["data"]
+    model, named = listed["data"]
     assert model | {"id": "text", "object": "model", "created": 1_700_000_000, "max_model_len": 512} == model
-    assert client.get("/v1/models/text").json() == model
+    assert named == model | {"id": "text@0123456789ab", "root": "text"}
+    for name in ("text", "text@01234567", "text@0123456789ab"):
+        assert client.get(f"/v1/models/{name}").json() == model
     assert client.get("/v1/models/other").status_code == 404
 
 

@@ -99,7 +99,7 @@ def outcome(choice: dict[str, Any]) -> tuple[str, list[float]]:
 
 
 def test_the_model_is_described(client: TestClient, family: str) -> None:
-    [card] = client.get("/v1/models").json()["data"]
+    card, _ = client.get("/v1/models").json()["data"]
     assert card["id"] == family
     assert card["revision"] == "r1"
     assert card["dtype"] == "float32"

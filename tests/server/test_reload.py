@@ -91,6 +91,32 @@ def test_both_change_at_once_where_the_old_is_kept_beside_the_new(
     assert f'steerserve_attribute_requests_total{{attribute="{SHIPS}"}} 1.0' in client.get("/metrics").text
 
 
+def test_an_intervention_may_name_the_revision_of_its_attribute(
+    client: TestClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    reload: Any = client.app.state.reload  # type: ignore[attr-defined]
+    write(tiny_model, tmp_path / "all" / "ships", SHIPS)
+    (tmp_path / "keys.json").write_text(json.dumps(entry(denied_attributes=[SPORTS])))
+    reload.all()
+
+    def asked(name: str) -> Any:
+        pushed = {"interventions": [{"attribute": name, "strength": 0.5}]}
+        body = {"model": "model", "prompt": "the", "max_tokens": 4, "seed": 1, "steering": pushed}
+        return client.post("/v1/completions", json=body)
+
+    sha = {one["name"]: one["sha256"] for one in client.get("/v1/attributes").json()["data"]}
+    told = asked(f"{SHIPS}@{sha[SHIPS][:8]}").json()["choices"][0]["steering"]
+    assert told["interventions"][0]["name"] == SHIPS
+    other = asked(f"{SHIPS}@{'0' * 12}")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "revision_not_served")
+    assert other.json()["error"]["param"] == "steering.interventions[0].attribute"
+    assert asked(f"{SPORTS}@{sha[SPORTS][:8]}").status_code == 403, "what a key denies has no other name"
+    write(tiny_model, tmp_path / "all" / "ships", SHIPS, seed=7)
+    reload.all()
+    assert asked(f"{SHIPS}@{sha[SHIPS]}").status_code == 404
+    assert asked(SHIPS).status_code == 200
+
+
 def test_a_server_reads_its_mounts_again_when_they_change_and_at_a_signal(tiny_model: Path, tmp_path: Path) -> None:
     made = write(tiny_model, tmp_path / "sports")
     mount = mounted(tmp_path / "mount", "1", as_files(made))

@@ -47,6 +47,8 @@ class Intervention:
     """Which of an attribute's two directions: from SAE features, or the difference of class means (the control)."""
     when: Mapping[str, Any] | None = None
     """Condition (`steerserve.engine.api.conditions`) under which it pushes: judged after each forward, for the next."""
+    sha256: str | None = None
+    """The SHA-256 that the attribute must have, or the first digits of it; None: whichever is loaded."""
     mandatory: bool = False
     """True if it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
 

@@ -47,7 +47,20 @@ own interventions alone, which are marked as such.
 """
 
 JUDGED_OF_PUSHES: Final = frozenset(
-    {"attribute", "feature", "vector", "strength", "op", "unit", "scope", "schedule", "layers", "direction", "when"}
+    {
+        "attribute",
+        "feature",
+        "vector",
+        "strength",
+        "op",
+        "unit",
+        "scope",
+        "schedule",
+        "layers",
+        "direction",
+        "when",
+        "sha256",
+    }
 )
 """The same of an intervention's fields: the checks beside a mandatory one know what these do."""
 

@@ -10,6 +10,7 @@ from steerserve.config import ServerConfig
 from steerserve.errors import NotFoundError
 from steerserve.server.answers.views import VIEWS
 from steerserve.server.protocol.body import shown
+from steerserve.server.rows.revisions import check_served, pinned_model
 from steerserve.server.service import Service
 
 LONG = frozenset({"sites", "profile", "provenance"})
@@ -37,13 +38,15 @@ class Catalogue:
         return router
 
     async def models(self) -> Response:
-        """The one model, in OpenAI's list."""
-        return _listed([self._model()])
+        """The one model, in OpenAI's list, by its name and by its name with its revision, so that a router that goes by
+        these lists sends a request for the one or the other to a server that has it."""
+        named = pinned_model(self._service)
+        more = [] if named is None else [{**self._model(), "id": named, "root": self._service.model_id}]
+        return _listed([self._model(), *more])
 
     async def model(self, name: str) -> Response:
         """The model by its id."""
-        if name != self._service.model_id:
-            raise NotFoundError(f"no model {shown(name)}; served here: {self._service.model_id}", "model")
+        check_served(self._service, name)
         return JSONResponse(self._model())
 
     async def attributes(self) -> Response:

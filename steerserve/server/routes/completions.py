@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steerserve.config import ServerConfig
-from steerserve.errors import NotFoundError
 from steerserve.server.answers.answer import Answer
 from steerserve.server.answers.canvas import StreamCanvas
 from steerserve.server.answers.pieces import PromptText
@@ -21,11 +20,12 @@ from steerserve.server.generation.generation import Generation
 from steerserve.server.generation.registry import Generations
 from steerserve.server.generation.sse import EventStream, lines
 from steerserve.server.http.disconnect import unless_gone
-from steerserve.server.protocol.body import parse, read_object, shown
+from steerserve.server.protocol.body import parse, read_object
 from steerserve.server.protocol.chat import ChatRequest, rendered
 from steerserve.server.protocol.completion import CompletionRequest, GenerationRequest, StreamOptions
 from steerserve.server.rows.criteria import ranking_of
 from steerserve.server.rows.interventions import check_model
+from steerserve.server.rows.revisions import check_served
 from steerserve.server.rows.rows import Row, admit_fitting, rows_of
 from steerserve.server.service import Service
 from steerserve.server.telemetry.metrics import Metrics
@@ -117,9 +117,8 @@ class Completions:
 
     def _admit(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, int, list[Row], list[Any]]:
         body = parse(raw, interface.shape)
-        if body.model != self._service.model_id:
-            raise NotFoundError(f"no model {shown(body.model)}; served here: {self._service.model_id}", "model")
-        check_model(body.steering, body.model)
+        check_served(self._service, body.model)
+        check_model(body.steering, self._service.model_id)
         prompts = [rendered(body, self._service.chat)] if isinstance(body, ChatRequest) else None
         # 53 bits, so that every JSON reader gives the number back as it was.
         seed = body.seed if body.seed is not None else secrets.randbits(53)

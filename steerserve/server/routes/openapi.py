@@ -1,5 +1,6 @@
 """The OpenAPI document: every route, what it takes exactly, and what it answers in outline."""
 
+import re
 from collections.abc import Collection, Iterable
 from html import escape
 from typing import Any, Final
@@ -17,6 +18,7 @@ from steerserve.server.protocol.fields import Strict
 from steerserve.server.protocol.steering import SteeringPatch
 from steerserve.server.routes.features import ActivationRequest, FeatureSearch
 from steerserve.server.routes.playground import HEADERS
+from steerserve.server.rows.revisions import PATTERN
 from steerserve.server.service import Service
 
 Json = dict[str, Any]
@@ -232,9 +234,9 @@ def document(service: Service, config: ServerConfig) -> Json:
     _, generated = models_json_schema([(body, "validation") for body in BODIES], ref_template=_ref("{model}"))
     schemas = {name: _nullable(schema) for name, schema in generated["$defs"].items()} | {"Error": ERROR}
     attributes, saes = _names(service.attributes), _names(service.saes)
-    schemas["CompletionRequest"]["properties"]["model"] = {"const": service.model_id}
-    schemas["ChatRequest"]["properties"]["model"] = {"const": service.model_id}
-    schemas["Intervention"]["properties"]["attribute"] = _or_null(attributes)
+    model = _or_pinned({"const": service.model_id}, [service.model_id])
+    schemas["CompletionRequest"]["properties"]["model"] = schemas["ChatRequest"]["properties"]["model"] = model
+    schemas["Intervention"]["properties"]["attribute"] = _or_null(_or_pinned(attributes, service.attributes))
     schemas["Feature"]["properties"]["sae"] = saes
     for schema, field, known in CHOICES:
         schemas[schema]["properties"][field] = _or_null(_choice(service.capabilities.get(known, ())))
@@ -270,6 +272,14 @@ def _parameters(path: str, service: Service) -> list[Json]:
 def _names(known: Collection[str]) -> Json:
     """A name, one of those known where there are any."""
     return {"enum": sorted(known)} if known else TEXT
+
+
+def _or_pinned(schema: Json, known: Collection[str]) -> Json:
+    """One of the names, or one with its revision behind it."""
+    if not known:
+        return schema
+    names = "|".join(re.escape(name) for name in sorted(known))
+    return {"anyOf": [schema, {"type": "string", "pattern": f"^({names}){PATTERN}$"}]}
 
 
 def _choice(known: Collection[str]) -> Json:

@@ -6,6 +6,7 @@ from typing import Any
 from steerserve.engine.api.params import FeatureRef, Intervention, Scope, VectorRef
 from steerserve.errors import RequestError
 from steerserve.server.protocol import steering as asked
+from steerserve.server.rows.revisions import pinned
 
 _ELEMENT = re.compile(r"interventions\[(\d+)\](.*)", re.DOTALL)
 
@@ -39,8 +40,10 @@ def path_of(param: str, steering: asked.Change) -> str:
 
 
 def _intervention(one: asked.Intervention) -> Intervention:
+    attribute, digits = (None, None) if one.attribute is None else pinned(one.attribute)
     return Intervention(
-        attribute=one.attribute,
+        attribute=attribute,
+        sha256=digits,
         feature=FeatureRef(one.feature.sae, one.feature.index) if one.feature is not None else None,
         vector=_vector(one.vector) if one.vector is not None else None,
         strength=one.strength,

@@ -19,7 +19,7 @@ from steerserve.engine.admission.interventions.units import (
 from steerserve.engine.api.params import SLICES, Choice, Intervention
 from steerserve.engine.request.controllers import FeedbackLoop, InterventionController
 from steerserve.engine.request.kl_budget import InterventionCost
-from steerserve.errors import RequestError
+from steerserve.errors import RequestError, RevisionError
 from steerserve.steering.attribute import Attribute
 from steerserve.steering.bounds import Bound
 from steerserve.steering.names import NEUTRAL, Control
@@ -105,6 +105,9 @@ def draft(
         got = " and ".join(named) or "none of them"
         raise RequestError(f"an intervention names exactly one of attribute, feature and vector, got {got}", param)
     attribute = catalogue.attribute(one.attribute, f"{param}.attribute") if one.attribute is not None else None
+    if attribute is not None and one.sha256 is not None and not attribute.sha256.startswith(one.sha256):
+        here = f"{attribute.name}@{attribute.sha256[:12]}"
+        raise RevisionError(f"no revision {one.sha256} of the attribute here; this is {here}", f"{param}.attribute")
     default_schedule: Choice = "uniform"
     default_scope = "masked"
     if attribute is not None:
