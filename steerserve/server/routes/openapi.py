@@ -278,7 +278,8 @@ def _or_pinned(schema: Json, known: Collection[str]) -> Json:
     """One of the names, or one with its revision behind it."""
     if not known:
         return schema
-    names = "|".join(re.escape(name) for name in sorted(known))
+    # What `re.escape` escapes beside these, a pattern of JSON Schema (ECMA-262) does not have.
+    names = "|".join(re.sub(r"([\\^$.*+?()\[\]{}|/])", r"\\\1", name) for name in sorted(known))
     return {"anyOf": [schema, {"type": "string", "pattern": f"^({names}){PATTERN}$"}]}
 
 
