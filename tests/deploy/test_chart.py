@@ -90,6 +90,10 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         ("ingress.enabled=true", "host"),
         ("image.digest=latest", "image.digest"),
         ("model.path=llada", "weights.enabled"),
+        ("limits.store=redis://valkey:6379/0", "keys.existingSecret"),
+        ("limits.store=http://valkey", "limits.store"),
+        ("limits.failure=maybe", "limits.failure"),
+        ("server.flags.replica-address=host", "flags"),
     ],
 )
 def test_wrong_values_are_refused_by_name(setting: str, named: str) -> None:
@@ -180,8 +184,8 @@ def test_liveness_and_readiness_ask_different_questions(values: str) -> None:
 def test_everything_selects_the_pods_and_names_their_ports(values: str) -> None:
     found = rendered(values)
     labels, ports = pod(values)["metadata"]["labels"], {port["name"] for port in container(values)["ports"]}
-    [service] = of_kind(found, "Service")
-    selectors = [service["spec"]["selector"]]
+    service, *replicas = sorted(of_kind(found, "Service"), key=lambda one: one["spec"].get("clusterIP") == "None")
+    selectors = [one["spec"]["selector"] for one in (service, *replicas)]
     selectors += [one["spec"]["selector"]["matchLabels"] for one in of_kind(found, "Deployment")]
     selectors += [one["spec"]["selector"]["matchLabels"] for one in of_kind(found, "PodDisruptionBudget")]
     selectors += [one["spec"]["podSelector"]["matchLabels"] for one in of_kind(found, "NetworkPolicy")]
@@ -217,6 +221,40 @@ def test_callers_and_scrapers_reach_a_port_each_and_the_server_reaches_nobody() 
     )
     [policy] = of_kind(closed, "NetworkPolicy")
     assert policy["spec"]["ingress"] == []
+
+
+def test_replicas_of_a_fleet_reach_each_other_and_share_what_they_must() -> None:
+    found = rendered("production")
+    asked = flags("production")
+    assert str(asked["ServerConfig.fleet_secret"]) == "/etc/steerserve/fleet/secret"
+    assert asked["ServerConfig.replica_address"] == "$(POD_IP)"
+    assert asked["ServerConfig.limits_store"] == "$(LIMITS_STORE)"
+    assert asked["ServerConfig.limits_store_failure"] == "closed"
+    given = {one["name"]: one["valueFrom"] for one in container("production")["env"]}
+    assert given["POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert given["LIMITS_STORE"] == {"secretKeyRef": {"name": "steerserve-limits", "key": "url"}}
+    assert "/etc/steerserve/fleet" in {mount["mountPath"] for mount in container("production")["volumeMounts"]}
+    [policy] = of_kind(found, "NetworkPolicy")
+    labels = pod("production")["metadata"]["labels"]
+    for rules, peers in ((policy["spec"]["ingress"], "from"), (policy["spec"]["egress"], "to")):
+        own = [
+            rule
+            for rule in rules
+            if any(one.get("podSelector", {}).get("matchLabels", {}).items() & labels.items() for one in rule[peers])
+        ]
+        assert [rule["ports"] for rule in own] == [[{"port": "http", "protocol": "TCP"}]]
+    [headless] = [one for one in of_kind(found, "Service") if one["spec"].get("clusterIP") == "None"]
+    assert headless["spec"]["publishNotReadyAddresses"] is True
+    assert headless["metadata"]["name"].endswith("-replicas")
+    # It is not scraped: a ServiceMonitor goes by labels.
+    for monitor in of_kind(found, "ServiceMonitor"):
+        assert not monitor["spec"]["selector"]["matchLabels"].items() <= headless["metadata"]["labels"].items()
+
+
+def test_one_server_is_no_fleet() -> None:
+    assert len(of_kind(rendered("default"), "Service")) == 1
+    assert "env" not in container("default")
+    assert flags("default").get("ServerConfig.replica_address") is None
 
 
 def test_a_gpu_is_asked_for_and_no_second_one_during_an_update() -> None:

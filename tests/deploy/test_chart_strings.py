@@ -50,6 +50,8 @@ def rendered(name: str, texts: tuple[str, ...], path: Path, mode: str = "none") 
             "mountPath": "/1e3",
         },
         "keys": {"existingSecret": name, "item": name},
+        "fleet": {"existingSecret": name, "item": name},
+        "limits": {"existingSecret": name, "item": name},
         "environment": {"NO": text, "null": text, "Y": "off", "_1": "1"}
         | {f"_{i}": one for i, one in enumerate(texts)},
         "gpu": {"enabled": True, "runtimeClassName": name},
@@ -137,7 +139,7 @@ def test_what_looks_like_another_type_stays_the_string_it_was(
         expected = with_values(harmless, {"namemark": name} | dict(zip(placeholders, texts, strict=True)))
         for one in expected:
             if one["kind"] == "Service":
-                one["metadata"]["name"] = service
+                one["metadata"]["name"] = service + "-replicas" * (one["spec"].get("clusterIP") == "None")
             if one["kind"] == "Ingress":
                 one["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"] = service
             if one["kind"] == "ScaledObject":
@@ -159,7 +161,7 @@ def service_name(name: str) -> str:
 def test_the_service_has_a_name_that_kubernetes_takes_where_the_release_s_is_none(tmp_path: Path) -> None:
     """A Service's name begins with a letter and has no dots; whatever names the Service names that one."""
     found = tuple(rendered("1.5", TEXTS, tmp_path))
-    [service], [ingress] = of_kind(found, "Service"), of_kind(found, "Ingress")
-    assert service["metadata"]["name"] == "s-1-5"
+    services, [ingress] = of_kind(found, "Service"), of_kind(found, "Ingress")
+    assert {one["metadata"]["name"] for one in services} == {"s-1-5", "s-1-5-replicas"}
     [path] = ingress["spec"]["rules"][0]["http"]["paths"]
     assert path["backend"]["service"]["name"] == "s-1-5"

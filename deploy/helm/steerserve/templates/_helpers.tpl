@@ -73,6 +73,17 @@ labels:
 {{- end -}}
 {{- end -}}
 
+{{/* The server's own pods as a peer of the network policy. */}}
+{{- define "steerserve.replicas" -}}
+- podSelector:
+    matchLabels:
+      {{- include "steerserve.selector" . | nindent 6 }}
+{{- end -}}
+
+{{- define "steerserve.sharesLimits" -}}
+{{- if or .Values.limits.store .Values.limits.existingSecret -}}yes{{- end -}}
+{{- end -}}
+
 {{- define "steerserve.args" -}}
 - serve
 - {{ printf "--host=%s" .Values.server.host | quote }}
@@ -88,6 +99,18 @@ labels:
 {{- end }}
 {{- if .Values.keys.existingSecret }}
 - {{ printf "--keys=/etc/steerserve/keys/%s" .Values.keys.item | quote }}
+{{- end }}
+{{- if .Values.fleet.existingSecret }}
+- {{ printf "--fleet-secret=/etc/steerserve/fleet/%s" .Values.fleet.item | quote }}
+- "--replica-address=$(POD_IP)"
+{{- end }}
+{{- if .Values.limits.existingSecret }}
+- "--limits-store=$(LIMITS_STORE)"
+{{- else if .Values.limits.store }}
+- {{ printf "--limits-store=%s" .Values.limits.store | quote }}
+{{- end }}
+{{- if include "steerserve.sharesLimits" . }}
+- {{ printf "--limits-store-failure=%s" .Values.limits.failure | quote }}
 {{- end }}
 {{- range $name, $value := .Values.server.flags }}
 {{- range ternary $value (list $value) (kindIs "slice" $value) }}
