@@ -1,0 +1,1 @@
+"""A fleet on loopback: replicas, Redis and HAProxy, and what is done to it."""
