@@ -42,29 +42,30 @@ def machine(beside: str) -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What was asked for, in figures."""
+def run(arguments: argparse.Namespace, folder: Path) -> None:
+    """Run what was asked for, and write what is known after each part."""
     found: dict[str, Any] = {"machine": machine(arguments.beside)}
-    only = arguments.only
+
+    def record(name: str, figures: dict[str, Any]) -> None:
+        found[name] = figures
+        print(json.dumps({name: figures}), flush=True)
+        (arguments.out / "fleet.json").write_text(json.dumps(found, indent=2) + "\n")
+        (arguments.out / "fleet.md").write_text(page(found))
+
+    only, at_once = arguments.only, arguments.at_once
     with fleet(folder / "open", failure="open") as replicas:
         if "changes" in only:
-            found["changes"] = changes.shown(replicas, arguments.rows, arguments.at_once)
-            print(json.dumps(found["changes"]), flush=True)
+            record("changes", changes.shown(replicas, arguments.rows, at_once))
         if "deaths" in only:
-            found["killed"] = deaths.killed(replicas, arguments.at_once)
-            found["restarted"] = deaths.restarted(replicas, arguments.at_once)
-            print(json.dumps([found["killed"], found["restarted"]]), flush=True)
+            record("killed", deaths.killed(replicas, at_once))
+            record("restarted", deaths.restarted(replicas, at_once))
         if "goodput" in only:
-            found["goodput"] = goodput.shown(replicas, arguments.at_once, arguments.seconds, arguments.rounds)
-            print(json.dumps(found["goodput"]), flush=True)
+            record("goodput", goodput.shown(replicas, at_once, arguments.seconds, arguments.rounds))
         if "limits" in only:
-            found["limits_open"] = limits.shown(replicas, "open")
-            print(json.dumps(found["limits_open"]), flush=True)
+            record("limits_open", limits.shown(replicas, "open"))
     if "limits" in only:
         with fleet(folder / "closed", failure="closed") as replicas:
-            found["limits_closed"] = limits.shown(replicas, "closed")
-            print(json.dumps(found["limits_closed"]), flush=True)
-    return found
+            record("limits_closed", limits.shown(replicas, "closed"))
 
 
 def main() -> None:
@@ -80,9 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        found = run(arguments, arguments.logs or Path(made))
-    (arguments.out / "fleet.json").write_text(json.dumps(found, indent=2) + "\n")
-    (arguments.out / "fleet.md").write_text(page(found))
+        run(arguments, arguments.logs or Path(made))
 
 
 if __name__ == "__main__":

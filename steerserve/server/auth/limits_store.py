@@ -70,7 +70,8 @@ class LimitsStore:
                 retry=Retry(NoBackoff(), 1),
             )
         except ValueError as error:
-            raise SteerserveError(f"--limits-store: {error}") from error
+            # Not what is wrong with it: that may be a piece of a password.
+            raise SteerserveError("--limits-store is not a URL of a Redis, such as redis://host:6379/0") from error
         self._redis = Redis(connection_pool=pool)
         options: dict[str, Any] = {"connection_pool": pool}
         self._window = RedisStorage(url, implementation="redispy", key_prefix=PREFIX, **options)

@@ -34,7 +34,7 @@ class GenerationIds:
         """A new id of this replica; prefix: such as `cmpl-`."""
         nonce = os.urandom(NONCE)
         sealed = nonce + self._ciphers[0].encrypt(nonce, self._address, prefix.encode())
-        return prefix + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+        return prefix + _as_text(sealed)
 
     def address_in(self, name: str) -> str | None:
         """The address of the replica that made this id; None where none of this fleet did."""
@@ -45,9 +45,16 @@ class GenerationIds:
             sealed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except binascii.Error:
             return None
-        for cipher in self._ciphers if len(sealed) > NONCE else ():
+        if len(sealed) <= NONCE or _as_text(sealed) != text:
+            return None
+        for cipher in self._ciphers:
             try:
                 return cipher.decrypt(sealed[:NONCE], sealed[NONCE:], (kind + hyphen).encode()).decode()
             except self._invalid:
                 continue
         return None
+
+
+def _as_text(sealed: bytes) -> str:
+    """The one way in which an id is written."""
+    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()

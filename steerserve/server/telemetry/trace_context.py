@@ -32,8 +32,9 @@ class TraceContext:
 
 
 def continued(traceparent: str | None = None, state: str | None = None) -> TraceContext:
-    """The trace that a caller's headers name, or a new one where they name none."""
+    """The trace that a caller's headers name, or a new one where they name none; a state that is no text is dropped."""
     found = _PARENT.fullmatch(traceparent or "")
     if found is None or (found[4] and traceparent is not None and traceparent.startswith("00")):
         return TraceContext(secrets.token_hex(16))
-    return TraceContext(found[1], found[2], found[3], state)
+    passable = state is not None and state.isascii() and state.isprintable()
+    return TraceContext(found[1], found[2], found[3], state if passable else None)

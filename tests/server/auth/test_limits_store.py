@@ -217,8 +217,9 @@ def test_the_flags_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         ServerConfig(limits_store="http://nowhere", keys=Path("keys"))
     with pytest.raises(ValueError, match="needs keys"):
         ServerConfig(limits_store="redis://nowhere")
-    with pytest.raises(SteerserveError, match="--limits-store"):
-        LimitsStore("redis://host:port", Metrics())
+    with pytest.raises(SteerserveError, match="--limits-store is not a URL") as refused:
+        LimitsStore("redis://user:pass#word@host:6379", Metrics())
+    assert "pass" not in str(refused.value)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(SteerserveError, match=r"--limits-store needs redis.asyncio: .*fleet"):
         LimitsStore("redis://nowhere", Metrics())

@@ -132,6 +132,11 @@ def test_a_later_version_is_read_as_far_as_it_is_known() -> None:
     assert (found.trace_id, found.parent_id, found.flags, found.state) == (TRACE, PARENT, "00", "vendor=1")
 
 
+def test_a_state_that_could_not_be_passed_on_is_dropped() -> None:
+    for state in ("caf\xe9=1", "a=1\x01"):
+        assert continued(f"00-{TRACE}-{PARENT}-01", state).state is None
+
+
 def test_other_routes_and_errors_have_spans_too(traced: Traced) -> None:
     traced.client.get("/v1/models")
     post(traced.client, n=0)
