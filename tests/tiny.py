@@ -189,6 +189,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": CLS, "sep_token_id": EOS},
     "roberta": {},
     "sdar": {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "block_size": 4},
+    "Fast_dLLM_Qwen": {"num_key_value_heads": 2, "tie_word_embeddings": True, "bd_size": 8},
 }
 """Keys of the config of each published denoiser whose network transformers has, beside those that all have."""
 

@@ -1,7 +1,7 @@
 """How a network that `transformers` has is run as a denoiser: the published ones by `model_type`, others as flags say.
 
 Sources: dLLM (arXiv 2602.22661) for the `a2d-` models and the chats of BERTs; DiffuGPT and DiffuLLaMA (arXiv
-2410.17891); SDAR (arXiv 2510.06303).
+2410.17891); SDAR (arXiv 2510.06303); Fast-dLLM v2 (arXiv 2509.26328).
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,8 @@ class Denoiser:
     """The state that decides token j stands at j - shift."""
     mask_token: Token | None = None
     """The token that stands where nothing is written yet."""
+    usual_mask: str = ""
+    """The mask token's name in the vocabulary, where no file gives it that role."""
     bos_token: Token | None = None
     """The token put before every prompt; None: none is, whatever the files name."""
     block: int | None = None
@@ -49,16 +51,30 @@ class Denoiser:
 # The settings of dLLM's own examples.
 _GREEDY = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
 _DYNAMIC = SamplerDefaults(temperature=1.0, order="confidence", transfer={"type": "threshold", "value": 0.85})
-_QWEN: dict[str, Any] = {"turn_end": "<|im_end|>", "defaults": _GREEDY, "template": {"enable_thinking": False}}
+_QWEN: dict[str, Any] = {
+    "usual_mask": "<|mask|>",
+    "turn_end": "<|im_end|>",
+    "defaults": _GREEDY,
+    "template": {"enable_thinking": False},
+}
 
 PUBLISHED: Mapping[str, Denoiser] = {
     "a2d-qwen2": Denoiser("qwen2", **_QWEN),
     "a2d-qwen3": Denoiser("qwen3", **_QWEN),
-    "a2d-llama": Denoiser("llama", turn_end="<|eot_id|>", defaults=_GREEDY),
+    "a2d-llama": Denoiser("llama", usual_mask="<|mask|>", turn_end="<|eot_id|>", defaults=_GREEDY),
     "modernbert": Denoiser("modernbert", defaults=_GREEDY),
     "roberta": Denoiser("roberta", defaults=_GREEDY),
     # Its folders say the length of their blocks, and were trained with four tokens where they do not.
-    "sdar": Denoiser("qwen3", block=4, turn_end="<|im_end|>", defaults=_DYNAMIC),
+    "sdar": Denoiser("qwen3", block=4, usual_mask="<|MASK|>", turn_end="<|im_end|>", defaults=_DYNAMIC),
+    # Its own loop takes a block's first token alone, and goes through a block by eights.
+    "Fast_dLLM_Qwen": Denoiser(
+        "qwen2",
+        shift=1,
+        block=32,
+        usual_mask="|<MASK>|",
+        turn_end="<|im_end|>",
+        defaults=SamplerDefaults(temperature=0.0, order="confidence", transfer={"type": "threshold", "value": 0.9}),
+    ),
     # Every prompt of theirs begins with the tokenizer's BOS. The settings are those of their inference scripts.
     "gpt2": Denoiser(
         "gpt2",

@@ -357,6 +357,7 @@ def _facts(
     kind, ids = raw.get("model_type"), tokens.roles
     mask = _id(denoiser.mask_token, tokens, "mask_token")
     mask = mask if mask is not None else raw.get("mask_token_id", ids.get("mask_token_id"))
+    mask = tokens.vocabulary.get(denoiser.usual_mask) if mask is None else mask
     if mask is None:
         raise ArtifactError(
             f"config.json: {kind!r} names no mask token, and neither do the tokenizer's files: an autoregressive model "

@@ -18,6 +18,7 @@ CLASSES = {
     "a2d-qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "a2d-llama": ("LlamaConfig", "LlamaForCausalLM"),
     "sdar": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "Fast_dLLM_Qwen": ("Qwen2Config", "Qwen2ForCausalLM"),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
     "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM"),

@@ -16,22 +16,23 @@ BD3LM = "attention=block,block_length=4"
 NAMES = pytest.mark.parametrize("name", ["sdar", "a2d-qwen3"])
 
 
-@NAMES
+@pytest.mark.parametrize("name", ["sdar", "a2d-qwen3", "Fast_dLLM_Qwen"])
 def test_logits_are_those_of_the_library_under_a_mask_by_blocks(tmp_path: Path, name: str) -> None:
     theirs = reference.write(tmp_path, name)
-    ours = load_model(tmp_path, denoiser=None if name == "sdar" else BD3LM)
-    assert (ours.facts.block, ours.facts.keys) == (4, None)
-    assert ours.attention == "full within blocks of 4 positions, causal between them"
+    ours = load_model(tmp_path, denoiser=BD3LM if name == "a2d-qwen3" else None)
+    block = 8 if name == "Fast_dLLM_Qwen" else 4
+    assert (ours.facts.block, ours.facts.keys) == (block, None)
+    assert ours.attention == f"full within blocks of {block} positions, causal between them"
     tokens = torch.randint(5, tiny.VOCAB, (3, 24), generator=torch.Generator().manual_seed(1))
     lengths = [24, 18, 5]
-    got, expected = ours(tokens, torch.tensor(lengths)), reference.straight(theirs, tokens, lengths, 4).logits
+    got, expected = ours(tokens, torch.tensor(lengths)), reference.straight(theirs, tokens, lengths, block).logits
     for row, length in enumerate(lengths):
         apart = (ours.head(got[row, :length]) - expected[row, :length]).abs().max()
         assert float(apart) <= 1e-5 * float(expected.abs().max())
     later = tokens.clone()
-    later[:, 12:] = tiny.MASK
-    assert torch.equal(ours(later)[:, :12], ours(tokens)[:, :12])
-    assert not torch.equal(ours(later)[:, 12:16], ours(tokens)[:, 12:16])
+    later[:, 16:] = tiny.MASK
+    assert torch.equal(ours(later)[:, :16], ours(tokens)[:, :16])
+    assert not torch.equal(ours(later)[:, 16:20], ours(tokens)[:, 16:20])
 
 
 @NAMES
@@ -92,3 +93,12 @@ def test_what_blocks_of_a_models_own_leave_no_room_for_is_refused(
     with pytest.raises(RequestError) as error:
         served.admit(GenerationParams(prompt=(5, 6), max_tokens=8, **changes))  # type: ignore[arg-type]
     assert error.value.param == field
+
+
+def test_a_mask_token_that_no_file_gives_its_role_is_found_by_its_name(tmp_path: Path) -> None:
+    reference.write(tmp_path, "Fast_dLLM_Qwen")
+    reference.change(tmp_path, mask_token_id=None)
+    (tmp_path / "tokenizer_config.json").unlink()
+    vocabulary = tmp_path / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text(encoding="utf-8").replace("[MASK]", "|<MASK>|"), encoding="utf-8")
+    assert load_model(tmp_path).facts.mask_id == tiny.MASK
