@@ -134,12 +134,12 @@ class BlockCursor(Canvas):
             self.prefix += 1
 
     def _offset(self, block: int) -> int:
-        """Response position at which a block begins."""
-        return max(0, block * self.block_length - self.lead)
+        """Response position at which a block begins; behind the last one, the end of the response."""
+        return min(max(0, block * self.block_length - self.lead), self.params.max_tokens)
 
     def _size(self, block: int) -> int:
-        """Response positions of a block, of the last one but those that were asked for."""
-        return min(self._offset(block + 1), self.params.max_tokens) - self._offset(block)
+        """Response positions of a block."""
+        return self._offset(block + 1) - self._offset(block)
 
     def _block_of(self, position: int) -> int:
         """The block of a response position."""
