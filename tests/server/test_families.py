@@ -211,7 +211,8 @@ def test_every_stream_of_a_text_that_is_revised_comes_to_the_answer(client: Test
             last = [one["text"] for one in told["events"] if one["type"] in ("committed", "revised")][-1]
             assert last == whole
     assert revised > 4
-    assert early > 0 or block == 12
+    # Where a block begins in the prompt, nothing is told before the end.
+    assert early > 0 or block == 12 or family in BLOCKS
 
 
 def test_what_a_family_cannot_do_is_refused_with_the_reason(client: TestClient, family: str) -> None:
