@@ -153,7 +153,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "overlaps": overlaps(interventions),
         "verdicts": {name: {"probe_sha256": probe.sha256} for name, probe in judging.items()},
         "refine": None if refined is None else {"rounds": refined.rounds, "span": refined.span, "round_steps": each},
-        **allocation.told,
+        **allocation.plan,
     }
     request = Request(
         id=uuid.uuid4().hex,

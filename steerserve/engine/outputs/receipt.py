@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from steerserve.engine.admission.interventions.allocation import BEFOREHAND, told_limits
+from steerserve.engine.admission.interventions.allocation import BEFOREHAND, limits_json
 from steerserve.engine.admission.interventions.cost import total_cost
 from steerserve.engine.admission.interventions.resolve import NOT_APPLIED
 from steerserve.engine.api.params import Limits
@@ -114,7 +114,7 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
     multiplied before the run, `predicted_kl_steps`, the steps whose gains the predicted KL lowered, and
     `delta_positions`, positions x steps x layers."""
     budget = request.budget
-    return told_limits(limits) | {
+    return limits_json(limits) | {
         "clipped": {
             "kl_steps": sum(one.factor < 1 for one in request.made),
             "kl_repeats": sum(one.tries - 1 for one in request.made),

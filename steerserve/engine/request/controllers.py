@@ -32,7 +32,7 @@ class FeedbackLoop:
     released_at: float | None = None
     """Progress at which it let go."""
 
-    def told(self) -> dict[str, Any]:
+    def schedule_json(self) -> dict[str, Any]:
         """The schedule, as a plan has it."""
         return {"type": "feedback", **asdict(self.config), "norm": None, "gains": None}
 

@@ -59,14 +59,14 @@ def jointly_scheduled(
         gains = GainTable(table.gains[a], "kl", table.rho, table.note)
         compiled = CompiledSchedule(gains, tuple(gains.gains.tolist()))
         found.append(replace(drafted, schedule="joint", compiled=compiled))
-    told = {
+    summary = {
         "attributes": names,
         "weights": [float(weight) for weight in table.weights],
         "rho": table.rho,
         "rho_attained": table.rho_attained,
         "note": table.note,
     }
-    return found, told
+    return found, summary
 
 
 def _member(drafted: InterventionDraft, known: Sequence[str]) -> tuple[str, float]:
@@ -102,7 +102,7 @@ class Allocation:
 
     interventions: tuple[ActiveIntervention, ...]
     budget: PredictedBudget | None
-    told: dict[str, Any]
+    plan: dict[str, Any]
     """What the plan says of them together."""
 
 
@@ -155,19 +155,19 @@ def allocate(
         total = limits.max_predicted_kl if rewrites else min(total, limits.max_predicted_kl)
     elif rewrites and pushed:
         total = None
-    told = {
+    plan = {
         "combine": params.combine,
         "joint": joint,
         "control": params.control,
-        "limits": None if params.limits is None else told_limits(limits) | {"predicted_kl_scale": scale},
+        "limits": None if params.limits is None else limits_json(limits) | {"predicted_kl_scale": scale},
         "measure_kl": params.measure_kl,
         "predicted_kl": total,
         "predicted_kl_cross_terms": None if whole is None else whole.cross,
     }
-    return Allocation(tuple(resolved), _budget(limits, pushed, whole, None if rewrites else progress), told)
+    return Allocation(tuple(resolved), _budget(limits, pushed, whole, None if rewrites else progress), plan)
 
 
-def told_limits(limits: Limits) -> dict[str, Any]:
+def limits_json(limits: Limits) -> dict[str, Any]:
     """Limits as JSON; `holds`: what each limit on KL is held on."""
     held = {"max_kl": "measured_kl", "max_predicted_kl": "predicted_kl"}
     return asdict(limits) | {"holds": {name: what for name, what in held.items() if getattr(limits, name) is not None}}

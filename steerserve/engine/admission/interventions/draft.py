@@ -66,7 +66,7 @@ class InterventionDraft:
 
     @property
     def neutral(self) -> bool:
-        """Whether it changes nothing whatever the gains."""
+        """Tell if it changes nothing whatever the gains."""
         return self.size == NEUTRAL.get(self.asked.op)
 
     @property

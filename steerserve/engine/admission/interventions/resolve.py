@@ -66,7 +66,7 @@ def resolve(
         "scope": list(scope) if isinstance(scope, tuple) else scope,
         "schedule": _shown(drafted.schedule) | {"norm": table.norm, "gains": [round(g, 6) for g in compiled.gains]}
         if loop is None
-        else loop.told(),
+        else loop.schedule_json(),
         "strength_per_step": predicted,
         "rho": table.rho,
         "sites": [
