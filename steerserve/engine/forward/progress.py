@@ -11,7 +11,7 @@ from steerserve.engine.request.request import Request
 
 @dataclass(frozen=True, eq=False)
 class BatchProgress:
-    """Of R rows; every tensor [R] int64 on the device unless it says otherwise."""
+    """Progress of R rows; every tensor [R] int64 on the device unless it says otherwise."""
 
     step: Tensor
     """Steps made."""

@@ -36,7 +36,7 @@ class VllmClient:
         self._count = 0
 
     def run(self, rows: Sequence[tuple[list[int], dict[str, Any]]]) -> list[Tensor]:
-        """See `Workers.run`."""
+        """Run one forward of each row and return the packed replies, in order."""
         places = {}
         for place, (tokens, given) in enumerate(rows):
             self._count += 1

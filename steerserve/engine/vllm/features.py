@@ -11,7 +11,7 @@ from steerserve.engine.vllm.task import RowTask, to_parameters
 
 
 class FarFeatures(LoadedFeatures):
-    """See `steerserve.engine.api.base.Features`; of the SAEs of a vLLM engine."""
+    """Features of the SAEs of a vLLM engine."""
 
     def __init__(self, engine: VllmEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
         super().__init__(engine, labels)

@@ -66,13 +66,14 @@ class ParallelHead(DiffusionLM):
         self.facts = owner.facts
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`; every rank must call it together, and gets all logits."""
+        """Logits [..., vocab_size]; every rank must call it together, and gets all of them."""
         owner: SteeredDiffusionLM = self.__dict__["_owner"]
         return owner.compute_logits(hidden)
 
 
 class SteeredDiffusionLM(nn.Module):
-    """See `steerserve.engine.vllm.checkpoint.llama_config` for its config."""
+    """LLaDA or Dream in vLLM, with steered layers; `steerserve.engine.vllm.checkpoint.llama_config` makes its
+    config."""
 
     is_pooling_model: ClassVar[Literal[True]] = True
 

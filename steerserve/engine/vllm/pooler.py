@@ -30,7 +30,7 @@ class StepPooler(Pooler):
         """The rows of the forward pass before."""
 
     def get_supported_tasks(self) -> "Set[PoolingTask]":
-        """See vLLM's `Pooler`."""
+        """Tasks of vLLM's `Pooler` that this one does."""
         return {POOLING_TASK}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: "PoolingMetadata") -> list[Tensor]:

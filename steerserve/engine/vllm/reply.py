@@ -17,7 +17,7 @@ REFUSED = 3
 
 @dataclass(frozen=True)
 class Reply:
-    """Of N candidates and the pushes of one row."""
+    """Answer of a worker: N candidates and the pushes of one row."""
 
     position: Tensor
     """[N] int64, of the canvas."""

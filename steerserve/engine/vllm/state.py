@@ -24,18 +24,18 @@ class SteeredModelState(EncoderOnlyModelState):
         self.batch: tuple[list[Mapping[str, Any]], list[int]] = ([], [])
 
     def add_request(self, req_index: int, new_req_data: "NewRequestData") -> None:
-        """See vLLM's `ModelState`."""
+        """Add a request, and keep the parameters it travels with."""
         super().add_request(req_index, new_req_data)
         params = new_req_data.pooling_params
         self.parameters[new_req_data.req_id] = (params.extra_kwargs if params is not None else None) or {}
 
     def remove_request(self, req_id: str) -> None:
-        """See vLLM's `ModelState`."""
+        """Remove a request and its parameters."""
         super().remove_request(req_id)
         self.parameters.pop(req_id, None)
 
     def prepare_inputs(self, input_batch: "InputBatch", req_states: "RequestState") -> dict[str, Any]:
-        """See vLLM's `ModelState`; rows are in the order in which they lie in the batch."""
+        """Prepare the inputs of a forward; rows are in the order in which they lie in the batch."""
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
         count = input_batch.num_reqs
         given = [self.parameters.get(name, {}) for name in input_batch.req_ids[:count]]

@@ -33,7 +33,7 @@ class PushTask:
     sae: str | None = None
     feature: int | None = None
     bound: tuple[float, bool] | None = None
-    """See `steerserve.steering.bounds.Bound`: ratio, and whether more is told instead of made smaller."""
+    """Ratio of a `Bound`, and true where a larger change is reported instead of made smaller."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RowTask:
     layers: tuple[int, ...] = ()
     """Layers whose states are told, as they arrive there: of rows that are read position by position."""
     span: tuple[int, int] = (0, 0)
-    """Of which positions, half-open."""
+    """First and last + 1 position whose states are told."""
 
     @classmethod
     def reading(cls, layer: int, length: int) -> "RowTask":

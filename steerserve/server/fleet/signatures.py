@@ -60,7 +60,7 @@ class Signatures:
         return Forwarded(found[2], None if found[3] == "-" else found[3], _mac(key, "answer", header))
 
     def proves(self, header: str, proof: str | None) -> bool:
-        """Whether the answer to a request with this header came from a replica of this fleet."""
+        """Tell if the answer to a request with this header came from a replica of this fleet."""
         return proof is not None and any(hmac.compare_digest(_mac(key, "answer", header), proof) for key in self._keys)
 
 

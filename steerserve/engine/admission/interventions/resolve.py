@@ -149,7 +149,7 @@ def _strength_at(push: Push) -> dict[str, Any]:
 
 
 def _never_read(push: Push) -> list[str]:
-    """Of the push of a feature: a note where its encoder does not read the feature's own row, by which a latent is set,
+    """Note on the push of a feature where its encoder does not read the feature's own row, by which a latent is set,
     or reads it and leaves the feature out all the same."""
     if push.op not in READS_LATENT - READS_PAIR or not isinstance(push.sae, SparseAutoencoder):
         return []

@@ -50,7 +50,8 @@ class GraphedLM(DiffusionLM):
         sigma: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """See `DiffusionLM.forward`; raises SelfTestError where a new recording does not take its steering.
+        """Final hidden states, from a recording where one fits; raises SelfTestError where a new recording does not
+        take its steering.
 
         Replayed where nothing is differentiated and sites are a plan that keeps no layer's output, whose pushes of the
         step are `add`s without a bound, MOST_PUSHES of a row at a layer or fewer, and where a `GraphShape` fits.
@@ -83,11 +84,11 @@ class GraphedLM(DiffusionLM):
     def resume(
         self, tokens: Tensor, memory: Memory, lengths: Tensor | None = None, sites: Sites | None = None
     ) -> Tensor:
-        """See `DiffusionLM.resume`; never recorded."""
+        """Final hidden states of some positions, which attend to what is kept of the others; never recorded."""
         return self.model.resume(tokens, memory, lengths, sites)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """See `DiffusionLM.head`."""
+        """Logits [..., vocab_size] of hidden states [..., hidden_size]."""
         return self.model.head(hidden)
 
     def _plain(

@@ -71,7 +71,7 @@ class RecordedForward:
         self.directions = buffers.directions[:, :rows]
         """[layers, R, MOST_PUSHES, hidden_size]"""
         self.norms = buffers.norms[:, : rows * width].view(-1, rows, width)
-        """Of the states that were pushed, as they arrived: [layers, R, W]."""
+        """Norms of the states that were pushed, as they arrived: [layers, R, W]."""
         self.changed = buffers.changed[:, : rows * width].view(-1, rows, width)
         """Which of them came out other than they arrived."""
         self.hidden = buffers.hidden[: rows * width * size].view(rows, width, size)
@@ -82,7 +82,7 @@ class RecordedForward:
         self.hidden.copy_(self._model(self.tokens, self.lengths, self, self.sigma))
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        """See `steerserve.models.Sites`."""
+        """Steer a layer's output [rows, length, hidden_size] by the buffers."""
         if layer not in self.layers:
             return hidden
         self.norms[layer].copy_(hidden.float().norm(dim=2))
