@@ -94,7 +94,7 @@ class Push:
 
     @property
     def sets_latent(self) -> bool:
-        """Whether it is of a feature and sets its latent, so that its size is what the encoder needs for that."""
+        """Tell if it is of a feature and sets its latent, so that its size is what the encoder needs for that."""
         return self.by_sae and self.op not in READS_PAIR
 
     @property

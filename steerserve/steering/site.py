@@ -75,7 +75,7 @@ class Site:
         self.bounds = Bounds(bounds, width, device) if any(any(row) for row in bounds) else None
         latent = [[p < len(row) and row[p].sets_latent for p in range(width)] for row in pushes]
         self.sets_latent = torch.tensor(latent, device=device)[:, :, None] if any(map(any, latent)) else None
-        """Whether a push sets a feature's latent [rows, pushes, 1]; None where none does."""
+        """True for the pushes that set a feature's latent [rows, pushes, 1]; None where none does."""
         self.gain = torch.zeros(shape, device=device)
         self.mask = torch.zeros(*shape, 1, dtype=torch.bool, device=device)
         self.masked = torch.zeros(len(pushes), 1, dtype=torch.bool, device=device)

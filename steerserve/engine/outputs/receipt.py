@@ -161,7 +161,7 @@ def _intervention(request: Request, one: ActiveIntervention) -> dict[str, Any]:
 
 
 def _held(push: Push) -> bool:
-    """Whether the bound on what sets a latent made a push smaller: it was as large as that lets it be."""
+    """Tell if the bound on what sets a latent made a push smaller: it was as large as that lets it be."""
     done = push.applied
     return push.sets_latent and done.clipped > 0 and done.ratio_max >= LARGEST_LATENT * (1 - 1e-3)
 
