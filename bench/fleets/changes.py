@@ -11,7 +11,7 @@ from bench.fleets.parts import Fleet
 SHORT: Final = (16, 8)
 """Tokens and steps of a request that is left alone."""
 LONG: Final = (96, 64)
-"""Of one that is changed while it runs."""
+"""Prompt and response of one that is changed while it runs."""
 
 
 def shown(fleet: Fleet, count: int, at_once: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _pushes(call: Call) -> set[str]:
 
 
 def _steered(call: Call) -> bool:
-    """Whether the receipt has a push, and none that did nothing."""
+    """Tell if the receipt has a push, and none that did nothing."""
     told = (call.receipt or {}).get("interventions", ())
     return bool(told) and all(one.get("applied") is not False for one in told)
 

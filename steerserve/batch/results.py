@@ -26,7 +26,7 @@ class BatchResult:
 
     @property
     def served(self) -> bool:
-        """Whether the request got what it asked for."""
+        """Tell if the request got what it asked for."""
         return self.error is None and self.response is not None and 200 <= self.response["status_code"] < 300
 
     def line(self) -> bytes:

@@ -31,7 +31,7 @@ class Server:
     _failures: int = 0
 
     def has_room(self, now: float) -> bool:
-        """Whether it may be sent one more."""
+        """Tell if it may be sent one more."""
         return now >= self.not_before and self.running < self.allowed
 
     def answered(self) -> None:
