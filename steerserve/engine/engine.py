@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,13 +24,17 @@ from steerserve.engine.feedback.react import Read, react, read
 from steerserve.engine.feedback.refine import refine
 from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
-from steerserve.engine.forward.cached_batch import CachedBatch
-from steerserve.engine.forward.gains import lowers
+from steerserve.engine.forward.feature_memory import TopFeatures
+from steerserve.engine.forward.gains import hold_to_budgets, lowers
 from steerserve.engine.outputs.result import empty_result, is_finished, result, text_so_far
 from steerserve.engine.outputs.trace import due_traces, keep_traces
 from steerserve.engine.outputs.verdicts import judge, judgements, reader
 from steerserve.engine.prompt_scoring import Scoring
+from steerserve.engine.request.intervention import Forward
 from steerserve.engine.request.request import Request
+from steerserve.engine.runners.cached import CachedRunner
+from steerserve.engine.runners.packed import PackedRunner
+from steerserve.engine.runners.runner import ModelRunner
 from steerserve.engine.sampling.commit import (
     Alternatives,
     Commit,
@@ -42,7 +46,7 @@ from steerserve.engine.sampling.commit import (
     remask,
     stepped,
 )
-from steerserve.engine.sampling.predictions import Predictions, TorchPredictions, alternatives_of
+from steerserve.engine.sampling.predictions import alternatives_of
 from steerserve.engine.sampling.selection import select, select_before_sampling, skip_empty_steps
 from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
@@ -73,14 +77,30 @@ class StepResult:
     """What the readouts of each row told."""
     refused: Refused
     """Rows whose pushes went over a limit on their size that refuses."""
-    unsteered: dict[int, int]
+    unsteered: Mapping[int, int]
     """Rows of the forward whose pushes were due at a layer that the forward did not come by, with that layer."""
+    forwards: list[Forward]
+    """Of each row, what it has made."""
+    features: list[TopFeatures]
+    """For orders that compare steps."""
+
+
+Batches = Callable[[Sequence[Request]], list[tuple[Batch, ModelRunner]]]
+"""Puts rows into batches, each with what makes its forward passes."""
 
 
 class DiffusionEngine:
     """Runs denoising steps of many rows at once: see `steerserve.engine.api.base.Engine`."""
 
-    def __init__(self, model: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        model: DiffusionLM,
+        tokenizer: Tokenizer,
+        catalogue: Catalogue,
+        config: EngineConfig,
+        batches_of: Batches | None = None,
+    ) -> None:
+        """batches_of: None makes the forward passes with the model in this process."""
         self.model, self.tokenizer, self.catalogue, self.config = model, tokenizer, catalogue, config
         self.reader = reader(tokenizer, catalogue)
         """What finished texts are read with to be judged."""
@@ -90,8 +110,9 @@ class DiffusionEngine:
         free = free_bytes(model, self.device) if config.max_batch_bytes is None else config.max_batch_bytes
         limits = MemoryLimits(config.max_rows, config.max_batch_tokens, free, Costs.of(model))
         self.batcher = Batcher(model.facts, limits, config.max_rows)
-        self.batches: list[Batch] = []
-        """The rows that run as tensors, those with a cache apart; none until the next step makes them."""
+        self.batches_of: Batches = batches_of or self._torch_batches
+        self.batches: list[tuple[Batch, ModelRunner]] = []
+        """The rows that run; none until the next step makes them."""
         self.failures = 0
         """Steps in a row that failed."""
         self.scoring = Scoring(catalogue.facts, self._admit)
@@ -210,14 +231,14 @@ class DiffusionEngine:
         try:
             self._schedule(events)
             ran = bool(self.batches)
-            for batch in self.batches:
+            for batch, runner in self.batches:
                 began = time.perf_counter()
                 if skip_empty_steps(batch, events):
                     # Their blocks' last steps passed without a forward; one of the other rows would count as theirs.
-                    self._finish(batch, events)
+                    self._finish(batch, runner, events)
                     continue
-                self._apply(batch, self._run(batch), events)
-                self._finish(batch, events)
+                self._apply(batch, runner, self._run(batch, runner), events)
+                self._finish(batch, runner, events)
                 self._clock((time.perf_counter() - began) / len(batch.requests))
             if ran:
                 self.failures = 0
@@ -235,28 +256,27 @@ class DiffusionEngine:
             self._close_batches()
         if self.batcher.rows:
             self.batcher.steps += 1
-            self.batches = self.batches or self._batches()
+            self.batches = self.batches or self.batches_of(self.batcher.rows)
 
-    def _batches(self) -> list[Batch]:
-        """The rows as tensors: those that make everything anew at each step, and those that keep a cache."""
-        rows = self.batcher.rows
-        kinds: list[tuple[type[Batch], list[Request]]] = [
-            (Batch, [request for request in rows if request.cache is None]),
-            (CachedBatch, [request for request in rows if request.cache is not None]),
+    def _torch_batches(self, rows: Sequence[Request]) -> list[tuple[Batch, ModelRunner]]:
+        """Rows that make everything anew at each step, and those that keep a cache."""
+        kinds: list[tuple[Callable[[Batch, DiffusionLM], ModelRunner], list[Request]]] = [
+            (PackedRunner, [request for request in rows if request.cache is None]),
+            (CachedRunner, [request for request in rows if request.cache is not None]),
         ]
-        return [kind(mine, self.model.facts, self.device, self.dtype) for kind, mine in kinds if mine]
+        made = [(Batch(mine, self.model.facts, self.device, self.dtype), kind) for kind, mine in kinds if mine]
+        return [(batch, kind(batch, self.model)) for batch, kind in made]
 
     def _close_batches(self) -> None:
         """Hand what outlives the tensors back to the rows; the next step makes them anew."""
-        for batch in self.batches:
-            batch.close()
+        for batch, runner in self.batches:
+            _close(batch, runner)
         self.batches = []
 
-    def _run(self, batch: Batch) -> StepResult:
+    def _run(self, batch: Batch, runner: ModelRunner) -> StepResult:
         """Make the forward pass, sample candidates and select those that commit.
 
-        No row has changed yet but for the note of the attempt (`Request.begin`): where memory runs out, that note is
-        dropped with the result, and the step is made again.
+        No row has changed yet: where memory runs out, the result is never applied, and the step is made again.
 
         Where a row would go over its limit on KL the forward is made again with smaller pushes of that row. The other
         rows come out of it the same: their forward is the same one.
@@ -264,59 +284,61 @@ class DiffusionEngine:
         row, position = batch.candidates()
         worth = select_before_sampling(batch, row, position)
         row, position = row[worth], position[worth]
-        predictions = self._predict(batch, row, position)
+        forwards = [request.begin() for request in batch.requests]
+        runner.begin()
+        hold_to_budgets(batch.requests, forwards, runner)
         while True:
+            predictions = runner.run(row, position)
             drawn = predictions.draw(row, position)
-            chosen = select(batch, row, position, drawn)
-            if not lowers(batch.requests, predictions.divergence(row[chosen], position[chosen]), batch.plan):
+            chosen, features = select(batch, row, position, drawn, predictions)
+            nats = predictions.divergence(row[chosen], position[chosen])
+            if not lowers(batch.requests, forwards, nats, runner):
                 break
-            predictions = self._predict(batch, row, position, again=True)
         row, position, token = row[chosen], position[chosen], drawn.token[chosen]
         return StepResult(
             row,
             position,
             token,
             alternatives=alternatives_of(batch, predictions, row, position),
-            unsteered=batch.lost(),
-            traces=due_traces(batch),
-            read=read(batch),
-            refused=batch.plan.refused(),
+            unsteered=predictions.lost(),
+            traces=due_traces(batch, predictions),
+            read=read(batch, predictions),
+            refused=predictions.refused(),
             remasked=positions_to_remask(batch, batch.requests),
             commits=collect_commits(batch, row, position, token, drawn.probability[chosen]),
+            forwards=forwards,
+            features=features,
         )
 
-    def _apply(self, batch: Batch, found: StepResult, events: list[Event]) -> None:
+    def _apply(self, batch: Batch, runner: ModelRunner, found: StepResult, events: list[Event]) -> None:
         """Change the tensors and the rows by what a step came to, and add what there is to tell to `events`."""
         batch.mask(found.remasked)
         batch.write(found.row, found.position, found.token)
-        batch.remember()
+        batch.features.remember(found.features)
         # Up to here memory may run out, and the step is made again as if it had not been begun.
-        batch.count()
+        runner.count()
+        for request, forward in zip(batch.requests, found.forwards, strict=True):
+            request.made.append(forward)
         events += stepped(batch.requests)
         events += keep_traces(batch.requests, found.traces)
         events += remask(batch.requests, found.remasked)
         events += apply_commits(batch.requests, found.commits, found.alternatives)
-        again = react(batch, found.read, events)
+        again = react(batch, runner, found.read, events)
         for request in batch.requests:
             self.batcher.shortened |= cut_behind_end(request, batch.facts.end_ids)
             request.advance()
-        account(batch.requests, batch.rows, found.refused, events)
-        end(batch.requests, unapplied(batch.rows, found.unsteered), events)
+        account(batch.requests, batch.forward_rows.requests, found.refused, events)
+        end(batch.requests, unapplied(batch.forward_rows.requests, found.unsteered), events)
         batch.mask(again)
 
-    def _predict(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:
-        """Make the forward pass of the batch, of which the candidates at (row [N], position [N]) will be asked for;
-        again: see `Batch.forward`."""
-        return TorchPredictions(batch, self.model, row, position, again)
-
-    def _finish(self, batch: Batch, events: list[Event]) -> None:
+    def _finish(self, batch: Batch, runner: ModelRunner, events: list[Event]) -> None:
         """End the rows whose text can change no more, and begin the next round of those that refine theirs."""
         ends = self.model.facts.end_ids
         refine(batch, self._judged, ends, self._text, events)
         running = [request for request in batch.requests if not request.finished]
         done = [request for request in running if is_finished(request, ends, self._text)]
         if done:
-            batch.flush()
+            runner.flush()
             end(done, missed(done), events)
             done = [request for request in done if not request.finished]
         results = [result(request, ends, self._text) for request in done]
@@ -337,12 +359,11 @@ class DiffusionEngine:
     def _make_room(self, events: list[Event]) -> None:
         """After a step that did not fit into memory: finish what can be, and let fewer rows run."""
         ran, judging = len(self.running), any(request.drafted for request in self.running)
-        for batch in self.batches:
-            batch.forget()
+        for batch, runner in self.batches:
             # Of a row that has ended only the telling did not fit, of one with a draft only the judging.
-            self._finish(batch, events)
+            self._finish(batch, runner, events)
             # Only now: what a row that goes on is to remember may have changed.
-            batch.close()
+            _close(batch, runner)
         events += self.batcher.preempt(ran, judging)
         self.batches = []
 
@@ -359,3 +380,9 @@ class DiffusionEngine:
         """Decode the text of a response; more: tokens may still follow."""
         decode = partial(continuation, self.decode, request.prompt_ids)
         return certain(decode, response, self.vocabulary) if more else decode(response)
+
+
+def _close(batch: Batch, runner: ModelRunner) -> None:
+    """Hand what outlives a batch to its rows."""
+    runner.close()
+    batch.features.close()

@@ -19,8 +19,10 @@ from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.batching.memory import MemoryLimits, MemoryUse, footprint
 from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.forward.gains import hold_to_budgets
 from steerserve.engine.outputs.receipt import receipt
 from steerserve.engine.request.request import Request
+from steerserve.engine.runners.packed import PackedRunner
 from steerserve.engine.sampling.sampler import scores
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM, ModelFacts
@@ -179,11 +181,14 @@ def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: D
     ends of those rows that it did not steer."""
     parameter = next(model.parameters())
     batch = Batch(rows, model.facts, parameter.device, parameter.dtype)
+    runner = PackedRunner(batch, model)
     row, position = batch.candidates()
-    hidden = batch.forward(model, (row, position))[row, batch.state(position)]
-    lost = batch.lost()
-    batch.settle()
-    batch.flush()
+    runner.begin()
+    hold_to_budgets(rows, [one.begin() for one in rows], runner)
+    hidden = runner.forward((row, position))[row, batch.state(position)]
+    lost = runner.packed.plans.lost()
+    runner.count()
+    runner.flush()
     token = torch.tensor([one.request.prompt_ids[place] for one, place in chunk], device=hidden.device)
     counts = [one.request.params.top_logprobs for one, _ in chunk]
     own, tokens, values = (part.tolist() for part in scores(model, hidden, token, max(counts)))
@@ -195,4 +200,4 @@ def _score(chunk: Sequence[tuple[Ended, int]], rows: Sequence[Request], model: D
                 one.touched += scored.applied.positions
                 if not one.request.writes:
                     push.applied.add(scored.applied)
-    return missed(rows) | unapplied(batch.rows, lost)
+    return missed(rows) | unapplied(batch.forward_rows.requests, lost)

@@ -8,6 +8,7 @@ import torch
 from steerserve.engine.api.params import GenerationParams, Intervention, VectorRef
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.runners.packed import PackedRunner
 from steerserve.errors import SelfTestError
 
 Measure = Callable[[DiffusionEngine, list[GenerationParams]], torch.Tensor]
@@ -49,6 +50,8 @@ def _logits(engine: DiffusionEngine, rows: list[GenerationParams]) -> torch.Tens
     """Logits [rows, masked positions, vocabulary] of the first step of a batch."""
     batch = Batch([engine.admit(params) for params in rows], engine.model.facts, engine.device, engine.dtype)
     row, position = batch.candidates()
-    hidden = batch.forward(engine.model)
+    runner = PackedRunner(batch, engine.model)
+    runner.begin()
+    hidden = runner.forward()
     logits: torch.Tensor = engine.model.head(hidden[row, batch.state(position)])
     return logits.float().reshape(len(rows), -1, logits.shape[1])

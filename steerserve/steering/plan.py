@@ -50,7 +50,7 @@ class SteeringPlan:
     def gain(self, push: Push) -> float:
         """A push's gain at the step that was set."""
         site, row, place = self.places[id(push)]
-        return float(site.gains[-1][row, place])
+        return float(site.step_gain[row, place])
 
     def scale(self, push: Push, factor: float) -> None:
         """Multiply that gain, for this step."""
@@ -74,27 +74,24 @@ class SteeringPlan:
         found: dict[int, int] = {}
         for layer, site in self.sites.items():
             if site.active and site.pushed is None:
-                for row in site.host_rows[(site.gains[-1] != 0).any(1)].tolist():
+                for row in site.host_rows[(site.step_gain != 0).any(1)].tolist():
                     found.setdefault(row, layer)
         return found
 
-    def rewind(self) -> None:
-        """Take back what the last forward counted as applied: the step that was set is made again."""
+    def clear(self) -> None:
+        """Forget what the last forward did: the step that was set is made again."""
         for site in self.sites.values():
-            site.rewind()
+            site.clear()
 
-    def settle(self) -> None:
-        """Let what the step that was set did count as applied: its forward is not made again."""
+    def count(self) -> None:
+        """Let the step that was set count as made, with what its last forward did: what is never counted is as if it
+        had not been. Needs no memory."""
         for site in self.sites.values():
-            site.settle()
-
-    def forget(self) -> None:
-        """Take back what the step that was set counted as applied, unless it is settled; its gains stay."""
-        for site in self.sites.values():
-            site.forget()
+            site.count()
 
     def flush(self) -> None:
-        """Bring every push's `applied` up to date; call it before reading them and before dropping the plan."""
+        """Bring every push's `applied` up to date with what counts; call it before reading them and before dropping the
+        plan."""
         for site in self.sites.values():
             site.flush()
 

@@ -18,6 +18,8 @@ from steerserve.steering.push import SCOPES, Push
 
 TILE: Final = 16
 """Elements that sums of a row are made of."""
+SUMS: Final = 6
+"""Numbers that are added up of each push."""
 
 
 class Site:
@@ -86,33 +88,35 @@ class Site:
         self.keeps = any(push.reads_latent for row in pushes for push in row)
         self.steered: Tensor | None = None
         """The states [rows, length, hidden_size] that the last forward went on with, where a latent is read."""
-        # Sums stay on the device until they are flushed, so that a step does not wait for them. A step does not write
-        # into them but replaces them, so that those before it are there to go back to.
-        self.positions, self.steps = (torch.zeros(shape, device=device) for _ in range(2))
-        self.ratio_sum, self.ratio_max = (torch.zeros(shape, device=device) for _ in range(2))
-        self.missed = torch.zeros(shape, device=device)
-        self.clipped = torch.zeros(shape, device=device)
-        """Positions x steps at which each was made smaller."""
+        self.zeros = torch.zeros(shape, device=device)
+        self.sums: tuple[Tensor, ...] = (self.zeros,) * SUMS
+        """What the pushes did at the steps that count, until they are flushed: positions, steps, sum and largest of
+        |delta| / |h|, positions missed and positions clipped, [rows, pushes] each. On the device, so that a step does
+        not wait for them; none of them is ever written into."""
+        self.pending: tuple[Tensor, ...] | None = None
+        """The same with what the last forward did; None until it has come here."""
+        self.clipped = self.zeros
+        """Positions at which each push was made smaller in the last forward [rows, pushes]."""
         self.pushed: tuple[Tensor, Tensor] | None = None
         """Weights [rows, pushes, length] of the last forward, and norms [rows, length] of the states that they were
-        worked out for; None until the step that was set has come here."""
-        self.before: tuple[Tensor, ...] | None = None
-        """What the sums were when the step was set; None where it is settled."""
+        worked out for; None until it has come here."""
         self.active = False
+        self.step_gain = torch.zeros(shape)
+        """Gains [rows, pushes] of the step that was set, on the host."""
         self.gains: list[Tensor] = []
-        """Gains of the steps since the last flush, on the host."""
+        """Those of the steps that count, since the last flush."""
 
     def set_step(self, progress: Tensor, scopes: Tensor, position: Tensor | None = None) -> None:
         """progress [batch] on the host; scopes [batch, named scopes, length] bool and position [batch, length] on the
         device; None: each canvas whole."""
-        self.before, self.pushed = self._sums(), None
+        self.clear()
         progress = progress[self.host_rows][:, None]
         index = (progress * self.slices).long().clamp(max=self.slices - 1)
         inside = (progress >= self.within[0]) & (progress < self.within[1])
         gain = torch.where(inside, self.gain_table.gather(2, index[:, :, None])[:, :, 0], 0.0)
         for r, p, override in self.overrides:
             gain[r, p] = override.turn(gain[r, p])
-        self.gains.append(gain)
+        self.step_gain = gain
         self.active = self.reads or bool((gain != 0).any())
         if not self.active:
             return
@@ -127,9 +131,9 @@ class Site:
 
     def scale(self, row: int, push: int, factor: float) -> None:
         """Multiply a push's gain of the step that was set."""
-        gain = self.gains[-1].clone()
+        gain = self.step_gain.clone()
         gain[row, push] *= factor
-        self.gains[-1], self.gain = gain, gain.to(self.code.device)
+        self.step_gain, self.gain = gain, gain.to(self.code.device)
 
     def apply(self, hidden: Tensor) -> Tensor:
         """hidden [batch, length, hidden_size] -> the same, steered; rows without a push are left bit for bit."""
@@ -156,7 +160,7 @@ class Site:
             weight, bounded = self.bounds.hold(weight, self.directions, state)
             smaller = smaller | bounded
         if self.sets_latent is not None or self.bounds is not None:
-            self.clipped = self.clipped + smaller.sum(2)
+            self.clipped = smaller.sum(2)
         self.pushed = weight, norm
         delta = combined(weight.to(hidden.dtype), self.directions)
         steered = delta.add_(hidden) if state is hidden else hidden.index_add(0, self.rows, delta)
@@ -205,20 +209,24 @@ class Site:
         return (after != before).any(2)
 
     def record(self, changed: Tensor) -> None:
-        """Add what the last forward pushed to what has been applied, where it has changed the state [rows, length]; and
-        where it should have, to what was missed. v is a unit vector, so |delta| is |weight|."""
+        """Note what the last forward pushed, where it has changed the state [rows, length], and what it missed where it
+        should have; `count` has yet to be called. v is a unit vector, so |delta| is |weight|."""
         if self.pushed is None:
             return
         weight, norm = self.pushed
         size = weight.abs() * changed[:, None]
         ratio = size / norm.clamp(min=1e-12)[:, None, :]
         touched = (size > 0).sum(2)
-        self.positions = self.positions + touched
-        self.steps = self.steps + (touched > 0)
-        self.ratio_sum = self.ratio_sum + ratio.sum(2)
-        self.ratio_max = torch.maximum(self.ratio_max, ratio.amax(2))
         missed = (self._due(weight, norm) & ~changed)[:, None] & (weight != 0)
-        self.missed = self.missed + missed.sum(2)
+        positions, steps, ratio_sum, ratio_max, all_missed, clipped = self.sums
+        self.pending = (
+            positions + touched,
+            steps + (touched > 0),
+            ratio_sum + ratio.sum(2),
+            torch.maximum(ratio_max, ratio.amax(2)),
+            all_missed + missed.sum(2),
+            clipped if self.clipped is self.zeros else clipped + self.clipped,
+        )
 
     def _due(self, weight: Tensor, norm: Tensor) -> Tensor:
         """Where the sum of a row's pushes is so large that adding it changes the state, however that is rounded [rows,
@@ -232,45 +240,33 @@ class Site:
         # What is left where pushes nearly cancel each other may be rounding too: hence the sum of their sizes.
         return whole > 2 * torch.finfo(self.directions.dtype).eps * (norm + size)
 
-    def settle(self) -> None:
-        """Let what the step that was set has added to the sums stand."""
-        self.before = None
+    def clear(self) -> None:
+        """Forget what the last forward did, unless it has been counted."""
+        self.pushed = self.pending = None
 
-    def rewind(self) -> None:
-        """Take back what the step that was set has added to the sums, unless it is settled: it is made again."""
-        if self.before is not None:
-            self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, self.clipped = self.before
-            self.pushed = None
-
-    def forget(self) -> None:
-        """The same, and have no way back any more."""
-        self.rewind()
-        self.before = None
-
-    def _sums(self) -> tuple[Tensor, ...]:
-        """[rows, pushes] each."""
-        return (self.positions, self.steps, self.ratio_sum, self.ratio_max, self.missed, self.clipped)
+    def count(self) -> None:
+        """Let the step that was set count as made, with what its last forward did. Needs no memory."""
+        self.sums, self.pending = self.pending or self.sums, None
+        self.gains.append(self.step_gain)
 
     def flush(self) -> None:
-        """Move the sums of this site into its pushes, in one transfer, and start them again; that settles the step."""
-        table = torch.stack(self._sums()).tolist()
-        zeros = torch.zeros_like(self.steps)
+        """Move what counts at this site into its pushes, in one transfer."""
+        table = torch.stack(self.sums).tolist()
+        gains = torch.stack(self.gains, dim=2).tolist() if self.gains else []
+        # Up to here memory may run out.
         for r, row in enumerate(self.pushes):
             for p, push in enumerate(row):
-                positions, steps, ratio_sum, ratio_max, missed, cut = (column[r][p] for column in table)
+                positions, steps, ratio_sum, ratio_max, missed, clipped = (column[r][p] for column in table)
                 push.applied.missed += int(missed)
-                push.applied.clipped += int(cut)
+                push.applied.clipped += int(clipped)
                 push.applied.positions += int(positions)
                 push.applied.steps += int(steps)
                 push.applied.ratio_sum += ratio_sum
                 push.applied.ratio_max = max(push.applied.ratio_max, ratio_max)
-        if self.gains:
-            for row, table_row in zip(self.pushes, torch.stack(self.gains, dim=2).tolist(), strict=True):
-                for push, gains in zip(row, table_row, strict=False):
-                    push.applied.gains += gains
-        self.gains, self.before = [], None
-        # One for all: none of them is ever written into.
-        self.positions = self.steps = self.ratio_sum = self.ratio_max = self.missed = self.clipped = zeros
+        for row, table_row in zip(self.pushes, gains, strict=False):
+            for push, its in zip(row, table_row, strict=False):
+                push.applied.gains += its
+        self.sums, self.gains = (self.zeros,) * SUMS, []
 
 
 def _read(push: Push, states: Tensor, masked: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from steerserve.engine.api.events import Committed, Event, Failed, Result, Revised, Trace
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, TraceParams
 from steerserve.engine.engine import DiffusionEngine
-from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
+from steerserve.engine.runners.packed import PackedRunner
 from steerserve.models import DiffusionLM
 from tests import tiny
 
@@ -151,15 +151,15 @@ def test_a_row_that_has_ended_is_told_where_the_telling_did_not_fit(
     served = tiny.engine(tiny.bert(), tmp_path)
     asked = [replace(PLAIN, max_tokens=4 * (1 + row), steps=4 * (1 + row)) for row in range(2)]
     alone = [tiny.tokens_of(served, params) for params in asked]
-    flush, failures = Batch.flush, [True]
+    flush, failures = PackedRunner.flush, [True]
 
-    def failing(self: Batch) -> None:
+    def failing(self: PackedRunner) -> None:
         if failures:
             failures.pop()
             raise torch.OutOfMemoryError("out of memory")
         flush(self)
 
-    monkeypatch.setattr(Batch, "flush", failing)
+    monkeypatch.setattr(PackedRunner, "flush", failing)
     found = tiny.run(served, *asked)
     assert not failures
     assert [(request.response, result.steps) for request, result in found] == [(alone[0], 4), (alone[1], 8)]
@@ -175,7 +175,7 @@ def test_where_memory_does_not_suffice_to_make_room_the_rows_end_and_not_the_eng
     served.step()
     with monkeypatch.context() as patch:
         for method in ("forward", "flush"):
-            patch.setattr(Batch, method, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+            patch.setattr(PackedRunner, method, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
         events = served.step()
     assert [event for event in events if not isinstance(event, Committed)] == [
         Failed(request.id, "the step failed") for request in requests
@@ -193,7 +193,7 @@ def test_a_row_that_went_away_ends_where_the_others_do_not_fit_any_more(
     served.step()
     served.abort(gone.id)
     with monkeypatch.context() as patch:
-        patch.setattr(served, "_batches", lambda: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(served, "batches_of", lambda _: (_ for _ in ()).throw(MemoryError()))
         assert [type(event) for event in served.step()] == [Failed, Failed]
     assert not served.waiting
     served.abort(gone.id)

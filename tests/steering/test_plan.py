@@ -13,6 +13,7 @@ def test_flushing_twice_counts_once() -> None:
     plan = SteeringPlan([[one]])
     plan.set_step(torch.zeros(1, dtype=torch.float64), scopes(1))
     plan(1, hidden(1))
+    plan.count()
     plan.flush()
     first = replace(one.applied, gains=list(one.applied.gains))
     plan.flush()

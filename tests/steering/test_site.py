@@ -122,6 +122,7 @@ def test_any_mix_in_one_batch_over_several_steps(rows: list[list[Push]], data: s
         h = hidden(len(rows), seed=step)
         plan.set_step(torch.tensor(progress, dtype=torch.float64), areas)
         got = plan(1, h)
+        plan.count()
         want, ratios = reference(rows, h, progress, areas, (got != h).any(2))
         torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=1e-5)
         for r, row in enumerate(rows):

@@ -10,10 +10,11 @@ from torch import Tensor
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
-from steerserve.engine.vllm.batch import VllmBatch
+from steerserve.engine.runners.packed import PackedRunner
 from steerserve.engine.vllm.client import VllmClient
 from steerserve.engine.vllm.engine import VllmEngine, first_logits
 from steerserve.engine.vllm.reply import unpack
+from steerserve.engine.vllm.runner import VllmRunner, vllm_batches
 from steerserve.engine.vllm.task import RowTask, to_parameters
 from steerserve.errors import SelfTestError
 from steerserve.runtime.self_test import check_steering
@@ -116,9 +117,11 @@ def test_the_self_test_passes_and_fails_once_the_sites_are_removed(pair: Pair) -
 def logits_of_torch(engine: DiffusionEngine, rows: list[GenerationParams]) -> list[Tensor]:
     """Logits [masked positions, vocabulary] of each row at its first step."""
     batch = Batch([engine.admit(one) for one in rows], engine.model.facts, engine.device, engine.dtype)
+    runner = PackedRunner(batch, engine.model)
     row, position = batch.candidates()
     with torch.inference_mode():
-        hidden = batch.forward(engine.model)
+        runner.begin()
+        hidden = runner.forward()
         logits = engine.model.head(hidden[row, batch.state(position)])
     return [logits[row == i] for i in range(len(rows))]
 
@@ -127,11 +130,13 @@ def logits_of_vllm(engine: VllmEngine, rows: list[GenerationParams]) -> list[Ten
     """The same: every token's log-probability, and the log of the mass by which it was divided."""
     vocabulary = engine.model.facts.vocab_size
     asked: list[RowTask] = []
-    batch = VllmBatch([engine.admit(one) for one in rows], engine.model.facts, engine.workers, set())
-    for task in batch.tasks(*batch.candidates()):
+    [(batch, runner)] = vllm_batches([engine.admit(one) for one in rows], engine.model.facts, engine.workers, set())
+    assert isinstance(runner, VllmRunner)
+    runner.begin()
+    for task in runner.tasks(*batch.candidates()):
         asked.append(replace(task, needs=("mass",), alternatives=vocabulary, only=None))
     canvases = [request.canvas for request in batch.requests]
-    sent = [to_parameters(task, {name: batch.vectors[name] for name in task.directions()}, []) for task in asked]
+    sent = [to_parameters(task, {name: runner.vectors[name] for name in task.directions()}, []) for task in asked]
     replies = [
         unpack(data, task)
         for data, task in zip(engine.workers.run(list(zip(canvases, sent, strict=True))), asked, strict=True)

@@ -92,8 +92,6 @@ class Batcher:
         """After a step of `ran` rows that did not fit into memory: half of its rows wait for the others. A row that
         does not fit alone ends, unless it was the judging of its draft that did not fit."""
         rows, events = self.running, list[Event]()
-        for request in rows:
-            request.forget_attempt()
         if ran == 1 and rows and not judging:
             logger.error("row %s does not fit into memory by itself", rows[0].id)
             events.append(Failed(rows[0].id, "out of memory"))

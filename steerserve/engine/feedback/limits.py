@@ -25,8 +25,10 @@ def account(requests: Sequence[Request], rows: Sequence[Request], refused: Refus
     for request in requests:
         budget = request.budget
         if budget is not None:
-            # What the measured limit made smaller after the budget had seen it.
-            budget.charge(request.made[-1].commits / request.params.max_tokens * request.made[-1].factor ** 2)
+            forward = request.made[-1]
+            # The factor: what the measured limit made smaller after the budget had seen it.
+            share = forward.commits / request.params.max_tokens * forward.factor**2
+            budget.charge(forward.rate * share, forward.cut)
             if budget.refuses and budget.exceeded:
                 said = f"max_predicted_kl: {budget.spent:.4g} nats a token are over the limit of {budget.limit:g}"
                 over.setdefault(request.id, Failed(request.id, said, limit="limits.max_predicted_kl"))

@@ -6,30 +6,33 @@ from steerserve.engine.api.conditions import Quantity
 from steerserve.engine.api.events import Event
 from steerserve.engine.feedback.refine import answer_best
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.forward.gains import StepGains
 from steerserve.engine.sampling.commit import Place, remask
+from steerserve.engine.sampling.predictions import Predictions
 
 Read = Mapping[int, Mapping[Quantity, float]]
 """What the forward told of each watching row, by row."""
 
 
-def read(batch: Batch) -> Read:
+def read(batch: Batch, predictions: Predictions) -> Read:
     """What the forward just made told; nothing is changed by it."""
     monitor = batch.monitor
     if not monitor.rows:
         return {}
-    return monitor.read(batch.plan.captured, batch.writing_span, batch.state(batch.position), batch.reader)
+    states, reader = batch.state(batch.position), batch.forward_rows.reader
+    return monitor.read(predictions.captured, batch.writing_span, states, reader)
 
 
-def react(batch: Batch, values: Read, events: list[Event]) -> list[Place]:
+def react(batch: Batch, gains: StepGains, values: Read, events: list[Event]) -> list[Place]:
     """After a step's commits and before the rows advance: end the rows whose condition says so, those inside a round of
     refinement with their best draft, mask tokens again, and set how hard each watching row pushes at its next forward.
-    Progress is that of the canvas as it is now.
+    Progress is that of the canvas as it is now; gains are those of the step.
 
     What was masked is added to `events` and returned: `Batch.mask` has yet to be told."""
     monitor = batch.monitor
     if not monitor.rows:
         return []
-    monitor.count(values, batch.plan)
+    monitor.count(values, gains)
     places: list[Place] = []
     for row in monitor.rows:
         request, progress = batch.requests[row], batch.requests[row].progress

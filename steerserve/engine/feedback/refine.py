@@ -146,7 +146,7 @@ def _set(batch: Batch, turns: Sequence[RefineRound]) -> None:
         if turn.stretch:
             batch.begin_round(row, start + turn.stretch[0], start + turn.stretch[-1] + 1)
     if written:
-        places = torch.tensor(written, device=batch.canvas.device)
+        places = torch.tensor(written, device=batch.device)
         batch.write(places[:, 0], places[:, 1], places[:, 2])
     batch.mask(masked)
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from steerserve.engine.forward.packing import PackedForward
+from steerserve.engine.request.intervention import Forward
 from steerserve.engine.request.request import Request
+from steerserve.steering.push import Push
 
 MOST_TRIES: Final = 4
 """Forward passes of one step at most, the last of them without the row's own pushes."""
@@ -24,49 +25,64 @@ DIGITS: Final = 6
 it, change nothing."""
 
 
-def pushing(request: Request, plan: PackedForward) -> bool:
+class StepGains(Protocol):
+    """The gains of the pushes of a batch at the step that is being made."""
+
+    def gain(self, push: Push) -> float:
+        """A push's gain."""
+        ...
+
+    def scale(self, push: Push, factor: float) -> None:
+        """Multiply it, for this step."""
+        ...
+
+
+def pushing(request: Request, gains: StepGains) -> bool:
     """Whether a row has pushes of its own at the step that was set."""
-    return any(plan.gain(push) != 0 for push in request.own)
+    return any(gains.gain(push) != 0 for push in request.own)
 
 
-def hold_to_budgets(requests: Sequence[Request], plan: PackedForward) -> None:
+def hold_to_budgets(requests: Sequence[Request], attempts: Sequence[Forward], gains: StepGains) -> None:
     """Lower the gains of the step that was set where rows would spend more predicted KL than they have left; of rows
-    whose pushes the measured KL has lowered before, to what they come to by that."""
-    for request in requests:
+    whose pushes the measured KL has lowered before, to what they come to by that. attempts: what each row is about to
+    make, which takes note."""
+    for request, forward in zip(requests, attempts, strict=True):
         factor = _first_factor(request)
-        if factor < 1.0 and pushing(request, plan):
-            _lower(request, plan, factor)
+        if factor < 1.0 and pushing(request, gains):
+            _lower(request, forward, gains, factor)
         budget = request.budget
         if budget is None:
             continue
         first, last = (0, 0) if request.is_done else request.block_span
         masked = request.canvas[first:last].count(request.mask_id) / request.params.max_tokens
-        gains = [plan.gain(group[0]) for group in budget.groups]
-        factor = budget.factor(request.made[-1].committed / request.params.max_tokens, masked, gains)
+        own = [gains.gain(group[0]) for group in budget.groups]
+        factor, forward.rate = budget.hold(forward.committed / request.params.max_tokens, masked, own)
         if factor < 1.0:
-            _note_lowered(request, plan)
+            forward.cut = True
+            _note_lowered(request, forward, gains)
             for push in (push for group in budget.groups for push in group):
-                plan.scale(push, factor)
+                gains.scale(push, factor)
 
 
-def lowers(requests: Sequence[Request], nats: Sequence[float], plan: PackedForward) -> bool:
+def lowers(requests: Sequence[Request], attempts: Sequence[Forward], nats: Sequence[float], gains: StepGains) -> bool:
     """Take note of the KL of what each row is about to commit, and lower the pushes of rows that it would put over
     their limit: whether the forward is to be made again."""
     again = False
-    for request, found in zip(requests, nats, strict=True):
+    for request, forward, found in zip(requests, attempts, nats, strict=True):
         if not request.measures_kl:
             continue
-        forward, limit, before = request.made[-1], request.kl_limit, request.measured_nats
+        limit = request.kl_limit
         forward.kl = found
         # Without pushes it is 0, which is never over.
         if found == 0:
             continue
         forward.tried = forward.factor, found
         # Not a number is over, always.
-        if limit is None or request.refuses or request.measured_nats <= limit:
+        if limit is None or request.refuses or request.nats_with(found) <= limit:
             continue
         last = forward.tries + 1 == MOST_TRIES or not math.isfinite(found)
-        _lower(request, plan, 0.0 if last else _aimed(forward.tried, limit - before) / forward.factor)
+        aimed = 0.0 if last else _aimed(forward.tried, limit - request.measured_nats) / forward.factor
+        _lower(request, forward, gains, aimed)
         forward.kl, forward.tries, again = 0.0, forward.tries + 1, True
     return again
 
@@ -96,20 +112,19 @@ def _aimed(tried: tuple[float, float], left: float) -> float:
     return _rounded(factor * (share if share < 1 else math.sqrt(share)))
 
 
-def _lower(request: Request, plan: PackedForward, factor: float) -> None:
-    _note_lowered(request, plan)
-    request.made[-1].factor *= factor
+def _lower(request: Request, forward: Forward, gains: StepGains, factor: float) -> None:
+    _note_lowered(request, forward, gains)
+    forward.factor *= factor
     for push in request.own:
-        plan.scale(push, factor)
+        gains.scale(push, factor)
 
 
-def _note_lowered(request: Request, plan: PackedForward) -> None:
+def _note_lowered(request: Request, forward: Forward, gains: StepGains) -> None:
     """Keep which interventions push at the step that was set, before their gains are made smaller."""
-    lowered = request.made[-1].lowered
     for one in request.interventions:
-        pushes = not one.mandatory and bool(one.pushes) and plan.gain(one.pushes[0]) != 0
-        if pushes and not any(one is other for other in lowered):
-            lowered.append(one)
+        pushes = not one.mandatory and bool(one.pushes) and gains.gain(one.pushes[0]) != 0
+        if pushes and not any(one is other for other in forward.lowered):
+            forward.lowered.append(one)
 
 
 def _rounded(factor: float) -> float:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from schedulers import ControllerState, controllers
 from steerserve.engine.api.conditions import Quantity
+from steerserve.engine.forward.gains import StepGains
 from steerserve.engine.forward.meter import ReadoutBatch
-from steerserve.engine.forward.packing import PackedForward
 from steerserve.engine.request.controllers import FeedbackLoop
 from steerserve.engine.request.request import Request
 
@@ -83,10 +83,10 @@ class Monitor:
             values[row][reading] = value
         return values
 
-    def count(self, values: Mapping[int, Mapping[Quantity, float]], plan: PackedForward) -> None:
+    def count(self, values: Mapping[int, Mapping[Quantity, float]], gains: StepGains) -> None:
         """Keep what a forward read whose outcome stands, and the gains that it had."""
         for row, one, push in self.pushed:
-            one.count(values[row], plan.gain(push))
+            one.count(values[row], gains.gain(push))
 
     def rearm(self, row: int) -> None:
         """Let a row that begins to write tokens anew push as one does that has read nothing yet."""

@@ -10,8 +10,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from steerserve.engine.forward.part_plans import PartPlans
 from steerserve.models import DiffusionLM
 from steerserve.steering.plan import SteeringPlan
 from steerserve.steering.push import Push
@@ -69,7 +69,6 @@ class Part:
     width: int
     lengths: Tensor | None
     """[P] int64; None where every row is as long as the forward is wide."""
-    pushes: Sequence[Sequence[Push]]
     plan: SteeringPlan
 
 
@@ -90,24 +89,24 @@ class PackedForward:
         widths = [min(max(TILE, -(-length // step) * step), width) for length in lengths]
         self.width = width
         self.parts: list[Part] = []
+        plans: dict[tuple[int, ...], SteeringPlan] = {}
         for rows in share(widths, OVERHEAD.get(device.type, OVERHEAD["cuda"])):
-            widest = max(widths[row] for row in rows)
-            own, steering = [lengths[row] for row in rows], [pushes[row] for row in rows]
+            widest, own = max(widths[row] for row in rows), [lengths[row] for row in rows]
+            plan = plans[tuple(rows)] = SteeringPlan([pushes[row] for row in rows], device, dtype, captures)
             self.parts.append(
                 Part(
                     rows=None if len(rows) == len(lengths) else torch.tensor(rows, device=device),
                     width=widest,
                     lengths=None if min(own) == widest else torch.tensor(own, device=device),
-                    pushes=steering,
-                    plan=SteeringPlan(steering, device, dtype, captures),
+                    plan=plan,
                 )
             )
-        self._part_of = {id(push): part for part in self.parts for row in part.pushes for push in row}
+        self.plans = PartPlans(plans, width)
         self.captured: dict[int, Tensor] = {}
         """What the layers of `captures` gave in the last forward, before the push there: [F, W, hidden_size]."""
 
     def set_step(self, progress: Tensor, scopes: Tensor) -> None:
-        """See `SteeringPlan.set_step`; progress [F] and scopes [F, 5, W]."""
+        """Set the step that the next pass makes: progress [F] on the host and scopes [F, 5, W] bool."""
         for part in self.parts:
             if part.rows is None:
                 part.plan.set_step(progress, scopes[:, :, : part.width])
@@ -117,6 +116,7 @@ class PackedForward:
     def forward(self, model: DiffusionLM, canvas: Tensor, sigma: Tensor | None, asked: Tensor | None = None) -> Tensor:
         """Final states [F, W, hidden_size] of canvas [F, W], steered by the step that was set; 0 behind the end of a
         row's forward. sigma [F]; asked [F, W] bool: the states that will be read, the others may be 0; None: all."""
+        self.plans.clear()
         states = []
         for part in self.parts:
             rows, width = slice(None) if part.rows is None else part.rows, part.width
@@ -146,59 +146,3 @@ class PackedForward:
             else:
                 whole[part.rows, : part.width] = own
         return whole
-
-    def gain(self, push: Push) -> float:
-        """See `SteeringPlan.gain`."""
-        return self._part_of[id(push)].plan.gain(push)
-
-    def scale(self, push: Push, factor: float) -> None:
-        """See `SteeringPlan.scale`."""
-        self._part_of[id(push)].plan.scale(push, factor)
-
-    def refused(self) -> dict[int, tuple[int, float, float]]:
-        """See `SteeringPlan.refused`."""
-        found: dict[int, tuple[int, float, float]] = {}
-        for part in self.parts:
-            refused = part.plan.refused()
-            if refused:
-                rows = None if part.rows is None else part.rows.tolist()
-                found |= {row if rows is None else rows[row]: told for row, told in refused.items()}
-        return found
-
-    def lost(self) -> dict[int, int]:
-        """See `SteeringPlan.lost`."""
-        found: dict[int, int] = {}
-        for part in self.parts:
-            lost = part.plan.lost()
-            rows = None if part.rows is None or not lost else part.rows.tolist()
-            found |= {row if rows is None else rows[row]: layer for row, layer in lost.items()}
-        return found
-
-    def rewind(self) -> None:
-        """See `SteeringPlan.rewind`."""
-        for part in self.parts:
-            part.plan.rewind()
-
-    def settle(self) -> None:
-        """See `SteeringPlan.settle`."""
-        for part in self.parts:
-            part.plan.settle()
-
-    def forget(self) -> None:
-        """See `SteeringPlan.forget`."""
-        for part in self.parts:
-            part.plan.forget()
-
-    def flush(self) -> None:
-        """See `SteeringPlan.flush`."""
-        for part in self.parts:
-            part.plan.flush()
-
-    def readings(self) -> dict[int, float]:
-        """See `SteeringPlan.readings`."""
-        return {push: value for part in self.parts for push, value in part.plan.readings().items()}
-
-    def projections(self, push: Push) -> Tensor:
-        """See `SteeringPlan.projections`; [W], 0 behind the end of the row's forward."""
-        part = self._part_of[id(push)]
-        return F.pad(part.plan.projections(push), (0, self.width - part.width))

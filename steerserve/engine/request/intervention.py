@@ -53,5 +53,9 @@ class Forward:
     """By how much the limit on KL multiplied the gains of the row's own pushes."""
     tried: tuple[float, float] | None = None
     """The last such factor above 0 that was tried, and the nats that it came to; None where nothing was pushed."""
+    rate: float = 0.0
+    """Nats that each token is predicted to cost which it commits; 0 without a limit on them."""
+    cut: bool = False
+    """Whether the limit on predicted KL lowered its gains."""
     lowered: list[ActiveIntervention] = field(default_factory=list)
     """Those of the row's own interventions that pushed at it and that a limit on KL made smaller."""

@@ -110,40 +110,30 @@ class PredictedBudget:
     spent: float = 0.0
     cut: int = 0
     """Forwards whose gains were lowered."""
-    rate: float = 0.0
-    """Nats that each token costs which the last forward commits."""
-    lowered: bool = False
-    """True if the gains of the last forward were lowered."""
 
     @property
     def exceeded(self) -> bool:
         return self.spent > self.limit * ROUNDING
 
-    def factor(self, progress: float, masked: float, gains: list[float]) -> float:
+    def hold(self, progress: float, masked: float, gains: list[float]) -> tuple[float, float]:
         """By how much the gains of a forward at this progress are to be multiplied, 1 or less, so that the limit holds
-        whatever it commits; masked: share of the response that may commit at it.
+        whatever it commits, and the nats that each token then costs; masked: share of the response that may commit.
 
         Where the forwards are planned it commits its planned share, else it may commit all of that."""
-        self.lowered = False
         if self.bill is None:
-            self.rate = 0.0
-            return 1.0
+            return 1.0, 0.0
         at = torch.tensor([progress], dtype=torch.float64)
-        _, together = self.bill.rates(at, torch.tensor([gains], dtype=torch.float64))
-        self.rate = float(together)
-        left = max(0.0, self.limit - self.spent)
-        due = self.rate * self._share(progress, masked)
+        rate = float(self.bill.rates(at, torch.tensor([gains], dtype=torch.float64))[1])
+        left, due = max(0.0, self.limit - self.spent), rate * self._share(progress, masked)
         # Where nothing is due there is nothing to lower, also where a change has left less than was spent.
         if self.refuses or due <= 0 or self.spent + due <= self.limit * ROUNDING:
-            return 1.0
-        self.lowered = True
-        self.rate *= left / due
-        return math.sqrt(left / due)
+            return 1.0, rate
+        return math.sqrt(left / due), rate * (left / due)
 
-    def charge(self, share: float) -> None:
-        """Count the last forward, and the share of the response that it committed."""
-        self.cut += self.lowered
-        self.spent += self.rate * share
+    def charge(self, nats: float, cut: bool) -> None:
+        """Count a forward: what it cost, and whether its gains were lowered for the limit."""
+        self.cut += cut
+        self.spent += nats
 
     def after(self, earlier: "PredictedBudget") -> "PredictedBudget":
         """The same with what a budget that it takes the place of has spent."""

@@ -41,10 +41,8 @@ class Request(BlockCursor):
     cache: RowCache | None = None
     bare_cache: RowCache | None = None
     """Cache of the row without pushes that is read in its place, where there is one (`bare`)."""
-    forwards: int = 0
-    """Steps made with a forward: all but those at which nothing was to commit."""
     made: list[Forward] = field(default_factory=list)
-    """Each of them."""
+    """Each step made with a forward: all but those at which nothing was to commit."""
     at_bound: int = 0
     """Positions that it took, sure of them or not, because a block could make no more steps."""
     logprobs: dict[int, float] = field(default_factory=dict)
@@ -170,7 +168,7 @@ class Request(BlockCursor):
     @property
     def forward_passes(self) -> int:
         """Forward passes made, those that were made again with smaller pushes included."""
-        return sum(one.tries for one in self.made[: self.forwards])
+        return sum(one.tries for one in self.made)
 
     @property
     def takes_likeliest(self) -> bool:
@@ -234,18 +232,11 @@ class Request(BlockCursor):
         spent = self.budget
         self.budget = other.budget if spent is None or other.budget is None else other.budget.after(spent)
 
-    def begin(self) -> None:
-        """Note the forward that it is about to make."""
+    def begin(self) -> Forward:
+        """The forward that it is about to make, which counts once it is among those `made`."""
         unmeasured = bool(self.own) and not self.measures_kl
-        self.made.append(
-            Forward(self.step, self.length - self.masked, self.interventions, kl=None if unmeasured else 0.0)
-        )
+        return Forward(self.step, self.length - self.masked, self.interventions, kl=None if unmeasured else 0.0)
 
-    def forget_attempt(self) -> None:
-        """Forget a forward that did not fit into memory, and the gains that it was to have; plans must have been
-        flushed."""
-        del self.made[self.forwards :]
-        for one in self.interventions:
-            held = sum(any(one is other for other in forward.under) for forward in self.made)
-            for push in one.pushes:
-                del push.applied.gains[held:]
+    def nats_with(self, nats: float) -> float:
+        """What `measured_nats` is once a forward of so many is made."""
+        return sum([*(one.kl for one in self.made if one.kl is not None), nats])

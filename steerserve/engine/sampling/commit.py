@@ -71,8 +71,8 @@ def positions_to_remask(batch: Batch, requests: Sequence[Request]) -> list[Place
     row, position = batch.committed()
     uniform = noise.uniform(batch.keys(row, position, noise.REMASK))
     chance = torch.zeros(len(batch.requests), dtype=torch.float64, device=row.device)
-    now, revising = batch.progress, batch.members([one in due for one in batch.requests])
-    for transfer, mine in batch.transfers:
+    now, revising = batch.progress, batch.rules.rows([one in due for one in batch.requests])
+    for transfer, mine in batch.rules.transfers:
         own = transfer.remask(now.block_step, now.block_steps)
         if own is not None:
             chance = torch.where(mine & revising, own, chance)

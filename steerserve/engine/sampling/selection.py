@@ -10,7 +10,9 @@ from schedulers import Candidates, Quota, feature_stability, rank, uptake
 from steerserve.engine import noise
 from steerserve.engine.api.events import Event
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.forward.feature_memory import TopFeatures
 from steerserve.engine.sampling.commit import positions_to_remask, remask, stepped
+from steerserve.engine.sampling.predictions import Predictions
 from steerserve.engine.sampling.sampler import Draw
 
 
@@ -52,29 +54,41 @@ def select_before_sampling(batch: Batch, row: Tensor, position: Tensor) -> Tenso
     """
     if not any(request.chooses_blindly for request in batch.requests):
         return torch.ones_like(row, dtype=torch.bool)
-    return _choose(batch, row, position, None) | ~batch.blind[row]
+    chosen, _ = _choose(batch, row, position, None)
+    return chosen | ~batch.rules.blind[row]
 
 
-def select(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
-    """Choose among the positions drawn those that commit [N] bool; all of a row that has chosen before."""
+def select(
+    batch: Batch, row: Tensor, position: Tensor, drawn: Draw, predictions: Predictions
+) -> tuple[Tensor, list[TopFeatures]]:
+    """Of the positions drawn, those that commit [N] bool, all of a row that has chosen before; and the top features
+    that were found on the way, for the next step to compare with."""
     if all(request.chooses_blindly for request in batch.requests):
-        return torch.ones_like(row, dtype=torch.bool)
-    return _choose(batch, row, position, drawn) | batch.blind[row]
+        return torch.ones_like(row, dtype=torch.bool), []
+    chosen, found = _choose(batch, row, position, (drawn, predictions))
+    return chosen | batch.rules.blind[row], found
 
 
-def _choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw | None) -> Tensor:
-    """The choice of the rows that can be made now: the blind ones before drawing, the others after; [N] bool."""
+def _choose(
+    batch: Batch, row: Tensor, position: Tensor, told: tuple[Draw, Predictions] | None
+) -> tuple[Tensor, list[TopFeatures]]:
+    """The choice of the rows that can be made now: the blind ones before drawing, the others after; [N] bool. told:
+    what is known of the candidates then."""
     requests, device = batch.requests, row.device
+    drawn, predictions = told or (None, None)
     measures = dict(drawn.measures) if drawn else {}
     due = [request.chooses_blindly == (drawn is None) for request in requests]
-    deciding = batch.blind if drawn is None else ~batch.blind
+    deciding = batch.rules.blind if drawn is None else ~batch.rules.blind
+    stability, taken, found = None, None, list[TopFeatures]()
     uniform, commits = _own_draws(batch, row, position, measures.pop("mass", None))
-    stability = _stability(batch, row, position) if drawn and batch.saes else None
-    taken = _uptake(batch, row, position) if drawn and any(r.uptake for r in requests) else None
+    if predictions is not None and batch.features.saes:
+        stability, found = _stability(batch, row, position, predictions)
+    if predictions is not None and any(r.uptake for r in requests):
+        taken = _uptake(batch, row, position, predictions)
     candidates = Candidates(uniform=uniform, stability=stability, uptake=taken, **measures)
     scores = torch.zeros(len(row), dtype=torch.float64, device=device)
     asked = {request.order for request, is_due in zip(requests, due, strict=True) if is_due}
-    for order, mine in batch.orders:
+    for order, mine in batch.rules.orders:
         if order in asked:
             scores = torch.where((mine & deciding)[row], order.score(candidates).double(), scores)
     ranked = rank(scores, row)
@@ -88,7 +102,7 @@ def _choose(batch: Batch, row: Tensor, position: Tensor, drawn: Draw | None) -> 
     counts = _counts(batch, due, quota)
     first = quota.masked.cumsum(0) - quota.masked
     place = torch.arange(len(row), device=device) - first[row]
-    return torch.zeros_like(row, dtype=torch.bool).scatter(0, ranked, place < counts[row])
+    return torch.zeros_like(row, dtype=torch.bool).scatter(0, ranked, place < counts[row]), found
 
 
 def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,7 +112,7 @@ def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | N
     """
     uniform = noise.uniform(batch.keys(row, position, noise.ORDER))
     commits = torch.zeros_like(row, dtype=torch.bool)
-    for transfer, members in batch.transfers:
+    for transfer, members in batch.rules.transfers:
         hazard = transfer.hazard(batch.progress.block_step, batch.progress.block_steps, batch.facts.sigma)
         if hazard is None:
             continue
@@ -107,7 +121,7 @@ def _own_draws(batch: Batch, row: Tensor, position: Tensor, log_mass: Tensor | N
             if log_mass is None:
                 continue
             chance = chance * (log_mass - _log_scale(batch)[row]).exp()
-        mine, orderless = members[row], batch.orderless[row]
+        mine, orderless = members[row], batch.rules.orderless[row]
         excess = uniform - (1 - chance)
         commits |= mine & (excess >= 0)
         uniform = torch.where(mine & orderless, excess, uniform)
@@ -119,7 +133,7 @@ def _log_scale(batch: Batch) -> Tensor:
     facts, rows = batch.facts, len(batch.requests)
     if facts.sigma is None or not facts.scale_by_sigma:
         return torch.zeros(rows, dtype=torch.float64, device=batch.canvas.device)
-    return torch.expm1(facts.sigma.total(batch.times())).log() + math.log(facts.vocab_size - 1)
+    return torch.expm1(facts.sigma.total(batch.rules.times(batch.progress))).log() + math.log(facts.vocab_size - 1)
 
 
 def _quota(batch: Batch, row: Tensor, **known: Tensor | None) -> Quota:
@@ -129,28 +143,31 @@ def _quota(batch: Batch, row: Tensor, **known: Tensor | None) -> Quota:
 
 def _counts(batch: Batch, due: Sequence[bool], quota: Quota) -> Tensor:
     """How many positions of each row commit [R], 0 for rows that are not due."""
-    counts, rows = torch.zeros_like(quota.step), batch.members(due)
+    counts, rows = torch.zeros_like(quota.step), batch.rules.rows(due)
     asked = {request.transfer for request, is_due in zip(batch.requests, due, strict=True) if is_due}
-    for transfer, mine in batch.transfers:
+    for transfer, mine in batch.rules.transfers:
         if transfer in asked:
             counts = torch.where(mine & rows, transfer.counts(quota), counts)
     return torch.where(batch.progress.alone & rows, quota.masked, counts)
 
 
-def _stability(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
-    """How little the top features of each candidate changed since the last step [N]; 0 for other rows."""
+def _stability(
+    batch: Batch, row: Tensor, position: Tensor, predictions: Predictions
+) -> tuple[Tensor, list[TopFeatures]]:
+    """How little the top features of each candidate changed since the last step [N], 0 for other rows; and these."""
+    found: list[TopFeatures] = []
     stability = torch.zeros(len(row), dtype=torch.float64, device=row.device)
-    for sae, members in batch.saes.items():
+    for sae, members in batch.features.saes.items():
         index = members[row].nonzero()[:, 0]
         r, p = row[index], position[index]
-        ids = batch.top_features(sae, r, p)
-        before = batch.features[r, p, : ids.shape[1]]
+        ids = predictions.top_features(sae, r, p)
+        before = batch.features.last(r, p, ids.shape[1])
         stability[index] = feature_stability(before, ids, before[:, 0] >= 0).double()
-        batch.found.append((r, p, ids))
-    return stability
+        found.append((r, p, ids))
+    return stability, found
 
 
-def _uptake(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
+def _uptake(batch: Batch, row: Tensor, position: Tensor, predictions: Predictions) -> Tensor:
     """How far each candidate has taken up the attribute its row's order reads [N], without the row's pushes: from the
     least of its row's candidates, 0, to the most, 1; 0 for other rows."""
     taken = torch.zeros(len(row), dtype=torch.float32, device=row.device)
@@ -163,7 +180,7 @@ def _uptake(batch: Batch, row: Tensor, position: Tensor) -> Tensor:
                 for r in batch.requests
             ]
         ).to(row.device)
-        projection = batch.projections(layer, directions, row, position)
+        projection = predictions.projections(layer, directions, row, position)
         low = projection.new_full((len(batch.requests),), torch.inf).scatter_reduce(0, row, projection, "amin")
         high = projection.new_full((len(batch.requests),), -torch.inf).scatter_reduce(0, row, projection, "amax")
         taken = taken + uptake(projection, low[row], high[row])

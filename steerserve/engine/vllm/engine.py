@@ -11,10 +11,8 @@ from steerserve.config import EngineConfig
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.engine import DiffusionEngine
-from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
-from steerserve.engine.sampling.predictions import Predictions
-from steerserve.engine.vllm.batch import VllmBatch
+from steerserve.engine.vllm.runner import vllm_batches
 from steerserve.engine.vllm.workers import Workers
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
@@ -34,22 +32,27 @@ REFUSED: Final = {
 
 
 class VllmEngine(DiffusionEngine):
-    """See `steerserve.engine.api.base.Engine`; everything but the forward pass is the torch engine's."""
+    """The diffusion engine with a `VllmRunner`, less what that cannot do."""
 
     def __init__(
         self, shell: DiffusionLM, tokenizer: Tokenizer, catalogue: Catalogue, config: EngineConfig, workers: Workers
     ) -> None:
         """shell: the model without its weights, which are vLLM's to load."""
-        super().__init__(shell, tokenizer, catalogue, config)
+        known: set[str] = set()
+        super().__init__(
+            shell,
+            tokenizer,
+            catalogue,
+            config,
+            lambda requests: vllm_batches(requests, shell.facts, workers, known),
+        )
         self.device, self.dtype = torch.device("cpu"), torch.float32
         # What is free here says nothing of the workers' memory, which vLLM sets aside when it starts.
         self.batcher.limits = replace(self.batcher.limits, bytes=config.max_batch_bytes)
         self.workers = workers
-        self.known: set[str] = set()
-        """Digests of the directions that the workers keep."""
 
     def admit(self, params: GenerationParams) -> Request:
-        """See `Engine.admit`; raises RequestError also for what this engine cannot do."""
+        """Check params and resolve every name; raises RequestError also for what this engine cannot do."""
         if params.prompt_logprobs:
             raise RequestError(
                 "leave out echo or logprobs: the vLLM engine has no log-probabilities of prompts, since its workers "
@@ -70,17 +73,9 @@ class VllmEngine(DiffusionEngine):
         return super().admit(params)
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Release the model, and end the workers."""
         super().close()
         self.workers.close()
-
-    def _batches(self) -> list[Batch]:
-        return [VllmBatch(self.batcher.rows, self.model.facts, self.workers, self.known)]
-
-    def _predict(self, batch: Batch, row: Tensor, position: Tensor, again: bool = False) -> Predictions:  # noqa: ARG002
-        assert isinstance(batch, VllmBatch)
-        batch.ask(row, position)
-        return batch
 
 
 def first_logits(engine: DiffusionEngine, rows: list[GenerationParams]) -> Tensor:
@@ -89,9 +84,9 @@ def first_logits(engine: DiffusionEngine, rows: list[GenerationParams]) -> Tenso
     assert isinstance(engine, VllmEngine)
     facts = engine.model.facts
     count = min(PROBED, facts.vocab_size - len(facts.forbidden_ids) - 1)
-    asked = [replace(one, logprobs=True, top_logprobs=count) for one in rows]
-    batch = VllmBatch([engine.admit(one) for one in asked], facts, engine.workers, engine.known)
+    asked = [engine.admit(replace(one, logprobs=True, top_logprobs=count)) for one in rows]
+    [(batch, runner)] = engine.batches_of(asked)
     row, position = batch.candidates()
-    batch.ask(row, position)
-    values: Tensor = batch.alternatives(row, position, count)[1]
+    runner.begin()
+    values: Tensor = runner.run(row, position).alternatives(row, position, count)[1]
     return values.reshape(len(rows), -1, count)

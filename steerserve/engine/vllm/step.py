@@ -185,6 +185,7 @@ class WorkerStep:
 
     def _sums(self) -> tuple[dict[int, list[list[float]]], dict[int, list[float]]]:
         """What each steered row's pushes did, and what its readings read, by row."""
+        self.plan.count()
         self.plan.flush()
         values = self.plan.readings()
         applied, readings = {}, {}

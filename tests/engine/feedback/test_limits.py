@@ -10,6 +10,7 @@ from steerserve.engine.api.events import Committed, Done, Failed, Steered
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits, VectorRef
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.forward.batch import Batch
+from steerserve.engine.runners.packed import PackedRunner
 from steerserve.errors import RequestError
 from tests import tiny
 from tests.engine import priced
@@ -132,7 +133,8 @@ def states(served: DiffusionEngine, params: GenerationParams) -> tuple[torch.Ten
     """The states before and after layer 1's push, of the first forward of a row: [length, hidden] each."""
     request = served.admit(params)
     batch = Batch([request], served.model.facts, served.device, served.dtype)
-    site, kept = batch.plan.parts[0].plan.sites[1], []
+    runner = PackedRunner(batch, served.model)
+    site, kept = runner.packed.parts[0].plan.sites[1], []
     apply = site.apply
 
     def watched(hidden: torch.Tensor) -> torch.Tensor:
@@ -142,7 +144,8 @@ def states(served: DiffusionEngine, params: GenerationParams) -> tuple[torch.Ten
 
     site.apply = watched  # type: ignore[method-assign]
     with torch.inference_mode():
-        batch.forward(served.model)
+        runner.begin()
+        runner.forward()
     length = len(request.canvas)
     return kept[0][0, :length], kept[1][0, :length]
 

@@ -253,9 +253,9 @@ def test_a_push_that_is_not_a_number_is_given_up(served: DiffusionEngine, monkey
     seen: list[float] = []
 
     def broken(found: float) -> Callable[..., list[float]]:
-        def measure(batch: Any, *_: Any) -> list[float]:
+        def measure(batch: Any, plans: Any, *_: Any) -> list[float]:
             seen.append(found)
-            return [found if gains.pushing(request, batch.plan) else 0.0 for request in batch.requests]
+            return [found if gains.pushing(request, plans) else 0.0 for request in batch.requests]
 
         return measure
 

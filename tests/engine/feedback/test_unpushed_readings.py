@@ -16,6 +16,7 @@ from steerserve.engine.feedback.react import read
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.meter import ReadoutBatch
 from steerserve.engine.request.request import Request
+from steerserve.engine.sampling.predictions import Predictions, TorchPredictions
 from steerserve.saes import SparseAutoencoder
 from tests import tiny
 from tests.engine.feedback.test_feedback import engine_of
@@ -64,18 +65,20 @@ class Seen:
         self.values: list[tuple[Request, list[int], dict[Quantity, float], tuple[int, int]]] = []
         self.projections: list[tuple[Request, Tensor, Tensor, Tensor]] = []
         self.features: list[tuple[Request, Tensor, Tensor, Tensor]] = []
-        project, rank = Batch.projections, Batch.top_features
+        project, rank = TorchPredictions.projections, TorchPredictions.top_features
 
-        def reading(batch: Batch) -> Any:
-            found = read(batch)
+        def reading(batch: Batch, predictions: Predictions) -> Any:
+            found = read(batch, predictions)
             for row, mine in found.items():
                 request = batch.requests[row]
                 assert batch.canvas[row, : len(request.canvas)].tolist() == request.canvas
                 self.values.append((request, list(request.canvas), dict(mine), request.writing_span))
             return found
 
-        def projecting(batch: Batch, layer: int, directions: Tensor, row: Tensor, position: Tensor) -> Tensor:
-            found = project(batch, layer, directions, row, position)
+        def projecting(
+            predictions: TorchPredictions, layer: int, directions: Tensor, row: Tensor, position: Tensor
+        ) -> Tensor:
+            found, batch = project(predictions, layer, directions, row, position), predictions.batch
             self.projections += [
                 (r, batch.canvas[i].clone(), position[row == i], found[row == i])
                 for i, r in enumerate(batch.requests)
@@ -83,8 +86,8 @@ class Seen:
             ]
             return found
 
-        def ranking(batch: Batch, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
-            found = rank(batch, sae, row, position)
+        def ranking(predictions: TorchPredictions, sae: SparseAutoencoder, row: Tensor, position: Tensor) -> Tensor:
+            found, batch = rank(predictions, sae, row, position), predictions.batch
             self.features += [
                 (r, batch.canvas[i].clone(), position[row == i], found[row == i])
                 for i, r in enumerate(batch.requests)
@@ -93,8 +96,8 @@ class Seen:
             return found
 
         monkeypatch.setattr("steerserve.engine.engine.read", reading)
-        monkeypatch.setattr(Batch, "projections", projecting)
-        monkeypatch.setattr(Batch, "top_features", ranking)
+        monkeypatch.setattr(TorchPredictions, "projections", projecting)
+        monkeypatch.setattr(TorchPredictions, "top_features", ranking)
 
 
 def unsteered(served: DiffusionEngine, canvas: list[int]) -> dict[int, Tensor]:
@@ -262,7 +265,7 @@ def test_a_refined_row_is_read_apart_in_every_round(tmp_path: Path, monkeypatch:
     assert request.rows == 2
     layer, direction = 1, served.catalogue.attributes["topic/sports"].directions[1, "sae"]
     norm = served.catalogue.attributes["topic/sports"].sites[1].residual_norm
-    assert len(seen.values) == request.forwards > 8
+    assert len(seen.values) == len(request.made) > 8
     assert {reach for *_, reach in seen.values[8:]} == {
         (request.start + first, request.start + last) for first, last in spans_of(result)
     }

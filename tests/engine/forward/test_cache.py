@@ -14,8 +14,8 @@ from schedulers.transfer import Linear
 from steerserve.engine.admission.validate import row_cache
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, Limits, TraceParams, VectorRef
 from steerserve.engine.engine import DiffusionEngine
-from steerserve.engine.forward.cached_batch import CachedBatch
 from steerserve.engine.request.kv_cache import CACHES
+from steerserve.engine.runners.cached import CachedRunner
 from steerserve.errors import RequestError
 from steerserve.models import DiffusionLM
 from tests import tiny
@@ -235,10 +235,10 @@ def test_rows_that_wait_again_do_not_hold_the_memory_of_all(tmp_path: Path, monk
     served = tiny.engine(model, tmp_path)
     served.add([served.admit(replace(PLAIN, seed=seed, cache="dual")) for seed in range(4)])
     served.step()
-    [batch] = served.batches
-    assert isinstance(batch, CachedBatch)
-    store = weakref.ref(batch.store.untyped_storage())
-    del batch
+    [(_, runner)] = served.batches
+    assert isinstance(runner, CachedRunner)
+    store = weakref.ref(runner.store.untyped_storage())
+    del runner
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "resume", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
         served.step()
@@ -253,7 +253,7 @@ def test_a_row_whose_place_another_takes_does_not_hold_the_memory_of_all(tmp_pat
     grows, waits = served.admit(replace(PLAIN, measure_kl=True)), served.admit(replace(PLAIN, cache="dual"))
     served.add([grows, waits])
     served.step()
-    [store] = [weakref.ref(one.store.untyped_storage()) for one in served.batches if isinstance(one, CachedBatch)]
+    [store] = [weakref.ref(one.store.untyped_storage()) for _, one in served.batches if isinstance(one, CachedRunner)]
     for row in (grows, waits):
         assert served.steer(row.id, served.admit(replace(row.params, interventions=(PUSH,)))) == 1
     served.step()

@@ -173,6 +173,7 @@ def test_states_and_what_was_applied_are_those_of_the_plain_forward(family: str)
         assert states.shape == (3, 44, tiny.HIDDEN)
         torch.testing.assert_close(states[inside], model(tokens, lengths, other, sigma)[inside], rtol=1e-4, atol=1e-4)
         for plan in (one, other):
+            plan.count()
             plan.flush()
         for ours, theirs in zip(sum(made[0], []), sum(made[1], []), strict=True):
             assert (ours.applied.positions, ours.applied.steps) == (theirs.applied.positions, theirs.applied.steps)

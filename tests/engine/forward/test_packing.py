@@ -66,10 +66,11 @@ def test_states_are_those_of_one_forward_bit_for_bit(build: type[DiffusionLM]) -
     whole = model(canvas, torch.tensor(lengths), plan)
     assert torch.equal(got[inside], whole[inside])
     assert torch.equal(packed.captured[1][inside], plan.captured[1][inside])
-    assert packed.readings() == plan.readings()
+    assert packed.plans.readings() == plan.readings()
     reads = [push for row in rows for push in row if push.op == "read"]
-    assert all(torch.equal(packed.projections(one)[:5], plan.projections(one)[:5]) for one in reads)
-    packed.flush()
+    assert all(torch.equal(packed.plans.projections(one)[:5], plan.projections(one)[:5]) for one in reads)
+    packed.plans.count()
+    packed.plans.flush()
     applied = [push.applied.positions for row in rows for push in row if push.op == "add"]
     assert applied == [length for i, length in enumerate(lengths) if i % 2]
 
@@ -95,8 +96,9 @@ def test_states_that_are_asked_for_are_those_of_the_whole_forward(last: str) -> 
     # Elsewhere nothing was computed, but of rows beside which the last layer's output is changed or read everywhere.
     full = torch.equal(got[1], whole[1])
     assert full == (last != "nothing")
-    packed.flush()
-    assert push.applied.positions == (2 * 80 if last == "push" else 0)
+    packed.plans.count()
+    packed.plans.flush()
+    assert push.applied.positions == (80 if last == "push" else 0)
 
 
 def test_positions_that_are_asked_for_come_once_and_first() -> None:

@@ -363,10 +363,10 @@ def test_a_scope_of_tokens_is_pushed_at_the_states_that_decide_them(
     assert start in (0, 3)
     at_least_once = set()
     while served.waiting or served.running:
-        canvas, forwards = list(request.canvas), request.forwards
+        canvas, forwards = list(request.canvas), len(request.made)
         before = len(seen)
         served.step()
-        if request.forwards == forwards:
+        if len(request.made) == forwards:
             continue
         response = range(start, start + 6)
         if scope == "masked":

@@ -116,7 +116,7 @@ def run(tmp_path: Path, family: str, **changes: Any) -> list[tuple[Net, Sequence
         served = tiny.engine(model, tmp_path / str(seed))
         asked = [replace(PLAIN, prompt=prompt, **changes) for prompt in PROMPTS]
         for prompt, (request, result) in zip(PROMPTS, tiny.run(served, *asked), strict=True):
-            found.append((Net.of(model), prompt, list(model.facts.end_ids), request.forwards, (request, result)))
+            found.append((Net.of(model), prompt, list(model.facts.end_ids), len(request.made), (request, result)))
     return found
 
 

@@ -1,0 +1,1 @@
+"""Model runners: whatever makes the forward passes of a batch, steered."""
