@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from traceback import clear_frames
 
 import torch
 from tokenizers import Tokenizer
@@ -52,6 +53,7 @@ from steerserve.errors import QueueFullError, RequestError
 from steerserve.models import DiffusionLM
 
 logger = logging.getLogger(__name__)
+MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError)
 MAX_FAILURES = 3
 """Failing steps in a row after which the engine gives up: by then it is not one batch's fault."""
 
@@ -206,18 +208,7 @@ class DiffusionEngine:
         A step that runs out of memory is made again with fewer rows. One that fails ends the rows it ran, and the
         engine only if the next ones fail too. What was done before it failed is told in any case.
         """
-        events: list[Event] = []
-        try:
-            if not self._fits(events):
-                # Only now: what a step holds is held by its exception too.
-                self._make_room(events)
-        except Exception:
-            self.failures += 1
-            if self.failures >= MAX_FAILURES:
-                raise
-            logger.exception("a step failed; its %d rows end here", len(self.running))
-            events += [Failed(request.id, "the step failed") for request in self.running]
-            self.batcher.rows, self.batches = [], []
+        events = self._denoise()
         if self.scoring:
             kept = sum(footprint(request, self.model.facts).kept for request in self.running)
             events += self.scoring.step(self.model, self.batcher.limits, kept)
@@ -226,28 +217,27 @@ class DiffusionEngine:
     def _admit(self, params: GenerationParams, catalogue: Catalogue) -> Request:
         return admit(params, catalogue, self.tokenizer, self.config)
 
-    def _fits(self, events: list[Event]) -> bool:
-        """Make the step; whether it fit into memory. What was done is added to `events` in any case."""
+    def _denoise(self) -> list[Event]:
+        """The step of the rows that write."""
+        events, began = list[Event](), time.perf_counter()
         try:
-            self._schedule(events)
-            ran = bool(self.batches)
-            for batch, runner in self.batches:
-                began = time.perf_counter()
-                if skip_empty_steps(batch, events):
-                    # Their blocks' last steps passed without a forward; one of the other rows would count as theirs.
+            try:
+                batches = self._schedule(events)
+                for batch, runner in batches:
+                    # Rows that pass the last step of a block so have no forward: another row's would count as theirs.
+                    if not skip_empty_steps(batch, events):
+                        self._apply(batch, runner, self._run(batch, runner), events)
                     self._finish(batch, runner, events)
-                    continue
-                self._apply(batch, runner, self._run(batch, runner), events)
-                self._finish(batch, runner, events)
-                self._clock((time.perf_counter() - began) / len(batch.requests))
-            if ran:
-                self.failures = 0
-                self.batcher.made_step()
-        except (torch.OutOfMemoryError, MemoryError):
-            return False
-        return True
+                self._note_step(batches, time.perf_counter() - began)
+            except MEMORY_ERRORS as error:
+                # What the step held is held by its exception too.
+                clear_frames(error.__traceback__)
+                self._preempt(events)
+        except Exception as error:
+            self._fail(error, events)
+        return events
 
-    def _schedule(self, events: list[Event]) -> None:
+    def _schedule(self, events: list[Event]) -> list[tuple[Batch, ModelRunner]]:
         """Choose the rows of the step, and bring the tensors to them."""
         told, aborted = self.batcher.drain_notices()
         events += told
@@ -257,6 +247,7 @@ class DiffusionEngine:
         if self.batcher.rows:
             self.batcher.steps += 1
             self.batches = self.batches or self.batches_of(self.batcher.rows)
+        return self.batches
 
     def _torch_batches(self, rows: Sequence[Request]) -> list[tuple[Batch, ModelRunner]]:
         """Rows that make everything anew at each step, and those that keep a cache."""
@@ -270,7 +261,8 @@ class DiffusionEngine:
     def _close_batches(self) -> None:
         """Hand what outlives the tensors back to the rows; the next step makes them anew."""
         for batch, runner in self.batches:
-            _close(batch, runner)
+            runner.close()
+            batch.features.close()
         self.batches = []
 
     def _run(self, batch: Batch, runner: ModelRunner) -> StepResult:
@@ -356,20 +348,34 @@ class DiffusionEngine:
             self.batcher.leave()
             self.batches = []
 
-    def _make_room(self, events: list[Event]) -> None:
+    def _preempt(self, events: list[Event]) -> None:
         """After a step that did not fit into memory: finish what can be, and let fewer rows run."""
         ran, judging = len(self.running), any(request.drafted for request in self.running)
         for batch, runner in self.batches:
             # Of a row that has ended only the telling did not fit, of one with a draft only the judging.
             self._finish(batch, runner, events)
-            # Only now: what a row that goes on is to remember may have changed.
-            _close(batch, runner)
+        # Only now: what a row that goes on is to remember may have changed.
+        self._close_batches()
         events += self.batcher.preempt(ran, judging)
-        self.batches = []
 
-    def _clock(self, seconds: float) -> None:
-        """Take the time of one step of one row into the average."""
-        self.step_seconds = seconds if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * seconds
+    def _fail(self, error: Exception, events: list[Event]) -> None:
+        """End the rows of a step that failed; raises its error where that happens again and again."""
+        self.failures += 1
+        if self.failures >= MAX_FAILURES:
+            raise error
+        logger.error("a step failed; its %d rows end here", len(self.running), exc_info=error)
+        events += [Failed(request.id, "the step failed") for request in self.running]
+        self.batcher.rows, self.batches = [], []
+
+    def _note_step(self, batches: Sequence[tuple[Batch, ModelRunner]], seconds: float) -> None:
+        """Note that the step of these rows went well, and take its time into the average."""
+        rows = sum(len(batch.requests) for batch, _ in batches)
+        if not rows:
+            return
+        self.failures = 0
+        self.batcher.made_step()
+        each = seconds / rows
+        self.step_seconds = each if self.step_seconds == 0.0 else 0.95 * self.step_seconds + 0.05 * each
 
     def _judged(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], bool]]:
         """Judge what rows have written so far, as `judgements` does."""
@@ -380,9 +386,3 @@ class DiffusionEngine:
         """Decode the text of a response; more: tokens may still follow."""
         decode = partial(continuation, self.decode, request.prompt_ids)
         return certain(decode, response, self.vocabulary) if more else decode(response)
-
-
-def _close(batch: Batch, runner: ModelRunner) -> None:
-    """Hand what outlives a batch to its rows."""
-    runner.close()
-    batch.features.close()

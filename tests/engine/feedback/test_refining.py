@@ -18,7 +18,7 @@ from steerserve.engine.request.request import Request
 from tests import tiny
 from tests.engine.loops import rounded
 from tests.engine.outputs.test_verdicts import ARCHAIC, by_hand, with_probe
-from tests.engine.test_lost_memory import check_told, rebuilt, run, told
+from tests.engine.test_lost_memory import Subject, rebuilt
 
 PLAIN = GenerationParams(
     prompt="the king",
@@ -558,12 +558,11 @@ CROWD: list[GenerationParams] = [
 ]
 
 
-def test_what_was_told_is_what_was_done_wherever_memory_runs_out(served: DiffusionEngine) -> None:
-    requests, events, calls = run(served, CROWD)
-    expected = [(request.response, told(tiny.results(events)[request.id])) for request in requests]
-    for at in sorted(random.Random(1).sample(range(calls), 8)):
-        requests, events, _ = run(served, CROWD, at)
-        check_told(requests, events, expected, at)
+def test_a_step_that_does_not_fit_is_as_if_it_had_not_been_begun(served: DiffusionEngine) -> None:
+    subject, chance = Subject(served, CROWD), random.Random(1)
+    for _ in range(8):
+        step = chance.randrange(len(subject.calls))
+        subject.check(step, 1 + chance.randrange(subject.calls[step]))
 
 
 @pytest.mark.parametrize(("which", "beside"), [(0, False), (0, True), (1, True), (2, False)])
