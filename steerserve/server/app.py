@@ -1,6 +1,5 @@
 """The application, assembled from a service."""
 
-import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
 from steerserve.server.auth.access import Access
-from steerserve.server.auth.guard import Guard, try_mandatory
+from steerserve.server.auth.guard import try_mandatory, under_policy
 from steerserve.server.auth.keys import Keyring
 from steerserve.server.auth.limits_store import LimitsStore
 from steerserve.server.auth.rate import Rates
@@ -72,8 +71,8 @@ def create_app(
         ids = GenerationIds(secrets, address)
         new_id, signatures = ids.new, Signatures(secrets, address)
         forwarder = Forwarder(secrets, address, ids, config.forward_seconds, metrics)
-    # What callers reach admits under the policy of their key; only the worker has the engine itself.
-    guarded = dataclasses.replace(service, engine=Guard(service.engine))
+    # Routes admit by this alone: under the policy of the caller's key. The engine itself is the worker's.
+    admit = under_policy(service.engine.admit)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,10 +99,10 @@ def create_app(
     generations, turns = Generations(), WorkerPool()
     app.state.generations = generations
     routers = [
-        Completions(guarded, config, worker, metrics, generations, turns, new_id).router,
-        Changes(guarded, worker, generations, turns, forwarder).router,
-        Catalogue(guarded, config).router,
-        FeatureRoutes(guarded, worker, turns).router,
+        Completions(service, admit, config, worker, metrics, generations, turns, new_id).router,
+        Changes(service, admit, worker, generations, turns, forwarder).router,
+        Catalogue(service, config).router,
+        FeatureRoutes(service, worker, turns).router,
         Operation(config, worker, metrics).router,
         OpenApi(service, config).router,
         playground(),

@@ -26,7 +26,7 @@ from steerserve.server.protocol.completion import CompletionRequest, GenerationR
 from steerserve.server.rows.criteria import ranking_of
 from steerserve.server.rows.interventions import check_model
 from steerserve.server.rows.revisions import check_served
-from steerserve.server.rows.rows import Row, admit_fitting, rows_of
+from steerserve.server.rows.rows import Admit, Row, admit_fitting, rows_of
 from steerserve.server.service import Service
 from steerserve.server.telemetry.metrics import Metrics
 from steerserve.server.worker.pool import WorkerPool
@@ -51,6 +51,7 @@ class Completions:
     def __init__(
         self,
         service: Service,
+        admit: Admit,
         config: ServerConfig,
         worker: EngineWorker,
         metrics: Metrics,
@@ -59,7 +60,7 @@ class Completions:
         new_id: Callable[[str], str],
     ) -> None:
         """new_id: an id of an answer, by its prefix."""
-        self._service = service
+        self._service, self._admit_row = service, admit
         self._config = config
         self._worker = worker
         self._metrics = metrics
@@ -124,7 +125,7 @@ class Completions:
         seed = body.seed if body.seed is not None else secrets.randbits(53)
         most = self._service.rows_per_request(self._config.max_rows_per_request)
         rows = rows_of(body, seed, most, prompts)
-        return body, seed, *admit_fitting(self._service.engine, rows, body)
+        return body, seed, *admit_fitting(self._admit_row, rows, body)
 
     async def _start(self, raw: bytes, interface: Interface) -> tuple[GenerationRequest, Generation]:
         began = time.perf_counter()

@@ -19,7 +19,7 @@ from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol.body import parse, shown
 from steerserve.server.protocol.steering import SteeringPatch
 from steerserve.server.rows.interventions import check_model, path_of, pushes
-from steerserve.server.rows.rows import Row, admit
+from steerserve.server.rows.rows import Admit, Row, admit
 from steerserve.server.service import Service
 from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker
@@ -31,13 +31,14 @@ class Changes:
     def __init__(
         self,
         service: Service,
+        admit: Admit,
         worker: EngineWorker,
         generations: Generations,
         turns: WorkerPool,
         forwarder: Forwarder | None = None,
     ) -> None:
         """forwarder: to the other replicas of a fleet."""
-        self._service = service
+        self._service, self._admit_row = service, admit
         self._forwarder = forwarder
         self._worker = worker
         self._generations = generations
@@ -114,7 +115,7 @@ class Changes:
         check_model(body.steering, self._service.model_id)
         interventions = tuple(one for one, _ in pushes(body.steering))
         steered = [dataclasses.replace(row, params=with_pushes(row.params, interventions)) for row in rows]
-        return admit(self._service.engine, steered, body.steering)
+        return admit(self._admit_row, steered, body.steering)
 
 
 def _steer(engine: Engine, changed: dict[str, Any]) -> dict[str, int]:

@@ -1,11 +1,10 @@
 """From a validated request to the rows an engine runs, and from an engine's complaint back to the request's field."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steerserve.engine.api.base import Engine
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.api.variants import baseline_of
 from steerserve.errors import RequestError, TooLongError
@@ -16,6 +15,8 @@ from steerserve.server.rows.interventions import path_of, pushes
 from steerserve.server.rows.ranking import Ranking
 
 Prompt = str | tuple[int, ...]
+Admit = Callable[[GenerationParams], Any]
+"""Admits one row, as `Engine.admit` does."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def rows_of(body: GenerationRequest, seed: int, max_rows: int, prompts: Sequence
     return rows
 
 
-def admit_fitting(engine: Engine, rows: Sequence[Row], body: GenerationRequest) -> tuple[list[Row], list[Any]]:
+def admit_fitting(admit_one: Admit, rows: Sequence[Row], body: GenerationRequest) -> tuple[list[Row], list[Any]]:
     """Admit every row or none, a row whose response is too long for the canvas with as much of it as fits.
 
     Clients send a max_tokens of their own that nobody chose. Who chose `diffusion` or `ignore_eos` counts on the
@@ -86,32 +87,32 @@ def admit_fitting(engine: Engine, rows: Sequence[Row], body: GenerationRequest) 
     fitting, admitted = [], []
     for row in rows:
         try:
-            [one] = admit(engine, [row], body)
+            [one] = admit(admit_one, [row], body)
         except TooLongError as error:
             if not cut:
                 raise
             params = replace(row.params, max_tokens=error.fits)
             row = replace(row, params=params, asked=row.params.max_tokens)
-            [one] = admit(engine, [row], body)
+            [one] = admit(admit_one, [row], body)
         fitting.append(row)
         admitted.append(one)
     return fitting, admitted
 
 
-def admit(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
+def admit(admit_one: Admit, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
     """Admit every row or none: the first complaint is raised anew with the path the field has in the request. Where
     attributes are read again meanwhile, all are admitted again, so that they have the same."""
     while True:
-        admitted = _admit_each(engine, rows, body)
+        admitted = _admit_each(admit_one, rows, body)
         if len({one.plan.get("revision") for one in admitted}) <= 1:
             return admitted
 
 
-def _admit_each(engine: Engine, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
+def _admit_each(admit_one: Admit, rows: Sequence[Row], body: GenerationRequest | Change) -> list[Any]:
     admitted = []
     for row in rows:
         try:
-            admitted.append(engine.admit(row.params))
+            admitted.append(admit_one(row.params))
         except RequestError as error:
             if error.param is not None and error.param.startswith("verdicts"):
                 raise explained(error, body) from error

@@ -16,8 +16,9 @@ from steerserve.config import EngineConfig, ServerConfig
 from steerserve.engine.admission.interventions.resolve import overlaps
 from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.engine import DiffusionEngine
+from steerserve.server import routes
 from steerserve.server.app import create_app
-from steerserve.server.auth.guard import Guard
+from steerserve.server.auth.guard import under_policy
 from tests import tiny
 from tests.server import torch_service
 from tests.server.asgi import Call, running
@@ -220,7 +221,13 @@ def test_the_count_of_interventions_includes_those_of_the_key(tmp_path: Path) ->
 
 def test_nothing_is_admitted_for_nobody() -> None:
     with pytest.raises(PermissionError, match="a caller who is not known"):
-        Guard(TextEngine()).admit(GenerationParams())
+        under_policy(TextEngine().admit)(GenerationParams())
+
+
+def test_no_route_knows_the_engine() -> None:
+    """They are given the `admit` that is bound to the policy, and a service whose engine is the worker's."""
+    for path in Path(routes.__file__).parent.glob("*.py"):
+        assert "service.engine" not in path.read_text(encoding="utf-8"), path
 
 
 class OverlappingEngine(DiffusionEngine):

@@ -333,7 +333,7 @@ def test_names_that_are_not_here_are_told_where_they_stand(tmp_path: Path, steer
     served = tiny.engine(tiny.bert(), tmp_path)
     body = body_of(**steering)
     with pytest.raises(NotFoundError) as caught:
-        admit(served, rows_of(body, 1, 1), body)
+        admit(served.admit, rows_of(body, 1, 1), body)
     assert caught.value.param == f"steering.{param}"
 
 

@@ -153,14 +153,14 @@ def test_an_engines_complaint_gets_the_requests_path(engine_says: str | None, re
     body = body_of(prompt=["a", "b"])
     engine = Complaining(NotFoundError("no such thing", engine_says))
     with pytest.raises(NotFoundError, match="no such thing") as caught:
-        admit(engine, rows_of(body, 7, 64), body)
+        admit(engine.admit, rows_of(body, 7, 64), body)
     assert caught.value.param == request_says
 
 
 def test_a_complaint_about_the_length_names_the_field_that_was_sent() -> None:
     body = body_of(prompt=["a", "b"], max_completion_tokens=5)
     with pytest.raises(RequestError) as caught:
-        admit(Complaining(RequestError("too long", "max_tokens")), rows_of(body, 7, 64), body)
+        admit(Complaining(RequestError("too long", "max_tokens")).admit, rows_of(body, 7, 64), body)
     assert caught.value.param == "max_completion_tokens"
 
 
@@ -182,6 +182,6 @@ def test_what_cannot_be_judged_is_laid_on_what_asked_for_it(
 ) -> None:
     body = body_of(best_of=2, steering=steering)
     with pytest.raises(RequestError, match="no probe") as caught:
-        admit(Complaining(RequestError("no probe", engine_says)), rows_of(body, 7, 64)[1:], body)
+        admit(Complaining(RequestError("no probe", engine_says)).admit, rows_of(body, 7, 64)[1:], body)
     assert caught.value.param == request_says
     assert ("unless steering.rank names others" in str(caught.value)) == ("rank" not in steering)
