@@ -234,6 +234,7 @@ def test_what_sets_a_latent_is_held_to_a_multiple_of_the_state(op: str) -> None:
         plan = SteeringPlan([[one]])
         plan.set_step(torch.zeros(1, dtype=torch.float64), torch.ones(1, 5, LENGTH, dtype=torch.bool))
         after = plan(1, states[:1])
+        plan.count()
         plan.flush()
         ratios = (after - states[:1]).norm(dim=2) / states[:1].norm(dim=2)
         assert ratios.max() <= LARGEST_LATENT * (1 + 1e-5)
@@ -254,6 +255,7 @@ def test_a_push_that_is_held_is_held_alike_beside_others() -> None:
     for one, count in ((plan, 2), (alone, 1)):
         one.set_step(torch.zeros(count, dtype=torch.float64), torch.ones(count, 5, LENGTH, dtype=torch.bool))
     assert torch.equal(plan(1, states)[0], alone(1, states[:1])[0])
+    plan.count()
     plan.flush()
     assert [one.applied.clipped for one in rows[0]] == [LENGTH, 0]
 
