@@ -103,7 +103,7 @@ def create_app(
         Changes(service, admit, worker, generations, turns, forwarder).router,
         Catalogue(service, config).router,
         FeatureRoutes(service, worker, turns).router,
-        Operation(config, worker, metrics).router,
+        Operation(config, worker, metrics, service.model_id).router,
         OpenApi(service, config).router,
         playground(),
     ]

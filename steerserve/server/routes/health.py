@@ -8,17 +8,20 @@ from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
 from steerserve.server.errors import EngineDownError
 from steerserve.server.telemetry.metrics import Metrics
+from steerserve.server.telemetry.vllm_names import add_vllm_names
 from steerserve.server.worker.worker import EngineWorker
 
 
 class Operation:
     """The state of one server."""
 
-    def __init__(self, config: ServerConfig, worker: EngineWorker, metrics: Metrics) -> None:
+    def __init__(self, config: ServerConfig, worker: EngineWorker, metrics: Metrics, model_id: str) -> None:
         self._config = config
         self._worker = worker
         self._metrics = metrics
         load = worker.load
+        if config.vllm_metrics:
+            add_vllm_names(metrics.registry, model_id, lambda: load.now)
         metrics.gauge("queue_requests", "Rows waiting for a place in the batch", lambda: load.now["queue_length"])
         metrics.gauge("queue_steps", "Denoising steps of the rows that wait", lambda: load.waiting_steps)
         metrics.gauge("running_rows", "Rows being denoised", lambda: load.now["running_rows"])
