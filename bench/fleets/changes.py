@@ -11,7 +11,7 @@ from bench.fleets.parts import Fleet
 SHORT: Final = (16, 8)
 """Tokens and steps of a request that is left alone."""
 LONG: Final = (96, 64)
-"""Prompt and response of one that is changed while it runs."""
+"""Tokens and steps of one that is changed while it runs."""
 
 
 def shown(fleet: Fleet, count: int, at_once: int) -> dict[str, Any]:
