@@ -1,11 +1,11 @@
-"""The command line: `steerserve serve | generate | batch | inspect | train | calibrate | keys`."""
+"""The command line: `steerserve serve | generate | batch | inspect | train | calibrate | label | keys`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 import steerserve
-from steerserve.commands import batch, calibrate, generate, inspect, keys, serve, train
+from steerserve.commands import batch, calibrate, generate, inspect, keys, label, serve, train
 from steerserve.commands.command import CommandParser
 from steerserve.errors import SteerserveError
 from steerserve.extras import install_command
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"steerserve {steerserve.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
-    for command in (serve, generate, batch, inspect, train, calibrate, keys):
+    for command in (serve, generate, batch, inspect, train, calibrate, label, keys):
         command.add_to(commands)
     return parser
 

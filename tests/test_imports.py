@@ -123,8 +123,9 @@ NEVER = {
     "steerserve.engine": {"fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn"},
     "steerserve.train": {"steerserve.server", "fastapi"},
     "steerserve.calibrate": {"steerserve.server", "fastapi"},
+    "steerserve.label": {"steerserve.server", "fastapi"},
 }
-USERS_OF_RECIPES = ("steerserve.commands", "steerserve.train", "steerserve.calibrate")
+USERS_OF_RECIPES = ("steerserve.commands", "steerserve.train", "steerserve.calibrate", "steerserve.label")
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "pydantic_core": "pydantic",
@@ -212,6 +213,7 @@ def test_only_commands_and_recipes_use_recipes() -> None:
             for module in imports(path):
                 assert not within(module, "steerserve.train"), f"{path} imports {module}"
                 assert not within(module, "steerserve.calibrate"), f"{path} imports {module}"
+                assert not within(module, "steerserve.label"), f"{path} imports {module}"
 
 
 def test_every_folder_with_code_is_a_package() -> None:

@@ -1,6 +1,6 @@
 """Features of the loaded SAEs: their list, and those that a text activates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -16,6 +16,9 @@ from steerserve.errors import ArtifactError, NotFoundError, RequestError
 from steerserve.models.base import deciding
 from steerserve.models.sigma import level_of_share
 from steerserve.saes import SparseAutoencoder
+from steerserve.saes.feature_record import neighbours, spelled_out
+from steerserve.saes.feature_search import FeatureSearch
+from steerserve.saes.feature_store import FeatureStore
 from steerserve.saes.pair import pairs
 
 CHUNK: Final = 64
@@ -37,22 +40,88 @@ class Prepared:
     k: int
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Activations of an SAE's features over some tokens."""
+
+    tokens: int
+    summed: Tensor
+    """[features] float64"""
+    squares: Tensor
+    """[features] float64"""
+
+    def plus(self, other: "Moments") -> "Moments":
+        """Both together."""
+        return Moments(self.tokens + other.tokens, self.summed + other.summed, self.squares + other.squares)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean activation of each feature [features]."""
+        return self.summed / self.tokens
+
+    @property
+    def variance(self) -> Tensor:
+        """Sample variance of each feature [features]; 0 for a single token."""
+        return (self.squares - self.tokens * self.mean.square()).clamp(min=0) / max(1, self.tokens - 1)
+
+
 class LoadedFeatures:
     """Features of the SAEs that a torch engine has loaded."""
 
-    def __init__(self, engine: DiffusionEngine, labels: Mapping[str, Mapping[int, str]] | None = None) -> None:
-        """labels: what features mean, by SAE and index."""
+    def __init__(
+        self,
+        engine: DiffusionEngine,
+        labels: Mapping[str, Mapping[int, str]] | None = None,
+        stores: Mapping[str, FeatureStore] | None = None,
+    ) -> None:
+        """labels: what features mean as somebody says, by SAE and index; stores: what was found out about them, by
+        SAE. A label takes the place of the name that was found."""
         self._engine = engine
         self._saes = engine.catalogue.saes
-        self._labels = labels or {}
+        self._stores = stores or {}
+        given = {name: dict(one) for name, one in (labels or {}).items() if one}
+        self._given = given
+        self._labels: dict[str, dict[int, str]] = {
+            name: (self._stores[name].names if name in self._stores else {}) | given.get(name, {})
+            for name in self._saes
+        }
+        of_labels = {name: FeatureStore.of_labels(one) for name, one in given.items()}
+        self._search = FeatureSearch(
+            {name: [one[name] for one in (of_labels, self._stores) if name in one] for name in self._saes}
+        )
 
     def listed(self, sae: str | None, query: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
         """List the features of an SAE that match a query, a page at a time, and count them all."""
         chosen = sorted(self._saes) if sae is None else [self._engine.catalogue.sae(sae, "sae").facts.id]
-        found = [(name, self._matching(name, query.casefold())) for name in chosen]
-        total = sum(len(indices) for _, indices in found)
-        every = ((name, index) for name, indices in found for index in indices)
+        every: Iterable[tuple[str, int]]
+        if query.strip():
+            ranked = self._ranked(query.strip(), chosen)
+            every, total = ranked, len(ranked)
+        else:
+            counts = [self._saes[name].facts.features for name in chosen]
+            every = ((name, index) for name, count in zip(chosen, counts, strict=True) for index in range(count))
+            total = sum(counts)
         return [self._card(name, index) for name, index in islice(every, offset, offset + limit)], total
+
+    def described(self, sae: str, index: int) -> dict[str, Any]:
+        """Tell all that is known of one feature, as JSON."""
+        autoencoder = self._engine.catalogue.sae(sae, "sae")
+        count = autoencoder.facts.features
+        if not 0 <= index < count:
+            raise NotFoundError(f"SAE {sae} has features 0 to {count - 1}, got {index}", "index")
+        card = self._card(sae, index) | {"attributes": self._attributes(autoencoder, index)}
+        store = self._stores.get(sae)
+        record = None if store is None else store.record(index)
+        if store is None or record is None:
+            return card
+        card |= spelled_out(record, store.meta)
+        if index in self._given.get(sae, {}):
+            card["named_by"] = "labels"
+        labels = self._labels[sae]
+        card["neighbours"] = [
+            {"index": other, "label": labels.get(other), "cosine": cosine} for other, cosine in neighbours(record)
+        ]
+        return card
 
     def prepare(self, reading: FeatureQuery) -> Prepared:
         """Check a query and tokenize its text, without a forward."""
@@ -81,6 +150,54 @@ class LoadedFeatures:
     @torch.inference_mode()
     def read(self, prepared: Prepared) -> list[dict[str, Any]]:
         """Run one forward and return what each token activates, in order, as JSON."""
+        ids = prepared.tokens[prepared.start :]
+        tokens: list[dict[str, Any]] = [{} for _ in ids]
+        states = self._states(prepared)
+        for hidden, sae, chunk in _chunks(prepared):
+            for place, features in zip(chunk, _top(sae, states[chunk], prepared.k), strict=True):
+                tokens[place] = self._token(ids, place, hidden, sae, features)
+        return tokens
+
+    @torch.inference_mode()
+    def moments(self, prepared: Prepared) -> dict[str, Moments]:
+        """Run one forward and sum what the features of each SAE do on a text."""
+        states = self._states(prepared)
+        found: dict[str, Moments] = {}
+        for _, sae, chunk in _chunks(prepared):
+            active = sae.encode(states[chunk]).double().cpu()
+            mine = Moments(len(chunk), active.sum(0), active.square().sum(0))
+            found[sae.facts.id] = found[sae.facts.id].plus(mine) if sae.facts.id in found else mine
+        return found
+
+    def contrast(
+        self, texts_a: Sequence[Mapping[str, Moments]], texts_b: Sequence[Mapping[str, Moments]], k: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The k features that are most more active in texts_a than in texts_b, and the other way round, as JSON."""
+        found: list[tuple[float, str, int, float, float]] = []
+        for name in sorted({name for one in (*texts_a, *texts_b) for name in one}):
+            a, b = (_pooled(one[name] for one in texts if name in one) for texts in (texts_a, texts_b))
+            if a is None or b is None:
+                continue
+            spread = ((a.variance + b.variance) / 2).sqrt()
+            d = torch.where(spread > 0, (a.mean - b.mean) / spread, torch.zeros_like(spread))
+            ids = torch.cat([d.topk(min(k, len(d))).indices, (-d).topk(min(k, len(d))).indices]).unique()
+            found += [(float(d[i]), name, i, float(a.mean[i]), float(b.mean[i])) for i in ids.tolist() if d[i] != 0]
+        found.sort(key=lambda one: (-one[0], one[1:3]))
+        cards = [
+            {
+                "sae": name,
+                "index": index,
+                "label": self._labels[name].get(index),
+                "d": round(d, 4),
+                "mean_a": round(mean_a, 6),
+                "mean_b": round(mean_b, 6),
+            }
+            for d, name, index, mean_a, mean_b in found
+        ]
+        return [card for card in cards if card["d"] > 0][:k], [card for card in reversed(cards) if card["d"] < 0][:k]
+
+    def _states(self, prepared: Prepared) -> Tensor:
+        """The state that decides each token of a text [tokens, hidden_size]."""
         engine, facts = self._engine, self._engine.model.facts
         tokens = torch.tensor([prepared.tokens])
         masked = torch.tensor([[*[False] * prepared.start, *prepared.masked]])
@@ -89,15 +206,7 @@ class LoadedFeatures:
         sigma = None if facts.sigma is None else level_of_share(facts.sigma, share)
         states = self._outputs(canvas, sigma, prepared.on_masked.facts.layer)
         # What a feature says of a token stands in the state that decides the token.
-        states = deciding(states, facts.shift)[0, prepared.start :]
-        ids = prepared.tokens[prepared.start :]
-        told: list[dict[str, Any]] = [{} for _ in ids]
-        for hidden, sae in ((True, prepared.on_masked), (False, prepared.on_visible)):
-            places = [i for i, is_masked in enumerate(prepared.masked) if is_masked == hidden]
-            for chunk in (places[i : i + CHUNK] for i in range(0, len(places), CHUNK)):
-                for place, features in zip(chunk, _top(sae, states[chunk], prepared.k), strict=True):
-                    told[place] = self._token(ids, place, hidden, sae, features)
-        return told
+        return deciding(states, facts.shift)[0, prepared.start :]
 
     def _outputs(self, canvas: Tensor, sigma: Tensor | None, layer: int) -> Tensor:
         """Output of one layer [1, length, hidden_size] on an unsteered canvas [1, length]."""
@@ -130,15 +239,30 @@ class LoadedFeatures:
             )
         return found[0].mask, found[0].visible
 
-    def _matching(self, name: str, query: str) -> list[int] | range:
-        """Indices of an SAE's features that answer a query, in case-folded letters."""
-        count = self._saes[name].facts.features
-        if not query:
-            return range(count)
-        found = {index for index, label in self._labels.get(name, {}).items() if query in label.casefold()}
-        if query.isascii() and query.isdigit() and len(query) <= 9 and int(query) < count:
-            found.add(int(query))
-        return sorted(found)
+    def _ranked(self, query: str, saes: Sequence[str]) -> list[tuple[str, int]]:
+        """Features that answer a query, the best first: those whose index it is, then those that it finds by words."""
+        found: list[tuple[str, int]] = []
+        if query.isascii() and query.isdigit() and len(query) <= 9:
+            found = [(name, int(query)) for name in saes if int(query) < self._saes[name].facts.features]
+        ranked = self._search.ranked(query, saes)
+        return list(dict.fromkeys([*found, *ranked])) if found else ranked
+
+    def _attributes(self, sae: SparseAutoencoder, index: int) -> list[dict[str, Any]]:
+        """What the feature has to do with each attribute that was calibrated at its layer, the nearest one first: the
+        cosine of its decoder row with the attribute's direction, and the contrast d where the attribute lists it."""
+        layer, row = sae.facts.layer, sae.W_dec[index].float().cpu()
+        norm = float(row.norm())
+        cards: list[dict[str, Any]] = []
+        for attribute in self._engine.catalogue.attributes.values():
+            if layer not in attribute.sites or norm == 0:
+                continue
+            site = attribute.sites[layer]
+            kind = "diff_means" if (layer, "diff_means") in attribute.directions else "sae"
+            cosine = float(attribute.directions[layer, kind].float().cpu() @ row) / norm
+            own = site.sae == sae.facts.id
+            d = next((feature.d for feature in site.features if own and feature.index == index), None)
+            cards.append({"name": attribute.name, "cosine": round(cosine, 4), "d": d})
+        return sorted(cards, key=lambda card: -abs(card["cosine"]))
 
     def _card(self, name: str, index: int) -> dict[str, Any]:
         sae = self._saes[name]
@@ -149,7 +273,7 @@ class LoadedFeatures:
         return {
             "sae": name,
             "index": index,
-            "label": self._labels.get(name, {}).get(index),
+            "label": self._labels[name].get(index),
             "layer": sae.facts.layer,
             "policy": sae.facts.policy,
             "decoder_norm": float(sae.decoder_norm[index]),
@@ -164,7 +288,7 @@ class LoadedFeatures:
         sae: SparseAutoencoder,
         features: list[tuple[int, float]],
     ) -> dict[str, Any]:
-        labels = self._labels.get(sae.facts.id, {})
+        labels = self._labels[sae.facts.id]
         text = continuation(self._engine.decode, ids[max(0, place - 1) : place], ids[place : place + 1])
         return {
             "position": place,
@@ -174,6 +298,21 @@ class LoadedFeatures:
             "sae": sae.facts.id,
             "features": [{"index": i, "activation": value, "label": labels.get(i)} for i, value in features],
         }
+
+
+def _chunks(prepared: Prepared) -> Iterable[tuple[bool, SparseAutoencoder, list[int]]]:
+    """The masked tokens and the visible ones, CHUNK at a time, with the SAE that reads them."""
+    for hidden, sae in ((True, prepared.on_masked), (False, prepared.on_visible)):
+        places = [i for i, is_masked in enumerate(prepared.masked) if is_masked == hidden]
+        for start in range(0, len(places), CHUNK):
+            yield hidden, sae, places[start : start + CHUNK]
+
+
+def _pooled(several: Iterable[Moments]) -> Moments | None:
+    whole: Moments | None = None
+    for one in several:
+        whole = one if whole is None else whole.plus(one)
+    return whole
 
 
 def _masks(length: int, ratio: float, seed: int) -> list[bool]:

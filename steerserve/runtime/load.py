@@ -28,6 +28,7 @@ from steerserve.runtime.backends import Folders, check_backend, check_graphs, vl
 from steerserve.runtime.self_test import check_steering
 from steerserve.runtime.steering import Cards, SteeringReload, SteeringSources
 from steerserve.saes import SparseAutoencoder, load_saes
+from steerserve.saes.feature_store import FEATURES, FeatureStore
 from steerserve.saes.labels import read_labels
 from steerserve.saes.tree import find_saes
 from steerserve.server.service import Service
@@ -93,6 +94,7 @@ def load_runtime(
     # On the CPU the SAEs are in memory already, and what is available is without them.
     beside = 0 if opened.device.type == "cpu" else sum(map(sae_bytes, loaded_saes.values()))
     labels = {} if saes is None else sae_labels(saes, loaded_saes)
+    stores = {} if saes is None else feature_stores(saes, loaded_saes)
     if check is not None:
         check(partial(admit, catalogue=catalogue, tokenizer=opened.tokenizer, config=config), longest)
     if backend.engine == "vllm":
@@ -104,9 +106,9 @@ def load_runtime(
         catalogue = replace(catalogue, saes=sources.saes)
         engine = DiffusionEngine(lm, opened.tokenizer, catalogue, config)
         check_steering(engine)
-    features = LoadedFeatures(engine, labels) if loaded_saes else None
+    features = LoadedFeatures(engine, labels, stores) if loaded_saes else None
     if loaded_saes and isinstance(engine, VllmEngine):
-        features = FarFeatures(engine, labels)
+        features = FarFeatures(engine, labels, stores)
     cards = Cards.of(engine, backend)
     service = Service(
         engine=engine,
@@ -170,6 +172,16 @@ def sae_labels(directory: Path, saes: dict[str, SparseAutoencoder]) -> dict[str,
     """Labels of the features of each SAE by index, where its folder has any."""
     folders = find_saes(directory)
     return {name: read_labels(folders[name], sae.facts.features) for name, sae in saes.items()}
+
+
+def feature_stores(directory: Path, saes: dict[str, SparseAutoencoder]) -> dict[str, FeatureStore]:
+    """What was found out about the features of each SAE, where its folder has it."""
+    folders = {name: folder / FEATURES for name, folder in find_saes(directory).items() if name in saes}
+    return {
+        name: FeatureStore.open(path, saes[name].facts.features, saes[name].facts.sha256)
+        for name, path in folders.items()
+        if path.exists()
+    }
 
 
 def sae_bytes(sae: SparseAutoencoder) -> int:

@@ -134,6 +134,31 @@ def test_masks_follow_the_seed_and_masks_of_the_text_stay(served: DiffusionEngin
     assert [one["masked"] for one in given] == [True, *[False] * (len(ids) - 1)]
 
 
+def test_a_contrast_is_cohens_d_over_the_tokens_of_both_sets(served: DiffusionEngine) -> None:
+    features = LoadedFeatures(served, LABELS)
+    sets = (("the team won the match", "then the team lost"), ("the king and the ship", "the city"))
+    prepared = [[features.prepare(FeatureQuery(text, layer=2)) for text in texts] for texts in sets]
+    a, b = ([features.moments(one) for one in several] for several in prepared)
+    more_in_a, more_in_b = features.contrast(a, b, 4)
+    sae, codes = served.catalogue.saes["layer-2-visible"], []
+    for texts in sets:
+        tokens = []
+        for text in texts:
+            ids = served.tokenizer.encode(text, add_special_tokens=False).ids
+            hidden = states(served.model, [tiny.CLS, *ids], 2)[1:]
+            tokens += [sae.encode(state) for state in hidden]
+        codes.append(torch.stack(tokens).double())
+    gap = codes[0].mean(0) - codes[1].mean(0)
+    spread = ((codes[0].var(0) + codes[1].var(0)) / 2).sqrt()
+    d = torch.where(spread > 0, gap / spread, 0.0)
+    assert [one["index"] for one in more_in_a] == d.argsort(descending=True)[:4].tolist()
+    assert [one["index"] for one in more_in_b] == d.argsort()[:4].tolist()
+    for one in (*more_in_a, *more_in_b):
+        assert one["sae"] == "layer-2-visible"
+        assert one["d"] == pytest.approx(float(d[one["index"]]), abs=1e-3)
+        assert one["mean_a"] == pytest.approx(float(codes[0].mean(0)[one["index"]]), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("reading", "error", "param"),
     [

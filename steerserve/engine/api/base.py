@@ -1,5 +1,6 @@
 """The seam: the one contract between everything above (server, command line, calibration) and an engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,12 +84,17 @@ class FeatureQuery:
 
 
 class Features(Protocol):
-    """What an engine can tell of the features of its SAEs. Any thread may call all but `read`."""
+    """What an engine can tell of the features of its SAEs. Any thread may call all but `read` and `moments`."""
 
     def listed(self, sae: str | None, query: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """So many features from `offset` on, in order of SAE and index, and how many there are: all of them, or those
-        whose label holds the query or whose index it is. Each is JSON: its SAE, index, label and statistics. Raises
-        NotFoundError for an SAE that is not loaded."""
+        """So many features from `offset` on, and how many there are: all of them in order of SAE and index, or those
+        that hold a word of the query, the best first, after those whose index it is. Each is JSON: its SAE, index,
+        label and statistics. Raises NotFoundError for an SAE that is not loaded."""
+        ...
+
+    def described(self, sae: str, index: int) -> dict[str, Any]:
+        """All that is known of one feature, as JSON: what `listed` tells, what it has to do with the attributes, and
+        where its SAE was labelled its contexts, tokens, curve and neighbours. Raises NotFoundError."""
         ...
 
     def prepare(self, reading: FeatureQuery) -> Any:
@@ -97,4 +103,16 @@ class Features(Protocol):
 
     def read(self, prepared: Any) -> list[dict[str, Any]]:
         """What each token activates, in order, as JSON: one forward of the model, in the engine's own thread."""
+        ...
+
+    def moments(self, prepared: Any) -> Any:
+        """What each SAE's features do on a text, for `contrast`: one forward of the model, in the engine's own
+        thread."""
+        ...
+
+    def contrast(
+        self, texts_a: Sequence[Any], texts_b: Sequence[Any], k: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The k features that are most more active in texts_a than in texts_b, both given as `moments` of each text,
+        and the k the other way round, as JSON, by Cohen's d over tokens."""
         ...

@@ -1,5 +1,6 @@
 """The routes that tell what SAE features are, and which of them a text activates."""
 
+from functools import partial
 from typing import Annotated, Self
 
 from fastapi import APIRouter
@@ -19,6 +20,8 @@ from steerserve.server.worker.worker import EngineWorker
 
 PAGE = 100
 """Features of a page, where a request does not say."""
+MOST_TEXTS = 64
+"""Texts of either set of a comparison."""
 
 
 class FeatureSearch(Strict):
@@ -57,6 +60,24 @@ class ActivationRequest(Strict):
         return self
 
 
+class ComparisonRequest(Strict):
+    """Two sets of texts, and the SAE, or the layer whose pair of SAEs, that reads them."""
+
+    texts_a: list[ReadText] = Field(min_length=1, max_length=MOST_TEXTS)
+    texts_b: list[ReadText] = Field(min_length=1, max_length=MOST_TEXTS)
+    sae: Name | None = None
+    layer: Layer | None = None
+    mask_ratio: float = Field(default=0.0, ge=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    k: int = Field(default=8, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _one_reader(self) -> Self:
+        if (self.sae is None) == (self.layer is None):
+            raise fields.blame("sae", "or layer must be given, and not both: one SAE, or the pair of a layer")
+        return self
+
+
 class FeatureRoutes:
     """The features of one service."""
 
@@ -71,6 +92,8 @@ class FeatureRoutes:
         router = APIRouter()
         router.add_api_route("/v1/features", self.listed, methods=["GET"])
         router.add_api_route("/v1/features/activations", self.activations, methods=["POST"])
+        router.add_api_route("/v1/features/compare", self.compare, methods=["POST"])
+        router.add_api_route("/v1/features/{sae:path}/{index}", self.feature, methods=["GET"])
         return router
 
     async def listed(self, request: Request) -> Response:
@@ -80,6 +103,19 @@ class FeatureRoutes:
         data, total = await self._turns.take(features.listed, query.sae, query.q, query.offset, query.limit)
         more = query.offset + len(data) < total and bool(data)
         return JSONResponse({"object": "list", "data": data, "total": total, "has_more": more})
+
+    async def feature(self, sae: str, index: str) -> Response:
+        """All that is known of one feature."""
+        features = self._features()
+        if not (index.isascii() and index.isdigit() and len(index) <= 12):
+            raise NotFoundError(f"a feature's index must be a whole number, got {shown(index)}", "index")
+        return JSONResponse(await self._turns.take(features.described, sae, int(index)))
+
+    async def compare(self, request: Request) -> Response:
+        """The features that tell two sets of texts apart; each text is read between two steps of the engine."""
+        raw = await request.body()
+        answer = await unless_gone(request.receive, self._compare(raw))
+        return JSONResponse({"object": "feature_comparison", "model": self._service.model_id, **answer})
 
     async def activations(self, request: Request) -> Response:
         """The most active features of each token of a text, between two steps of whatever the engine runs."""
@@ -94,6 +130,14 @@ class FeatureRoutes:
         told: list[dict[str, object]] = await self._worker.ask(lambda _: features.read(prepared))
         return told
 
+    async def _compare(self, raw: bytes) -> dict[str, object]:
+        features = self._features()
+        k, sets = await self._turns.take(_prepare_sets, raw, features)
+        self._worker.intake.check()
+        moments = [[await self._worker.ask(partial(_moments, features, one)) for one in texts] for texts in sets]
+        more_in_a, more_in_b = await self._turns.take(features.contrast, *moments, k)
+        return {"more_in_a": more_in_a, "more_in_b": more_in_b}
+
     def _features(self) -> Features:
         if self._service.features is None:
             raise NotFoundError("no SAE is loaded whose features could be told", "sae")
@@ -104,6 +148,29 @@ def _prepare(raw: bytes, features: Features) -> object:
     body = parse(raw, ActivationRequest)
     text = body.text if isinstance(body.text, str) else tuple(body.text)
     return features.prepare(FeatureQuery(text, body.sae, body.layer, body.mask_ratio, body.seed, body.k))
+
+
+def _prepare_sets(raw: bytes, features: Features) -> tuple[int, list[list[object]]]:
+    """Every text of both sets, checked; the error of a text names its place."""
+    body, prepared = parse(raw, ComparisonRequest), []
+    for name, texts in (("texts_a", body.texts_a), ("texts_b", body.texts_b)):
+        several: list[object] = []
+        for i, text in enumerate(texts):
+            given = text if isinstance(text, str) else tuple(text)
+            try:
+                query = FeatureQuery(given, body.sae, body.layer, body.mask_ratio, body.seed + i)
+                several.append(features.prepare(query))
+            except RequestError as error:
+                if error.param is None or not error.param.startswith("text"):
+                    raise
+                place = error.param.removeprefix("text")
+                raise RequestError(str(error), f"{name}[{i}]{place}") from error
+        prepared.append(several)
+    return body.k, prepared
+
+
+def _moments(features: Features, prepared: object, _: object) -> object:
+    return features.moments(prepared)
 
 
 def _query(request: Request) -> dict[str, object]:

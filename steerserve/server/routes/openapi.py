@@ -16,14 +16,20 @@ from steerserve.server.protocol.chat import ChatRequest
 from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.protocol.fields import Strict
 from steerserve.server.protocol.steering import SteeringPatch
-from steerserve.server.routes.features import ActivationRequest, FeatureSearch
+from steerserve.server.routes.features import ActivationRequest, ComparisonRequest, FeatureSearch
 from steerserve.server.routes.playground import HEADERS
 from steerserve.server.rows.revisions import PATTERN
 from steerserve.server.service import Service
 
 Json = dict[str, Any]
 
-BODIES: Final[tuple[type[Strict], ...]] = (CompletionRequest, ChatRequest, SteeringPatch, ActivationRequest)
+BODIES: Final[tuple[type[Strict], ...]] = (
+    CompletionRequest,
+    ChatRequest,
+    SteeringPatch,
+    ActivationRequest,
+    ComparisonRequest,
+)
 
 CHOICES: Final = (
     ("Intervention", "schedule", "schedules"),
@@ -75,6 +81,7 @@ USAGE: Final = _object(
 FEATURE: Final = _object(
     sae=TEXT, index=NUMBER, label={"type": ["string", "null"]}, layer=NUMBER, decoder_norm={"type": "number"}
 )
+CONTRAST: Final = _object(sae=TEXT, index=NUMBER, label={"type": ["string", "null"]}, d={"type": "number"})
 ACTIVE: Final = _object(position=NUMBER, token_id=NUMBER, token=TEXT, masked={"type": "boolean"}, sae=TEXT)
 INDEX: Final = _object(playground=TEXT, docs=TEXT, openapi=TEXT, routes=ANY)
 PLANS: Final[Json] = {"type": "array", "items": _object(prompt=NUMBER)}
@@ -155,6 +162,14 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
     "/v1/saes": {"get": _does("The sparse autoencoders that are loaded", _listed(NAMED))},
     "/v1/vectors": {"get": _does("The vectors that are loaded", _listed(NAMED))},
     "/v1/features": {"get": _does("Features of the SAEs, searched by label or index", _listed(FEATURE))},
+    "/v1/features/{sae}/{index}": {"get": _does("All that is known of one feature", FEATURE)},
+    "/v1/features/compare": {
+        "post": _does(
+            "The features that tell two sets of texts apart",
+            _object(more_in_a={"type": "array", "items": CONTRAST}, more_in_b={"type": "array", "items": CONTRAST}),
+            ("ComparisonRequest",),
+        )
+    },
     "/v1/features/activations": {
         "post": _does("The most active features of each token of a text", _listed(ACTIVE), ("ActivationRequest",))
     },
@@ -240,7 +255,8 @@ def document(service: Service, config: ServerConfig) -> Json:
     schemas["Feature"]["properties"]["sae"] = saes
     for schema, field, known in CHOICES:
         schemas[schema]["properties"][field] = _or_null(_choice(service.capabilities.get(known, ())))
-    schemas["ActivationRequest"]["properties"]["sae"] = _or_null(saes)
+    for name in ("ActivationRequest", "ComparisonRequest"):
+        schemas[name]["properties"]["sae"] = _or_null(saes)
     paths: dict[str, Json] = {}
     for path, methods in routes_of(config).items():
         parameters = _parameters(path, service)

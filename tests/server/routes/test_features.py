@@ -43,6 +43,55 @@ def test_features_are_searched(reading: TestClient) -> None:
     assert reading.get("/v1/features", params={"q": "chess"}).json()["data"] == []
 
 
+def test_one_feature_is_described(reading: TestClient) -> None:
+    told = reading.get("/v1/features/layer-1-mask/3").json()
+    assert (told["sae"], told["index"], told["label"]) == ("layer-1-mask", 3, "sports scores")
+    # It is in the list of one attribute that was calibrated at this layer, with another SAE's sites left out.
+    assert [one["name"] for one in told["attributes"]] == ["topic/sports"]
+    assert told["attributes"][0]["d"] == 0.9 and -1 <= told["attributes"][0]["cosine"] <= 1
+    for path, param in (
+        ("nope/3", "sae"),
+        ("layer-1-mask/48", "index"),
+        ("layer-1-mask/x", "index"),
+        ("layer-1-mask/-1", "index"),
+    ):
+        response = reading.get(f"/v1/features/{path}")
+        assert (response.status_code, response.json()["error"]["param"]) == (404, param)
+
+
+def test_two_sets_of_texts_are_compared(reading: TestClient) -> None:
+    body = {"texts_a": ["the team won", "the match"], "texts_b": ["the king and the ship"], "layer": 2, "k": 5}
+    answer = reading.post("/v1/features/compare", json=body).json()
+    assert (answer["object"], answer["model"]) == ("feature_comparison", "text")
+    swapped = reading.post("/v1/features/compare", json=body | {"texts_a": body["texts_b"], "texts_b": body["texts_a"]})
+    for name, other, sign in (("more_in_a", "more_in_b", 1), ("more_in_b", "more_in_a", -1)):
+        found = answer[name]
+        assert 1 <= len(found) <= 5
+        assert all(sign * one["d"] > 0 and sign * (one["mean_a"] - one["mean_b"]) > 0 for one in found)
+        assert [abs(one["d"]) for one in found] == sorted((abs(one["d"]) for one in found), reverse=True)
+        assert [one["index"] for one in swapped.json()[other]] == [one["index"] for one in found]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"texts_a": []}, 400, "texts_a"),
+        ({"texts_b": ["a"] * 65}, 400, "texts_b"),
+        ({"texts_b": ["the", [1, 5000]]}, 400, "texts_b[1][1]"),
+        ({"texts_a": ["the team won the match " * 40]}, 400, "texts_a[0]"),
+        ({"layer": 1}, 404, "layer"),
+        ({"layer": None}, 400, "sae"),
+        ({"k": 0}, 400, "k"),
+    ],
+)
+def test_a_bad_comparison_is_refused_by_name(
+    reading: TestClient, change: dict[str, Any], status: int, param: str
+) -> None:
+    body = {"texts_a": ["the team"], "texts_b": ["the king"], "layer": 2} | change
+    response = reading.post("/v1/features/compare", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
 @pytest.mark.parametrize(
     ("query", "status", "param"),
     [
