@@ -21,8 +21,10 @@ NEARNESS: Final = np.array([np.exp(-(abs(o) - 1) / 4) if o else 0.0 for o in ran
 """Weight of a word around by its distance from the place: 1 beside it, and falling."""
 COMMON: Final = 0.06
 """Rate around random places from which a word is one that stands anywhere."""
-SMOOTHING: Final = 0.003
+SMOOTHING: Final = 0.01
 """Added to both rates, so that a word that random places never show does not win by one context."""
+SUPPORT: Final = 3
+"""Contexts that must hold a word, where a feature has four times as many; one for a word that the feature promotes."""
 SHARED: Final = 0.5
 """Share of the places that must have one word for a name to quote it."""
 WORDS: Final = 12
@@ -73,7 +75,7 @@ def name_feature(
 ) -> NamedFeature | None:
     """The name of a feature from places [n] where it is active so strongly [n]; None for no place with a word.
 
-    promoted: words of the tokens that it makes likelier; those that its contexts hold as well count half as much again.
+    promoted: words of the tokens that it makes likelier; those that its contexts hold as well count twice.
     """
     windows = table.window(places)
     some = windows[:, WINDOW] >= 0
@@ -93,8 +95,10 @@ def name_feature(
         _divergence(np.bincount(around, weight, minlength=len(ids)), known.around[ids]).clip(min=0),
     )
     likelier = {one.strip().casefold() for one in promoted}
-    score *= [1.5 if table.words[i] in likelier else 1.0 for i in ids]
-    score[(np.bincount(inverse, minlength=len(ids)) < 2) & (len(windows) > 1)] = -np.inf
+    is_likelier = np.array([table.words[i] in likelier for i in ids])
+    score[is_likelier] *= 2
+    support = np.array([(windows == i).any(1).sum() for i in ids])
+    score[(support < SUPPORT) & ~is_likelier & (len(windows) >= 4 * SUPPORT)] = -np.inf
     most = int(ids[centres.argmax()])
     centre = table.words[most] if centres.max() >= SHARED else None
     chosen: list[str] = []
