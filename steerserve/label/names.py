@@ -62,7 +62,7 @@ class Background:
 def background(table: WordTable, places: np.ndarray) -> Background:
     """Rates of words at and around places [n] drawn at random."""
     windows, share = table.window(places), np.full(len(places), 1 / max(1, len(places)))
-    word, weight = _around(windows, share)
+    word, weight, _ = _around(windows, share)
     there = windows[:, WINDOW] >= 0
     return Background(
         np.bincount(windows[there, WINDOW], share[there], minlength=len(table.words)),
@@ -84,7 +84,8 @@ def name_feature(
         return None
     share = activation / activation.sum()
     middle = windows[:, WINDOW]
-    near, weight = _around(windows, share)
+    near, weight, context = _around(windows, share)
+    at_context = np.concatenate([np.arange(len(middle)), context])
     ids, inverse = np.unique(np.concatenate([middle, near]), return_inverse=True)
     at, around = np.split(inverse, [len(middle)])
     centres = np.bincount(at, share, minlength=len(ids))
@@ -97,7 +98,7 @@ def name_feature(
     likelier = {one.strip().casefold() for one in promoted}
     is_likelier = np.array([table.words[i] in likelier for i in ids])
     score[is_likelier] *= 2
-    support = np.array([(windows == i).any(1).sum() for i in ids])
+    support = np.bincount(np.unique(at_context * len(ids) + inverse) % len(ids), minlength=len(ids))
     score[(support < SUPPORT) & ~is_likelier & (len(windows) >= 4 * SUPPORT)] = -np.inf
     most = int(ids[centres.argmax()])
     centre = table.words[most] if centres.max() >= SHARED else None
@@ -128,16 +129,16 @@ def _divergence(rate: np.ndarray, base: np.ndarray) -> np.ndarray:
     return rate * np.log((rate + SMOOTHING) / (base + SMOOTHING))
 
 
-def _around(windows: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _around(windows: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Words around the middle of windows [n, 2 * WINDOW + 1], each context's different words once, where they stand
-    nearest: word and weight [m]; weight is nearness times the share [n] of the context."""
+    nearest: word, weight and context [m]; weight is nearness times the share [n] of the context."""
     context, column = np.nonzero((windows >= 0) & (NEARNESS > 0))
     word, near = windows[context, column], NEARNESS[column]
     order = np.lexsort((-near, word, context))
     context, word, near = context[order], word[order], near[order]
     first = np.ones(len(word), dtype=bool)
     first[1:] = (word[1:] != word[:-1]) | (context[1:] != context[:-1])
-    return word[first], near[first] * share[context[first]]
+    return word[first], near[first] * share[context[first]], context[first]
 
 
 def detection(
