@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the entry; raises RequestError for a name that the server would refuse."""
     from steerserve.server.auth.keys import KeyEntry
-    from steerserve.server.protocol.body import validate
+    from steerserve.server.protocol.parsing import validate
 
     made = f"sk-steer-{secrets.token_urlsafe(KEY_BYTES)}"
     key = sys.stdin.readline().rstrip("\r\n") if arguments.hash else made

@@ -10,7 +10,7 @@ from bench.faults.report import LEFT
 from bench.load import Target
 from bench.soak import Soak, asked, summary
 from bench.wire import Client
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
 
 TARGET = Target(Client("http://127.0.0.1:1"), "bundled", ("topic/sports",), 8, 16, None)
 

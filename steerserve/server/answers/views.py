@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from steerserve.engine.api.events import Committed, Done, Event, Revised, Steered, Trace
 from steerserve.server.answers.answer import Answer, Tally, trace
 from steerserve.server.answers.canvas import StreamCanvas
-from steerserve.server.protocol.completion import StreamMode, StreamOptions
 from steerserve.server.protocol.encoding import finite
+from steerserve.server.protocol.generation import StreamMode, StreamOptions
 
 
 class View(Protocol):

@@ -23,9 +23,9 @@ from steerserve.engine.api.params import Intervention
 from steerserve.errors import ArtifactError, RequestError
 from steerserve.server.auth.policy import Policy
 from steerserve.server.protocol import steering
-from steerserve.server.protocol.body import validate
-from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.protocol.fields import Name, Strict
+from steerserve.server.protocol.generation import CompletionRequest
+from steerserve.server.protocol.parsing import validate
 from steerserve.server.rows.rows import rows_of
 from steerserve.steering.names import UNITS, Operator
 

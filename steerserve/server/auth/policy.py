@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from steerserve.engine.api.params import GenerationParams, Intervention, Limits
-from steerserve.server.auth.audited import JUDGED, JUDGED_OF_PUSHES, check_judged
+from steerserve.server.auth.permitted_fields import JUDGED, JUDGED_OF_PUSHES, check_judged
 from steerserve.server.auth.strengths import amount_of, loudness_of, peak_of, size_of
 from steerserve.server.errors import PolicyError
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from steerserve.errors import NotFoundError
 from steerserve.server.generation.generation import Generation
-from steerserve.server.protocol.body import shown
+from steerserve.server.protocol.parsing import shown
 from steerserve.server.telemetry.record import CURRENT_RECORD
 
 REMEMBERED: Final = 1024

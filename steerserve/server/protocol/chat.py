@@ -7,8 +7,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from steerserve.errors import RequestError
 from steerserve.server.protocol import fields
-from steerserve.server.protocol.completion import MAX_ALTERNATIVES, GenerationRequest
 from steerserve.server.protocol.fields import Name, Strict
+from steerserve.server.protocol.generation import MAX_ALTERNATIVES, GenerationRequest
 
 Chat = Callable[[Sequence[Mapping[str, Any]]], str]
 """The prompt of a conversation, by a model's template."""

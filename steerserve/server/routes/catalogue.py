@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from steerserve.config import ServerConfig
 from steerserve.errors import NotFoundError
 from steerserve.server.answers.views import VIEWS
-from steerserve.server.protocol.body import shown
+from steerserve.server.protocol.parsing import shown
 from steerserve.server.rows.revisions import check_served, pinned_model
 from steerserve.server.service import Service
 

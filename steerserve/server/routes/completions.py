@@ -20,9 +20,9 @@ from steerserve.server.generation.generation import Generation
 from steerserve.server.generation.registry import Generations
 from steerserve.server.generation.sse import EventStream, lines
 from steerserve.server.http.disconnect import unless_gone
-from steerserve.server.protocol.body import parse, read_object
 from steerserve.server.protocol.chat import ChatRequest, rendered
-from steerserve.server.protocol.completion import CompletionRequest, GenerationRequest, StreamOptions
+from steerserve.server.protocol.generation import CompletionRequest, GenerationRequest, StreamOptions
+from steerserve.server.protocol.parsing import parse, read_object
 from steerserve.server.rows.criteria import ranking_of
 from steerserve.server.rows.interventions import check_model
 from steerserve.server.rows.revisions import check_served

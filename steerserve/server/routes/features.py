@@ -12,8 +12,8 @@ from steerserve.engine.api.base import FeatureQuery, Features
 from steerserve.errors import NotFoundError, RequestError
 from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol import fields
-from steerserve.server.protocol.body import parse, shown, validate
 from steerserve.server.protocol.fields import Layer, Name, Strict, Text, TokenIds
+from steerserve.server.protocol.parsing import parse, shown, validate
 from steerserve.server.service import Service
 from steerserve.server.worker.pool import WorkerPool
 from steerserve.server.worker.worker import EngineWorker

@@ -16,7 +16,7 @@ from steerserve.server.fleet.forwarder import Forwarder
 from steerserve.server.generation.generation import Generation
 from steerserve.server.generation.registry import Generations
 from steerserve.server.http.disconnect import unless_gone
-from steerserve.server.protocol.body import parse, shown
+from steerserve.server.protocol.parsing import parse, shown
 from steerserve.server.protocol.steering import SteeringPatch
 from steerserve.server.rows.interventions import check_model, path_of, pushes
 from steerserve.server.rows.rows import Admit, Row, admit

@@ -13,8 +13,8 @@ from steerserve.config import ServerConfig
 from steerserve.engine.api.events import FINISH_REASONS
 from steerserve.server.auth.access import OPEN
 from steerserve.server.protocol.chat import ChatRequest
-from steerserve.server.protocol.completion import CompletionRequest
 from steerserve.server.protocol.fields import Strict
+from steerserve.server.protocol.generation import CompletionRequest
 from steerserve.server.protocol.steering import SteeringPatch
 from steerserve.server.routes.features import ActivationRequest, ComparisonRequest, FeatureSearch
 from steerserve.server.routes.playground import HEADERS

@@ -5,7 +5,7 @@ from typing import Final
 
 from steerserve.engine.api.params import Intervention
 from steerserve.errors import RequestError
-from steerserve.server.protocol.completion import GenerationRequest
+from steerserve.server.protocol.generation import GenerationRequest
 from steerserve.server.protocol.steering import Change
 from steerserve.server.rows.interventions import pushes
 from steerserve.server.rows.ranking import Criterion, Ranking

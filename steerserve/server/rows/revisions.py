@@ -8,7 +8,7 @@ import re
 from typing import Final
 
 from steerserve.errors import NotFoundError, RevisionError
-from steerserve.server.protocol.body import shown
+from steerserve.server.protocol.parsing import shown
 from steerserve.server.service import Service
 
 PATTERN: Final = "@[0-9a-f]{8,64}"

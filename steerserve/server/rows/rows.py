@@ -8,7 +8,7 @@ from typing import Any
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Limits, Refine, TraceParams
 from steerserve.engine.api.variants import baseline_of
 from steerserve.errors import RequestError, TooLongError
-from steerserve.server.protocol.completion import CompletionRequest, GenerationRequest
+from steerserve.server.protocol.generation import CompletionRequest, GenerationRequest
 from steerserve.server.protocol.steering import Change, Trace
 from steerserve.server.rows.criteria import explained, ranking_of
 from steerserve.server.rows.interventions import path_of, pushes

@@ -10,8 +10,8 @@ import pytest
 from steerserve.engine.api.conditions import parse_condition
 from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervention, VectorRef
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.server.protocol.body import parse
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
+from steerserve.server.protocol.parsing import parse
 from steerserve.server.rows.interventions import check_model, pushes
 from steerserve.server.rows.rows import admit, rows_of
 from tests import tiny

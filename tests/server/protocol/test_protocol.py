@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.errors import RequestError
-from steerserve.server.protocol.body import parse, shown
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
+from steerserve.server.protocol.parsing import parse, shown
 
 DESIGN_EXAMPLE: dict[str, Any] = {
     "model": "bundled",

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from steerserve.errors import RequestError
-from steerserve.server.protocol.body import parse
 from steerserve.server.protocol.chat import ChatRequest
+from steerserve.server.protocol.parsing import parse
 from tests.server.text_engine import TextEngine, service_of, serving, template, with_chat
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
 from tests.server.asgi import Call, running
 from tests.server.protocol.test_protocol import DESIGN_EXAMPLE, JSON
 from tests.server.text_engine import TextEngine, serving

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from steerserve.engine.api.events import WORDLESS, Result
 from steerserve.engine.api.params import Intervention
 from steerserve.errors import RequestError
-from steerserve.server.protocol.body import parse
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
+from steerserve.server.protocol.parsing import parse
 from steerserve.server.rows.criteria import explained, ranking_of, unwanted
 from steerserve.server.rows.ranking import Criterion, Ranking, probability, ranked, score
 

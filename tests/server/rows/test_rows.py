@@ -5,8 +5,8 @@ import pytest
 
 from steerserve.engine.api.params import FeatureRef, Intervention, TraceParams, VectorRef
 from steerserve.errors import NotFoundError, RequestError
-from steerserve.server.protocol.body import parse
-from steerserve.server.protocol.completion import CompletionRequest
+from steerserve.server.protocol.generation import CompletionRequest
+from steerserve.server.protocol.parsing import parse
 from steerserve.server.rows.rows import Row, admit, rows_of
 from tests.server.text_engine import TextEngine
 
