@@ -15,7 +15,7 @@ from steerserve.models.checkpoint.available_memory import amount, available_byte
 _SHARE = 0.8
 """Share of free memory for forwards: the rest is for what the estimate does not see."""
 _COPIES = 8
-"""As many tensors of the size of a block of logits (`engine/blocks.py`) live at once."""
+"""As many tensors of the size of a block of logits (`engine/forward/head.py`) live at once."""
 
 
 @dataclass(frozen=True)
