@@ -57,7 +57,7 @@ KILLED = {
     "running_on_the_victim": "of these on the victim, or not yet answered by any",
     "ended_in_an_error": "that ended in an error",
     "errors_of_other_replicas": "errors of other replicas",
-    "errors_of_requests_sent_after_it": "errors of requests sent after the kill",
+    "errors_of_requests_sent_after_it": "errors of requests sent after the signal, before the process was gone",
     "served": "served",
     "served_twice": "served twice, by the logs",
     "failed_and_served_elsewhere": "that failed for the caller and were served all the same",

@@ -108,7 +108,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir())) if os.path.isdir("/proc/self/fd") else 0
 
 
-def eventually(holds: Callable[[], bool]) -> None:
+def eventually(holds: Callable[[], object]) -> None:
     """Wait until it holds; fails after a patience that only a hang uses up."""
     until = time.monotonic() + PATIENCE
     while not holds():

@@ -5,10 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+import httpx2
 from starlette.responses import Response
 
-from steerserve.errors import SteerserveError
-from steerserve.extras import install_command
 from steerserve.server.errors import ReplicaUnreachableError
 from steerserve.server.fleet.generation_ids import GenerationIds
 from steerserve.server.fleet.signatures import HEADER, Signatures
@@ -30,12 +29,7 @@ class Forwarder:
     def __init__(
         self, secrets: Sequence[bytes], address: str, ids: GenerationIds, seconds: float, metrics: Metrics
     ) -> None:
-        """address: this replica's; seconds: how long another one may take; raises SteerserveError without the extra
-        `fleet`."""
-        try:
-            import httpx2
-        except ModuleNotFoundError as error:
-            raise SteerserveError(f"--replica-address needs {error.name}: {install_command('fleet')}") from error
+        """address: this replica's; seconds: how long another one may take."""
         self._address = address
         self._ids = ids
         self._seconds = seconds
