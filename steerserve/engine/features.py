@@ -180,10 +180,11 @@ class LoadedFeatures:
                 continue
             spread = ((a.variance + b.variance) / 2).sqrt()
             d = torch.where(spread > 0, (a.mean - b.mean) / spread, torch.zeros_like(spread))
-            ids = torch.cat([d.topk(min(k, len(d))).indices, (-d).topk(min(k, len(d))).indices]).unique()
-            found += [(float(d[i]), name, i, float(a.mean[i]), float(b.mean[i])) for i in ids.tolist() if d[i] != 0]
+            most = min(k, len(d))
+            ids = {*d.topk(most).indices.tolist(), *(-d).topk(most).indices.tolist()}
+            found += [(float(d[i]), name, i, float(a.mean[i]), float(b.mean[i])) for i in sorted(ids) if d[i] != 0]
         found.sort(key=lambda one: (-one[0], one[1:3]))
-        cards = [
+        cards: list[dict[str, Any]] = [
             {
                 "sae": name,
                 "index": index,

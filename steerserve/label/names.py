@@ -109,10 +109,10 @@ def name_feature(
             break
         if any(char.isalnum() for char in text) and not any(same_stem(text, other) for other in chosen):
             chosen.append(text)
-    around = [text for text in chosen if centre is None or not same_stem(text, centre)][:IN_NAME]
-    if centre is None and not around:
+    beside = [text for text in chosen if centre is None or not same_stem(text, centre)][:IN_NAME]
+    if centre is None and not beside:
         centre = table.words[most]
-    name = ", ".join(around)
+    name = ", ".join(beside)
     if centre is not None:
         name = f'"{centre}"' + (f": {name}" if name else "")
     return NamedFeature(name, tuple(chosen), centre)

@@ -183,7 +183,8 @@ class _Work:
 
     def curves(self, samples: Sequence[GeneratedText]) -> dict[str, Tensor]:
         """The curve of every SAE [slices + 1, features]; SAEs of different layers share the forwards."""
-        recipe, found = self.recipe, {}
+        recipe = self.recipe
+        found: dict[str, Tensor] = {}
         for group in _one_a_layer(self.saes):
             names = {sae.facts.layer: name for name, sae in group.items()}
             place = self.scratch / f"curves-{len(found)}.safetensors"

@@ -18,7 +18,7 @@ def test_a_decoder_row_goes_through_the_final_norm_and_the_head() -> None:
     model = tiny.llada()
     rows = torch.randn(5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
     [(start, logits)] = decoder_logits(model, rows)
-    weight = model.model.transformer.ln_f.weight
+    weight = model.get_parameter("model.transformer.ln_f.weight")
     normed = rows / rows.square().mean(1, keepdim=True).add(1e-5).sqrt() * weight
     assert start == 0
     assert torch.allclose(logits, model.head(normed), atol=1e-3)
