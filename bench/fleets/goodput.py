@@ -12,7 +12,7 @@ IN_TIME: Final = 10.0
 TOKENS, STEPS = 32, 16
 
 
-async def closed(fleet: Fleet, callers: int, seconds: float, seed: int) -> dict[str, float]:
+async def closed(fleet: Fleet, callers: int, seconds: float, seed: int) -> dict[str, float | None]:
     """So many callers, each of which asks again once it has been answered; what ends in time is counted."""
     took: list[float] = []
     until = time.monotonic() + seconds
@@ -27,8 +27,8 @@ async def closed(fleet: Fleet, callers: int, seconds: float, seed: int) -> dict[
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     good = sorted(one for one in took if one <= IN_TIME)
-    middle = good[len(good) // 2] if good else float("nan")
-    return {"good_per_second": round(len(good) / seconds, 2), "median_seconds": round(middle, 2)}
+    middle = round(good[len(good) // 2], 2) if good else None
+    return {"good_per_second": round(len(good) / seconds, 2), "median_seconds": middle}
 
 
 def shown(fleet: Fleet, callers: int, seconds: float, rounds: int) -> dict[str, Any]:

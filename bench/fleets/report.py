@@ -57,7 +57,7 @@ KILLED = {
     "running_on_the_victim": "of these on the victim, or not yet answered by any",
     "ended_in_an_error": "that ended in an error",
     "errors_of_other_replicas": "errors of other replicas",
-    "errors_of_requests_sent_after_it": "errors of requests sent after the signal, before the process was gone",
+    "errors_of_requests_sent_after_it": "errors of requests sent after the signal",
     "served": "served",
     "served_twice": "served twice, by the logs",
     "failed_and_served_elsewhere": "that failed for the caller and were served all the same",
@@ -92,11 +92,11 @@ def _limits(values: Mapping[str, Any]) -> list[str]:
         ("store_killed_without_limits", "a key without limits, the store away"),
         ("store_back", "60 a minute, another key, the store back"),
     )
-    lines = ["| | requests | answers | within |", "|---|---|---|---|"]
+    lines = ["| | requests | answers | seconds |", "|---|---|---|---|"]
     for name, text in rows:
         one = values[name]
         told = _told(one.get("answers") or one["endings"])
-        lines.append(f"| {text} | {one['requests']} | {told} | {one.get('seconds', '-')} s |")
+        lines.append(f"| {text} | {one['requests']} | {told} | {_told(one.get('seconds', '-'))} |")
     return [
         *lines,
         "",
@@ -122,5 +122,6 @@ def _goodput(values: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _rate(one: Mapping[str, float]) -> str:
-    return f"{one['good_per_second']:g}/s, {one['median_seconds']:g} s"
+def _rate(one: Mapping[str, float | None]) -> str:
+    middle = one["median_seconds"]
+    return f"{one['good_per_second']:g}/s, {'-' if middle is None else f'{middle:g} s'}"
