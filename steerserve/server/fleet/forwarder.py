@@ -66,12 +66,16 @@ class Forwarder:
         if body:
             headers["content-type"] = "application/json"
         try:
-            async with asyncio.timeout(self._seconds):
-                answer = await self._client.request(method, f"http://{address}{path}", content=body, headers=headers)
+            async with (
+                asyncio.timeout(self._seconds),
+                self._client.stream(method, f"http://{address}{path}", content=body, headers=headers) as answer,
+            ):
+                # Before its body is read: what has no proof may send one without end.
+                if not self._signatures.proves(signed, answer.headers.get(HEADER)):
+                    raise self._unreachable(f"status {answer.status_code} without its proof")
+                await answer.aread()
         except self._failures as error:
             raise self._unreachable(type(error).__name__) from error
-        if not self._signatures.proves(signed, answer.headers.get(HEADER)):
-            raise self._unreachable(f"status {answer.status_code} without its proof")
         self._metrics.forwards.labels("answered").inc()
         if answer.status_code >= 400:
             visit.reason = json.loads(answer.content)["error"]["code"]

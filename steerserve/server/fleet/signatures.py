@@ -61,7 +61,9 @@ class Signatures:
 
     def proves(self, header: str, proof: str | None) -> bool:
         """Tell if the answer to a request with this header came from a replica of this fleet."""
-        return proof is not None and any(hmac.compare_digest(_mac(key, "answer", header), proof) for key in self._keys)
+        if proof is None or not proof.isascii():
+            return False
+        return any(hmac.compare_digest(_mac(key, "answer", header), proof) for key in self._keys)
 
 
 def _mac(key: bytes, *parts: str) -> str:

@@ -5,10 +5,11 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -172,35 +173,86 @@ def test_a_replica_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> Non
         assert (status, error["error"]["code"]) == (502, "replica_unreachable")
 
 
-def test_a_stranger_at_an_old_address_learns_no_key_and_answers_nothing(tmp_path: Path) -> None:
+@contextmanager
+def stranger(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[tuple[int, list[str]]]:
+    """A server of no fleet: its port, and the headers that it has seen."""
     seen: list[str] = []
 
     class Stranger(BaseHTTPRequestHandler):
         def do_DELETE(self) -> None:
             seen.append(str(self.headers))
-            self.send_response(200)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
+            answer(self)
 
         def log_message(self, *_: Any) -> None:
             return
 
-    stranger = HTTPServer(("127.0.0.1", 0), Stranger)
-    thread = threading.Thread(target=stranger.serve_forever)
+    server = HTTPServer(("127.0.0.1", 0), Stranger)
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        with replica(tmp_path, keys=keys_file(tmp_path, entry())) as b:
-            name = GenerationIds([FLEET.encode()], f"127.0.0.1:{stranger.server_port}").new("cmpl-")
-            status, error, _ = b.change("DELETE", name, headers={"authorization": f"Bearer {SECRET}"})
-            assert (status, error["error"]["code"]) == (502, "replica_unreachable")
+        yield server.server_port, seen
     finally:
-        stranger.shutdown()
+        server.shutdown()
         thread.join()
-        stranger.server_close()
+        server.server_close()
+
+
+def nothing(handler: BaseHTTPRequestHandler, proof: str | None = None) -> None:
+    handler.send_response(200)
+    if proof is not None:
+        handler.send_header(HEADER, proof)
+    handler.send_header("content-length", "2")
+    handler.end_headers()
+    handler.wfile.write(b"{}")
+
+
+def test_a_stranger_at_an_old_address_learns_no_key_and_answers_nothing(tmp_path: Path) -> None:
+    with stranger(nothing) as (port, seen), replica(tmp_path, keys=keys_file(tmp_path, entry())) as b:
+        name = GenerationIds([FLEET.encode()], f"127.0.0.1:{port}").new("cmpl-")
+        status, error, _ = b.change("DELETE", name, headers={"authorization": f"Bearer {SECRET}"})
+        assert (status, error["error"]["code"]) == (502, "replica_unreachable")
     assert len(seen) == 1
     assert SECRET not in seen[0]
     assert FLEET not in seen[0]
+
+
+@pytest.mark.parametrize("proof", ["0" * 64, "\xe9"])
+def test_a_proof_that_is_none_is_refused(tmp_path: Path, proof: str) -> None:
+    with stranger(partial(nothing, proof=proof)) as (port, _), replica(tmp_path) as b:
+        name = GenerationIds([FLEET.encode()], f"127.0.0.1:{port}").new("cmpl-")
+        status, error, _ = b.change("DELETE", name)
+        assert (status, error["error"]["code"]) == (502, "replica_unreachable")
+        assert "without its proof" in error["error"]["message"]
+
+
+def test_nothing_is_read_of_an_answer_without_proof(tmp_path: Path) -> None:
+    """However much of it a stranger sends."""
+    gone = threading.Event()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        # More than the two sockets hold: it ends once the other side has closed its own.
+        with suppress(OSError):
+            for _ in range(1024):
+                handler.wfile.write(bytes(1 << 16))
+            return
+        gone.set()
+
+    with stranger(endless) as (port, _), replica(tmp_path) as b:
+        name = GenerationIds([FLEET.encode()], f"127.0.0.1:{port}").new("cmpl-")
+        status, error, _ = b.change("DELETE", name)
+        assert (status, error["error"]["code"]) == (502, "replica_unreachable")
+        assert gone.wait(PATIENCE)
+
+
+def test_a_trace_state_that_no_header_may_have_is_left_out(tmp_path: Path) -> None:
+    given = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "tracestate": "vendor=\xe9"}
+    with fleet(tmp_path) as (a, b), a.stream() as (name, _):
+        assert b.change("DELETE", name, headers=given)[0] == 200
+        eventually(lambda: any(visit.method == "DELETE" for visit in a.server.visits))
+        there = next(visit for visit in a.server.visits if visit.method == "DELETE")
+        assert (there.trace.trace_id, there.trace.state) == (TRACE, None)
 
 
 def test_replicas_with_different_secrets_do_not_trust_each_other(tmp_path: Path) -> None:
