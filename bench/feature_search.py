@@ -38,8 +38,8 @@ def main() -> None:
     print(f"\nA search took {1000 * statistics.median(seconds):.1f} ms (median), {1000 * max(seconds):.1f} ms at most.")
     print("\n| SAE | named | detection AUC | another feature's name |\n|---|---|---|---|")
     for name, store in stores.items():
-        told = store.meta["detection"]
-        print(f"| {name} | {len(store.names)} of 3,072 | {told['auc']:.3f} | {told['random_auc']:.3f} |")
+        scores = store.meta["detection"]
+        print(f"| {name} | {len(store.names)} of 3,072 | {scores['auc']:.3f} | {scores['random_auc']:.3f} |")
 
 
 if __name__ == "__main__":

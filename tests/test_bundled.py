@@ -142,6 +142,20 @@ def test_a_limit_on_the_measured_kl_holds_at_bundled_strengths(runtime: Runtime,
                 assert held["interventions"] == free["interventions"]
 
 
+def test_words_find_features_of_the_labelled_saes(runtime: Runtime) -> None:
+    files = sorted((BUNDLED / "saes").glob("*/features.db"))
+    assert {path.parent.name for path in files} == {"layer-2-mask", "layer-2-visible", "layer-3-mask"}
+    assert sum(path.stat().st_size for path in files) < 10 << 20
+    features = runtime.service.features
+    assert features is not None
+    for query in ("football", "lord", "movie", "microsoft", "micorsoft", "oil price"):
+        found, total = features.listed(None, query, 0, 5)
+        assert total >= 1 and found[0]["label"], query
+    described = features.described(found[0]["sae"], found[0]["index"])
+    assert described["named_by"] == "contexts" and described["contexts_from"] == "samples"
+    assert len(described["curve"]["mean_activation"]) == 17 and len(described["attributes"]) == len(ATTRIBUTES)
+
+
 def test_its_size_is_what_a_wheel_can_carry() -> None:
     weights = sum(path.stat().st_size for path in (BUNDLED / "model").glob("*.safetensors"))
     assert weights < 64 << 20

@@ -59,7 +59,7 @@ def _fill(database: sqlite3.Connection, meta: Mapping[str, Any], entries: Iterab
         CREATE TABLE features (id INTEGER PRIMARY KEY, name TEXT, score REAL);
         CREATE TABLE records (block INTEGER PRIMARY KEY, data BLOB NOT NULL);
         CREATE TABLE vocabulary (word TEXT PRIMARY KEY) WITHOUT ROWID;
-        CREATE VIRTUAL TABLE search USING fts5({", ".join(COLUMNS)}, content='', detail=column,
+        CREATE VIRTUAL TABLE search USING fts5({", ".join(COLUMNS)}, content='',
             tokenize="porter unicode61 remove_diacritics 2");
         CREATE VIRTUAL TABLE found USING fts5vocab(search, 'row');
         """

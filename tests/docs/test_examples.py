@@ -22,7 +22,7 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 ADDRESS = "http://127.0.0.1:8000"
 """The address of the server in the documents."""
-RUN_WHOLE = ("README.md", "docs/tutorial.md")
+RUN_WHOLE = ("README.md", "docs/tutorial.md", "docs/features.md")
 """Pages whose every command, request and program is run; of the others programs are run and requests planned."""
 BASE = {"model": "bundled", "prompt": "the", "max_tokens": 48}
 """What a request has where a document shows only its `steering` or `diffusion`."""
