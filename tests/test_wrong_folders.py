@@ -93,7 +93,7 @@ MODELS: dict[str, tuple[Breaking, str]] = {
     "other config": (put("config.json", "[]"), "must hold a JSON object"),
     "unknown family": (
         edit("config.json", model_type="mamba"),
-        "model_type is 'mamba', known families are Dream, a2d-llama, .* sedd",
+        "model_type is 'mamba', known families are Dream, .* sedd",
     ),
     "missing key": (edit("config.json", d_model=...), "config.json has no d_model, which the llada family needs"),
     "other shape": (edit("config.json", n_layers=3), "missing tensors: model.transformer"),

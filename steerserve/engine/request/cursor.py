@@ -1,7 +1,7 @@
 """The block cursor: how a row goes through its blocks, and back to earlier ones where tokens are masked again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schedulers import Transfer
 from steerserve.engine.request.canvas import Canvas
@@ -33,19 +33,19 @@ class BlockCursor(Canvas):
     """Denoising steps done."""
     block: int = 0
     block_step: int = 0
-    block_total: int = field(init=False)
-    """Masked positions of the current block when it began."""
     prefix: int = 0
     """Response tokens committed without a gap from the left that nothing takes back any more."""
     rewound: int | None = None
     """The block to go back to, where tokens have been masked again since the last step."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.block_total = self._size(0)
+    @property
+    def block_total(self) -> int:
+        """Response positions of the current block; of the last one, where every step has been made."""
+        return self._size(min(self.block, self.blocks - 1))
 
     @property
     def blocks(self) -> int:
+        """Blocks of the response."""
         return -(-(self.lead + self.params.max_tokens) // self.block_length)
 
     @property
@@ -127,7 +127,6 @@ class BlockCursor(Canvas):
             if self.block_step >= steps or full and not self.transfer.remasks:
                 self.block += 1
                 self.block_step = 0
-                self.block_total = self._size(self.block)
                 if self._rewritten:
                     self._go_on()
         while self.prefix < self.num_final and self.canvas[self.start + self.prefix] != self.mask_id:
