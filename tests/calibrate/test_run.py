@@ -186,7 +186,7 @@ def test_a_run_stopped_before_its_first_attribute_may_be_begun_again_by_another_
     tasks.write_text(json.dumps(TASKS[2:]))
     for out, stages in (("out", ("_contrast", "feature_curves", "probes_of", "choose_and_save")), ("fresh", ())):
         for i, stage in enumerate(stages):
-            other = make_recipe(folder, tasks=tasks, temperature=2.0 + i, texts=12 + i, slices=32)
+            other = make_recipe(folder, tasks=tasks, temperature=1.0 + i / 4, texts=12 + i, slices=32)
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(module, stage, stop)
                 calibrate(tiny_model, folder / "saes", folder / "data", tmp_path / out, other)

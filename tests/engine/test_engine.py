@@ -82,7 +82,7 @@ def test_a_suffix_is_seen_and_kept(served: DiffusionEngine, suffix: str | tuple[
 
 def with_eos(served: DiffusionEngine, **changes: Any) -> list[tuple[Request, Any]]:
     """Rows of many seeds that drew an EOS somewhere."""
-    asked = [replace(PLAIN, seed=seed, temperature=3.0, **changes) for seed in range(120)]
+    asked = [replace(PLAIN, seed=seed, temperature=2.0, **changes) for seed in range(256)]
     rows = tiny.run(served, *asked)
     return [(request, result) for request, result in rows if tiny.EOS in request.response]
 
@@ -90,7 +90,7 @@ def with_eos(served: DiffusionEngine, **changes: Any) -> list[tuple[Request, Any
 def test_the_text_ends_at_the_first_end_token(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(), tmp_path, max_rows=64)
     ended = with_eos(served)
-    assert len(ended) > 5
+    assert len(ended) >= 5
     for request, result in ended:
         cut = request.response.index(tiny.EOS)
         if tiny.MASK in request.response[:cut]:
