@@ -38,8 +38,8 @@ def test_every_family_is_calibrated_by_its_own_sampler(name: str, tiny_model: Pa
     model = made.make_family(tmp_path / "model", name, tiny_model)
     made.make_data(tmp_path / "data")
     made.make_saes(tmp_path / "saes", model)
-    # LLaDA's own temperature is 0, at which nothing is drawn; these weights of SEDD's are sure of a single token.
-    temperature = {"llada": 1.0, "sedd": 4.0}.get(name)
+    # The temperature of the LLaDAs is 0, at which nothing is drawn; these weights of SEDD's are sure of a single token.
+    temperature = {"llada": 1.0, "lladamoe": 1.0, "sedd": 2.0}.get(name)
     recipe = made.make_recipe(tmp_path, tasks=one_task(tmp_path), transfer=None, order=None, temperature=temperature)
     placed = ModelConfig(device="cpu")
     calibrate(model, tmp_path / "saes", tmp_path / "data", tmp_path / "out", recipe, placed)
@@ -100,8 +100,8 @@ def test_a_token_has_the_step_of_its_own_position_where_the_model_drew_its_mask(
     lm = tiny.llada()
     served = tiny.engine(lm, tmp_path)
     params = [
-        GenerationParams(max_tokens=8, steps=8, order="random", ignore_eos=True, temperature=3.0, row=i)
-        for i in range(60)
+        GenerationParams(max_tokens=8, steps=8, order="random", ignore_eos=True, temperature=2.0, row=i)
+        for i in range(200)
     ]
     written = write(served, params, "texts")
     short = [i for i, one in enumerate(written) if len(one.tokens) < 8]

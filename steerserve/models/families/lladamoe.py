@@ -157,7 +157,7 @@ class Experts(nn.Module):
             token, rank = (expert == index).nonzero(as_tuple=True)
             if not len(token):
                 continue
-            given = F.pad(states[token], (0, 0, 0, max(0, _LEAST - len(token))))
+            given = F.pad(states[token], (0, 0, 0, -len(token) % _LEAST))
             mixed.index_add_(0, token, network(given)[: len(token)] * share[token, rank, None])
         return mixed.view_as(hidden)
 

@@ -5,7 +5,6 @@ import threading
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from steerserve.config import ServerConfig
 from steerserve.engine.api.events import Event, Failed
@@ -164,13 +163,13 @@ def test_a_body_at_the_limit_is_read() -> None:
 
 
 def test_what_nobody_expected_is_a_500_without_internals(
-    client: TestClient, engine: TextEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(engine, "admit", broken)
-    with caplog.at_level(logging.ERROR):
+    with serving(engine, ServerConfig()) as client, caplog.at_level(logging.ERROR):
         response = client.post("/v1/completions", json=BODY, headers={"x-request-id": "mine-1"})
     assert response.status_code == 500
     assert "mine-1" in response.json()["error"]["message"]
