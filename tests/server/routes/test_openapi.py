@@ -80,13 +80,16 @@ def test_every_field_of_a_request_is_told_and_null_is_the_same_as_leaving_it_out
     request = schemas["CompletionRequest"]
     assert set(DESIGN_EXAMPLE) <= set(request["properties"])
     assert (request["additionalProperties"], request["required"]) == (False, ["model"])
-    assert request["properties"]["model"] == {"const": "text"}
+    assert request["properties"]["model"] == {
+        "anyOf": [{"const": "text"}, {"type": "string", "pattern": "^(text)@[0-9a-f]{8,64}$"}]
+    }
     for schema in schemas.values():
         for name, field in schema.get("properties", {}).items():
             assert schema.get("additionalProperties") is not False or (
                 ({"type": "null"} in field.get("anyOf", [])) == (name not in schema.get("required", []))
             )
-    assert {"enum": sorted(ATTRIBUTES)} in schemas["Intervention"]["properties"]["attribute"]["anyOf"]
+    named, null = schemas["Intervention"]["properties"]["attribute"]["anyOf"]
+    assert {"enum": sorted(ATTRIBUTES)} in named["anyOf"] and null == {"type": "null"}
     assert schemas["CompletionRequest"]["properties"]["use_beam_search"]["anyOf"][0]["enum"] == [False]
     assert schemas["Message"]["properties"]["tool_calls"]["anyOf"][0]["enum"] == [[]]
 
