@@ -79,6 +79,7 @@ LEVELS = {
         {"memory", "sigma", "attention", "capture", "state_dict", "pretrained"},
         {"base", "llama"},
         {"means", "layers"},
+        {"decoder"},
         {"families"},
         {"checkpoint"},
         {"text"},

@@ -8,15 +8,13 @@ Module names are the checkpoint's tensor names, so loading is a strict `load_sta
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, taken, turned_to
+from steerserve.models.attention import taken
 from steerserve.models.base import (
     ModelFacts,
     SamplerDefaults,
@@ -24,10 +22,9 @@ from steerserve.models.base import (
     check_sizes,
     read_fields,
 )
-from steerserve.models.layers import TransformerLM
-from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
-from steerserve.models.memory import Keep, Memory
-from steerserve.models.state_dict import leave_out_copies
+from steerserve.models.decoder import Attention, DecoderLM, SwiGlu, adapted
+from steerserve.models.llama import RmsNorm, rotary_base
+from steerserve.models.memory import Keep
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
 # load. A block size is that of Dream's block-wise successors, which bear the same model_type and are not shifted.
@@ -65,55 +62,15 @@ class DreamConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
-class Attention(nn.Module):
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        width, self.size = config.hidden_size, config.head_size
-        wide, narrow = config.num_attention_heads * self.size, config.num_key_value_heads * self.size
-        self.q_proj = nn.Linear(width, wide)
-        self.k_proj = nn.Linear(width, narrow)
-        self.v_proj = nn.Linear(width, narrow)
-        self.o_proj = nn.Linear(wide, width, bias=False)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        turns: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        keep: Keep | None,
-        at: Tensor | None,
-    ) -> Tensor:
-        query, key, value = (
-            project(states).unflatten(-1, (-1, self.size)).transpose(1, 2)
-            for project, states in ((self.q_proj, taken(hidden, at)), (self.k_proj, hidden), (self.v_proj, hidden))
-        )
-        key = rotate(key, *turns)
-        if keep is not None:
-            key, value = keep(key, value)
-        out: Tensor = self.o_proj(attend(rotate(query, *turned_to(turns, at)), key, value, mask))
-        return out
-
-
-class Mlp(nn.Module):
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return out
-
-
 class Layer(nn.Module):
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_size, bias=True
+        )
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = SwiGlu(config.hidden_size, config.intermediate_size)
 
     def forward(
         self,
@@ -129,7 +86,7 @@ class Layer(nn.Module):
         return out
 
 
-class DreamDiffusionLM(TransformerLM):
+class DreamDiffusionLM(DecoderLM):
     """Dream; sites are the outputs of its layers."""
 
     # The settings of the authors' own example (README of HKUNLP/Dream): alg "entropy", temperature 0.2, top_p 0.95.
@@ -138,17 +95,8 @@ class DreamDiffusionLM(TransformerLM):
     )
 
     def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
+        super().__init__(config, (Layer(config) for _ in range(config.num_hidden_layers)))
         self.config = config
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
-                "norm": RmsNorm(config.hidden_size, config.rms_norm_eps),
-            }
-        )
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.facts = ModelFacts(
             family="dream",
             vocab_size=config.vocab_size,
@@ -175,40 +123,7 @@ class DreamDiffusionLM(TransformerLM):
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The checkpoint's tensors without rotary frequencies and without a tied head that was written out."""
-        config = _read(raw)
-        left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
-        return leave_out_copies(
-            left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-        )
-
-    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
-        """Token embeddings; a layer takes the cosines and sines of its positions.
-
-        Dream's own layers round them to the dtype of the states, and rotate in it.
-        """
-        model: Any = self.model
-        hidden = model["embed_tokens"](tokens)
-        cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
-        turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
-        return hidden, (turns if memory is None else memory.turned(turns),)
-
-    def layers(self) -> Iterable[nn.Module]:
-        """The decoder layers."""
-        model: Any = self.model
-        layers: nn.ModuleList = model["layers"]
-        return layers
-
-    def normalise(self, hidden: Tensor) -> Tensor:
-        """The last norm."""
-        model: Any = self.model
-        out: Tensor = model["norm"](hidden)
-        return out
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab_size] of hidden states [..., hidden_size]."""
-        model: Any = self.model
-        weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return adapted(_read(raw), tensors)
 
 
 def _read(raw: dict[str, Any]) -> DreamConfig:

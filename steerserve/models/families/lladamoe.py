@@ -6,7 +6,6 @@ at the same position. A router gives every token its experts, which are SwiGLU n
 Module names are the checkpoint's tensor names, so loading is a strict `load_state_dict`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
-from steerserve.models.attention import attend, taken, turned_to
+from steerserve.models.attention import taken
 from steerserve.models.base import (
     ModelFacts,
     SamplerDefaults,
@@ -23,10 +22,9 @@ from steerserve.models.base import (
     check_sizes,
     read_fields,
 )
-from steerserve.models.layers import TransformerLM
-from steerserve.models.llama import RmsNorm, leave_out_frequencies, rotary_base, rotate, rotation
-from steerserve.models.memory import Keep, Memory
-from steerserve.models.state_dict import leave_out_copies
+from steerserve.models.decoder import Attention, DecoderLM, SwiGlu, adapted
+from steerserve.models.llama import RmsNorm, rotary_base
+from steerserve.models.memory import Keep
 
 # What the published checkpoints say or leave out, and all that this family implements; any other value is refused on
 # load. The router's groups, scale and normalisation stand in a config, and the published network has none of them.
@@ -45,9 +43,9 @@ _GROUPS: Final = ("router_num_group", "router_topk_group")
 # <|mask|>, <|endoftext|> and <|role_end|> of the published vocabulary; a config may name none of them.
 _MASK, _END_OF_TEXT, _TURN_END = 156895, 156892, 156900
 
-_LEAST: Final = 16
-"""Matrix products of fewer rows take other kernels on CPUs, whose last bits differ; the tokens of an expert are made up
-to so many, so that a token has the same bits whichever others choose it."""
+_TILE: Final = 16
+"""Rows of a tile. Matrix products on CPUs round the rows of whole tiles alike, so the tokens of an expert are padded to
+whole tiles: a token has the same bits whichever others choose the expert."""
 
 
 @dataclass(frozen=True)
@@ -85,48 +83,6 @@ class LladaMoeConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-class Attention(nn.Module):
-    def __init__(self, config: LladaMoeConfig) -> None:
-        super().__init__()
-        width, self.size = config.hidden_size, config.head_size
-        narrow = config.kv_heads * self.size
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, narrow, bias=False)
-        self.v_proj = nn.Linear(width, narrow, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
-        self.q_norm = RmsNorm(self.size, config.rms_norm_eps) if config.qk_layernorm else nn.Identity()
-        self.k_norm = RmsNorm(self.size, config.rms_norm_eps) if config.qk_layernorm else nn.Identity()
-
-    def forward(
-        self,
-        hidden: Tensor,
-        turns: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        keep: Keep | None,
-        at: Tensor | None,
-    ) -> Tensor:
-        query = self.q_norm(self.q_proj(taken(hidden, at)).unflatten(-1, (-1, self.size))).transpose(1, 2)
-        key = self.k_norm(self.k_proj(hidden).unflatten(-1, (-1, self.size))).transpose(1, 2)
-        value = self.v_proj(hidden).unflatten(-1, (-1, self.size)).transpose(1, 2)
-        key = rotate(key, *turns)
-        if keep is not None:
-            key, value = keep(key, value)
-        out: Tensor = self.o_proj(attend(rotate(query, *turned_to(turns, at)), key, value, mask))
-        return out
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return out
-
-
 class Experts(nn.Module):
     """The sum of what each token's experts make of it, by the chances that the router gives them.
 
@@ -139,7 +95,7 @@ class Experts(nn.Module):
         self.chosen = config.num_experts_per_tok
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(
-            Mlp(config.hidden_size, config.expert_intermediate_size) for _ in range(config.num_experts)
+            SwiGlu(config.hidden_size, config.expert_intermediate_size) for _ in range(config.num_experts)
         )
         self.expert_bias: Tensor | None
         self.register_buffer(
@@ -157,7 +113,7 @@ class Experts(nn.Module):
             token, rank = (expert == index).nonzero(as_tuple=True)
             if not len(token):
                 continue
-            given = F.pad(states[token], (0, 0, 0, -len(token) % _LEAST))
+            given = F.pad(states[token], (0, 0, 0, -len(token) % _TILE))
             mixed.index_add_(0, token, network(given)[: len(token)] * share[token, rank, None])
         return mixed.view_as(hidden)
 
@@ -167,10 +123,16 @@ class Layer(nn.Module):
         super().__init__()
         width, shared = config.hidden_size, config.shared_expert_intermediate_size
         self.input_layernorm = RmsNorm(width, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(
+            width,
+            config.num_attention_heads,
+            config.kv_heads,
+            config.head_size,
+            norm_eps=config.rms_norm_eps if config.qk_layernorm else None,
+        )
         self.post_attention_layernorm = RmsNorm(width, config.rms_norm_eps)
-        self.mlp = Experts(config) if sparse else Mlp(width, config.dense_intermediate_size or 0)
-        self.shared_expert = Mlp(width, shared) if sparse and shared is not None else None
+        self.mlp = Experts(config) if sparse else SwiGlu(width, config.dense_intermediate_size or 0)
+        self.shared_expert = SwiGlu(width, shared) if sparse and shared is not None else None
 
     def forward(
         self,
@@ -189,24 +151,15 @@ class Layer(nn.Module):
         return out
 
 
-class LladaMoeDiffusionLM(TransformerLM):
+class LladaMoeDiffusionLM(DecoderLM):
     """LLaDA-MoE; sites are the outputs of its layers."""
 
     # Those of the authors' `generate`, which is LLaDA's.
     defaults = SamplerDefaults(temperature=0.0, order="confidence", transfer="linear")
 
     def __init__(self, config: LladaMoeConfig) -> None:
-        super().__init__()
+        super().__init__(config, (Layer(config, sparse=bool(sparse)) for sparse in config.moe_layer_freq))
         self.config = config
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                "layers": nn.ModuleList(Layer(config, sparse=bool(sparse)) for sparse in config.moe_layer_freq),
-                "norm": RmsNorm(config.hidden_size, config.rms_norm_eps),
-            }
-        )
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.facts = ModelFacts(
             family="lladamoe",
             vocab_size=config.vocab_size,
@@ -228,37 +181,7 @@ class LladaMoeDiffusionLM(TransformerLM):
     @classmethod
     def adapt(cls, raw: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The checkpoint's tensors without rotary frequencies and without a tied head that was written out."""
-        config = _read(raw)
-        left = leave_out_frequencies(tensors, config.head_size, config.rope_theta)
-        return leave_out_copies(
-            left, {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-        )
-
-    def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
-        """Token embeddings; a layer takes the cosines and sines of its positions, in the dtype of the states."""
-        model: Any = self.model
-        hidden = model["embed_tokens"](tokens)
-        cos, sin = rotation(width, self.config.head_size, self.config.rope_theta, tokens.device)
-        turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
-        return hidden, (turns if memory is None else memory.turned(turns),)
-
-    def layers(self) -> Iterable[nn.Module]:
-        """The layers."""
-        model: Any = self.model
-        layers: nn.ModuleList = model["layers"]
-        return layers
-
-    def normalise(self, hidden: Tensor) -> Tensor:
-        """The last norm."""
-        model: Any = self.model
-        out: Tensor = model["norm"](hidden)
-        return out
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab_size]."""
-        model: Any = self.model
-        weight = model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return adapted(_read(raw), tensors)
 
 
 def _read(raw: dict[str, Any]) -> LladaMoeConfig:
