@@ -159,7 +159,7 @@ class ServerConfig:
     metrics_port: int | None = None
     """Port of its own for /metrics, 0 for a free one; unset: on the server's port, where a key is needed if any is."""
     vllm_metrics: bool = False
-    """Whether the metrics tell the load under vLLM's names too, which routers made for vLLM read."""
+    """Also export the load under vLLM's metric names, which routers made for vLLM read."""
     log_requests: bool = True
     """Write a line of JSON to standard output for every request."""
     log_prompts: bool = False

@@ -82,9 +82,9 @@ class StepResult:
     unsteered: Mapping[int, int]
     """Rows of the forward whose pushes were due at a layer that the forward did not come by, with that layer."""
     forwards: list[Forward]
-    """Of each row, what it has made."""
+    """The forward of each row, to be counted with the step."""
     features: list[TopFeatures]
-    """For orders that compare steps."""
+    """Top features of the candidates, for orders that compare steps."""
 
 
 Batches = Callable[[Sequence[Request]], list[tuple[Batch, ModelRunner]]]

@@ -119,7 +119,7 @@ def name_feature(
 
 
 def same_stem(one: str, other: str) -> bool:
-    """Whether two words differ by an English ending only."""
+    """True if two words differ by an English ending only."""
     short, long = sorted((one, other), key=len)
     endings = ("", "s", "es", "ed", "d", "ing", "er", "ers", "ly", "'s", "\u2019s")
     return len(short) > 2 and long.startswith(short) and long[len(short) :] in endings or short == long

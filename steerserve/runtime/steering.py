@@ -88,7 +88,7 @@ class SteeringReload:
     max_length: int
 
     def __call__(self, check: CheckAdmission) -> None:
-        """See `Service.reload`."""
+        """Read attributes and vectors again, check them, and admit by them from now on."""
         before = self.engine.catalogue
         catalogue = self.sources.catalogue(before.defaults)
         check(partial(admit, catalogue=catalogue, tokenizer=self.tokenizer, config=self.engine.config), self.max_length)

@@ -70,7 +70,7 @@ class Reload:
         self._metrics.key_reloads.labels("failed" if self._keys_refused else "ok").inc()
 
     def _read_steering(self) -> bool:
-        """Whether others are loaded now."""
+        """Read attributes and vectors again; returns True if what is loaded has changed."""
         if self._service.reload is None:
             return False
         before = self._service.revision()

@@ -24,7 +24,7 @@ class ExtraRow:
     serves: frozenset[Purpose]
     pushes: tuple[Push, ...] = ()
     hides_prompt: bool = False
-    """Whether all but the response is masked in it."""
+    """True if its canvas shows the response alone, and masks elsewhere."""
 
 
 def extra_rows(requests: Sequence[Request]) -> list[ExtraRow]:
@@ -58,7 +58,7 @@ class ForwardRows:
         self.extra, self._count = extra_rows(requests), len(requests)
         sources = [*range(len(requests)), *(one.source for one in self.extra)]
         self.requests = [requests[source] for source in sources]
-        """Of each row, the request it stands for."""
+        """The request behind each row of the forward [F]."""
         self.pushes: list[Sequence[Push]] = [*(one.pushes for one in requests), *(one.pushes for one in self.extra)]
         self.host_source = torch.tensor(sources)
         self.source = self.host_source.to(device)

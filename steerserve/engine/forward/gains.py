@@ -38,7 +38,7 @@ class StepGains(Protocol):
 
 
 def pushing(request: Request, gains: StepGains) -> bool:
-    """Whether a row has pushes of its own at the step that was set."""
+    """True if a row has pushes of its own at the step that was set."""
     return any(gains.gain(push) != 0 for push in request.own)
 
 

@@ -112,7 +112,7 @@ def _limits(request: Request, limits: Limits, held: Sequence[Held]) -> dict[str,
     """The limits, and what they made smaller: `kl_steps`, the steps whose gains the measured KL lowered,
     `kl_repeats`, the forward passes that were made again for that, `predicted_kl_scale`, by which all strengths were
     multiplied before the run, `predicted_kl_steps`, the steps whose gains the predicted KL lowered, and
-    `delta_positions`, positions x steps x layers."""
+    `delta_positions`, positions x steps x layers, those held by the bound on latents included."""
     budget = request.budget
     return limits_json(limits) | {
         "clipped": {

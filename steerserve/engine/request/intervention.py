@@ -56,6 +56,6 @@ class Forward:
     rate: float = 0.0
     """Nats that each token is predicted to cost which it commits; 0 without a limit on them."""
     cut: bool = False
-    """Whether the limit on predicted KL lowered its gains."""
+    """True if the limit on predicted KL lowered its gains."""
     lowered: list[ActiveIntervention] = field(default_factory=list)
     """Those of the row's own interventions that pushed at it and that a limit on KL made smaller."""

@@ -47,7 +47,7 @@ class CachedRunner:
         written = [one.cache for one in batch.requests]
         kept = [*written, *(one.bare_cache for one in rows.requests[len(written) :])]
         self._caches: list[RowCache] = [cache for cache in kept if cache is not None]
-        """Of each row of the forward [F]: one without pushes that is read keeps its own."""
+        """The cache of each row of the forward [F]; a row without pushes that is read has its own."""
         width = batch.canvas.shape[1]
         self.store = new_store(facts.num_layers, len(rows.requests), facts.keys, width, batch.device, batch.dtype)
         for row, (request, cache) in enumerate(zip(rows.requests, self._caches, strict=True)):
@@ -56,9 +56,9 @@ class CachedRunner:
                 self.store[:, :, row, :, :length] = cache.kept[:, :, :, :length]
         self._lengths = [len(request.canvas) for request in rows.requests]
         self._plans = PartPlans({}, width)
-        """Of the rows that are computed together, by their numbers."""
+        """Steering plans by the rows that are computed together."""
         self._groups: list[Group] = []
-        """Those of the step that was begun."""
+        """The groups of the step that was begun."""
         self._reasons: list[Reason | None] = []
         """Why each row is computed whole at it; None where it is not."""
         # Only now: a runner that cannot be made takes nothing away.

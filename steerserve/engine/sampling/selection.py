@@ -61,8 +61,11 @@ def select_before_sampling(batch: Batch, row: Tensor, position: Tensor) -> Tenso
 def select(
     batch: Batch, row: Tensor, position: Tensor, drawn: Draw, predictions: Predictions
 ) -> tuple[Tensor, list[TopFeatures]]:
-    """Of the positions drawn, those that commit [N] bool, all of a row that has chosen before; and the top features
-    that were found on the way, for the next step to compare with."""
+    """Choose which of the drawn positions commit.
+
+    Returns [N] bool, with all positions of a row that has chosen before, and the top features that were read for it,
+    which the next step compares with.
+    """
     if all(request.chooses_blindly for request in batch.requests):
         return torch.ones_like(row, dtype=torch.bool), []
     chosen, found = _choose(batch, row, position, (drawn, predictions))

@@ -88,4 +88,6 @@ class Forwarder:
 
     def _unreachable(self, why: str) -> ReplicaUnreachableError:
         self._metrics.forwards.labels("unreachable").inc()
-        return ReplicaUnreachableError(f"the replica that runs this generation does not answer ({why})")
+        return ReplicaUnreachableError(
+            f"the replica that runs this generation gave no answer that can be passed on ({why})"
+        )

@@ -43,10 +43,9 @@ ReadText = Annotated[
 ]
 
 
-class ActivationRequest(Strict):
-    """A text, and the SAE, or the layer whose pair of SAEs, that reads it."""
+class ReadingRequest(Strict):
+    """How texts are read: by one SAE, or by the pair of a layer."""
 
-    text: ReadText
     sae: Name | None = None
     layer: Layer | None = None
     mask_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -60,22 +59,17 @@ class ActivationRequest(Strict):
         return self
 
 
-class ComparisonRequest(Strict):
-    """Two sets of texts, and the SAE, or the layer whose pair of SAEs, that reads them."""
+class ActivationRequest(ReadingRequest):
+    """A text, and what reads it."""
+
+    text: ReadText
+
+
+class ComparisonRequest(ReadingRequest):
+    """Two sets of texts, and what reads them."""
 
     texts_a: list[ReadText] = Field(min_length=1, max_length=MOST_TEXTS)
     texts_b: list[ReadText] = Field(min_length=1, max_length=MOST_TEXTS)
-    sae: Name | None = None
-    layer: Layer | None = None
-    mask_ratio: float = Field(default=0.0, ge=0, le=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    k: int = Field(default=8, ge=1, le=256)
-
-    @model_validator(mode="after")
-    def _one_reader(self) -> Self:
-        if (self.sae is None) == (self.layer is None):
-            raise fields.blame("sae", "or layer must be given, and not both: one SAE, or the pair of a layer")
-        return self
 
 
 class FeatureRoutes:

@@ -85,7 +85,7 @@ class InterventionDraft:
         return _own_strength(self.attribute, self.pushes, self.push_size)
 
     def cost(self, scale: float = 1.0) -> InterventionCost | None:
-        """What it costs with its pushes multiplied by scale; None where no calibrated cost holds for it."""
+        """The predicted KL of its pushes multiplied by scale; None where no calibrated cost holds for it."""
         if self.why_no_cost is not None:
             return None
         assert self.attribute is not None and self.density is not None and self.own_strength is not None
