@@ -3,6 +3,7 @@
 import re
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -32,22 +33,26 @@ class FeatureSearch:
     def ranked(self, query: str, saes: Sequence[str]) -> list[tuple[str, int]]:
         """SAE and index of every feature that holds a word of the query, the best first.
 
-        Those that hold more of its words come first; among these by BM25, where names count most, times how well the
-        name tells the feature's contexts from others. A word counts as held by one that begins with it; a word that
-        none begins with stands for the words spelled most like it.
+        Those that hold more of its words come first, then those whose names hold more of them, then by BM25, where
+        names count most, times how well the name tells the feature's contexts from others. A word that begins with one
+        of the query counts as that. A word that none begins with stands for the words spelled most like it.
         """
         held: dict[tuple[str, int], list[float]] = {}
+        named: Counter[tuple[str, int]] = Counter()
         for word in dict.fromkeys(_WORD.findall(query.casefold())[:MOST_WORDS]):
             best: dict[tuple[str, int], float] = {}
+            in_name: set[tuple[str, int]] = set()
             spellings = self._spellings(word)
             for name in saes:
                 for store in self._stores.get(name, ()):
                     for index, value in store.matching(spellings).items():
                         key, weighed = (name, index), value * (0.5 + store.scores.get(index, 0.5))
                         best[key] = max(best.get(key, 0.0), weighed)
+                    in_name |= {(name, index) for index in store.named(spellings)}
+            named.update(in_name)
             for key, value in best.items():
                 held.setdefault(key, []).append(value)
-        return sorted(held, key=lambda key: (-len(held[key]), -sum(held[key]), key))
+        return sorted(held, key=lambda key: (-len(held[key]), -named[key], -sum(held[key]), key))
 
     def _spellings(self, word: str) -> list[str]:
         """The word, or where none begins with it and it has four letters or more, those spelled most like it."""

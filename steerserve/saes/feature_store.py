@@ -147,15 +147,24 @@ class FeatureStore:
 
     def matching(self, words: Sequence[str]) -> dict[int, float]:
         """Features that hold one of the words or a word that begins with it, and how well: larger is better."""
-        quoted = [f'"{word}"' for word in words]
-        query = " OR ".join([*quoted, *(f"{one}*" for one in quoted)])
         weights = ", ".join(map(str, WEIGHTS))
         sql = f"SELECT rowid, -bm25(search, {weights}) FROM search WHERE search MATCH ?"
-        return {index: float(value) for index, value in self._rows(sql, (query,))}
+        return {index: float(value) for index, value in self._rows(sql, (_any_of(words),))}
+
+    def named(self, words: Sequence[str]) -> set[int]:
+        """Features whose name holds one of the words or a word that begins with it."""
+        sql = "SELECT rowid FROM search WHERE search MATCH ?"
+        return {index for (index,) in self._rows(sql, (f"name : ({_any_of(words)})",))}
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         with self._lock:
             return self._database.execute(sql, values).fetchall()
+
+
+def _any_of(words: Sequence[str]) -> str:
+    """The query of FTS5 for one of the words, or a word that begins with it."""
+    quoted = [f'"{word}"' for word in words]
+    return " OR ".join([*quoted, *(f"{one}*" for one in quoted)])
 
 
 @contextmanager

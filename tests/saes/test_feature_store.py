@@ -74,6 +74,16 @@ def test_what_holds_more_of_the_words_comes_first_and_nothing_is_found_for_nonse
     assert search.ranked("qqqqzzzz", ["one", "two"]) == []
 
 
+def test_a_name_that_holds_the_word_comes_before_all_that_only_stands_near_it(tmp_path: Path) -> None:
+    near = FeatureEntry(0, "paris, on", 1.0, {}, ("paris, on", "football football", "football", "football"))
+    named = FeatureEntry(1, "cup, football", 0.5, {}, ("cup, football", "a b c d e f g h", "", ""))
+    write_store(tmp_path / FEATURES, {"sae_sha256": "aa"}, [near, named])
+    store = FeatureStore.open(tmp_path / FEATURES, 2, "aa")
+    for query in ("football", "footb", "footbal"):
+        assert FeatureSearch({"a": [store]}).ranked(query, ["a"]) == [("a", 1), ("a", 0)], query
+    store.close()
+
+
 def test_labels_alone_are_searched_too() -> None:
     store = FeatureStore.of_labels({8: "sports scores", 5: "kings"})
     assert FeatureSearch({"a": [store]}).ranked("score", ["a"]) == [("a", 8)]
