@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerserve.engine.vllm.worker import StepMaker
+from steerserve.engine.vllm.worker.steering_worker import StepMaker
 from steerserve.models import DiffusionLM
 from steerserve.saes import SparseAutoencoder
 

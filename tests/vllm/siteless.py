@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steerserve.engine.vllm.worker import SteeringWorker
+from steerserve.engine.vllm.worker.steering_worker import SteeringWorker
 
 
 class RobbedWorker(SteeringWorker):

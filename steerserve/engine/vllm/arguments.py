@@ -11,7 +11,7 @@ from steerserve.engine.vllm.checkpoint import facts_to_json
 from steerserve.errors import ArtifactError
 from steerserve.models import ModelFacts
 
-WORKER: Final = "steerserve.engine.vllm.worker.SteeringWorker"
+WORKER: Final = "steerserve.engine.vllm.worker.steering_worker.SteeringWorker"
 KV_CACHE_BYTES: Final = 1 << 26
 """What vLLM sets aside for keys and values on a CPU, where it asks: a model that attends both ways keeps none."""
 

@@ -16,7 +16,7 @@ from vllm.v1.executor import Executor
 
 from steerserve.engine.vllm.arguments import KV_CACHE_BYTES, Sources, core_shares, engine_arguments, parse_extra
 from steerserve.engine.vllm.checkpoint import llama_config
-from steerserve.engine.vllm.pooler import POOLING_TASK
+from steerserve.engine.vllm.worker.pooler import POOLING_TASK
 from steerserve.models import DiffusionLM
 from steerserve.models.checkpoint.config import read_config
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from steerserve.engine.admission.catalogue import Catalogue
-from steerserve.engine.vllm.step import WorkerStep
 from steerserve.engine.vllm.task import TASK, from_parameters
+from steerserve.engine.vllm.worker.step import WorkerStep
 from steerserve.models import ModelFacts
 from steerserve.saes import SparseAutoencoder, load_saes
 
 if TYPE_CHECKING:
-    from steerserve.engine.vllm.model import SteeredDiffusionLM
+    from steerserve.engine.vllm.worker.model import SteeredDiffusionLM
 
 
 class StepMaker:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vllm.tasks import PoolingTask
     from vllm.v1.pool.metadata import PoolingMetadata
 
-    from steerserve.engine.vllm.step import WorkerStep
+    from steerserve.engine.vllm.worker.step import WorkerStep
 
 POOLING_TASK = "token_embed"
 """The task of vLLM's that stands for a denoising step: one result of any length a request."""

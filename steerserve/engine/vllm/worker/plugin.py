@@ -8,4 +8,4 @@ def register() -> None:
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "steerserve.engine.vllm.model:SteeredDiffusionLM")
+        ModelRegistry.register_model(ARCHITECTURE, "steerserve.engine.vllm.worker.model:SteeredDiffusionLM")

@@ -12,8 +12,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from steerserve.engine.vllm.checkpoint import facts_from_json, llama_name
-from steerserve.engine.vllm.pooler import StepPooler
-from steerserve.engine.vllm.step import WorkerStep
+from steerserve.engine.vllm.worker.pooler import StepPooler
+from steerserve.engine.vllm.worker.step import WorkerStep
 from steerserve.errors import ArtifactError
 from steerserve.models import DiffusionLM
 
@@ -97,7 +97,7 @@ class SteeredDiffusionLM(nn.Module):
     @staticmethod
     def get_model_state_cls() -> type[Any]:
         """What tells the model of its batch under Model Runner V2."""
-        from steerserve.engine.vllm.state import SteeredModelState
+        from steerserve.engine.vllm.worker.state import SteeredModelState
 
         return SteeredModelState
 
