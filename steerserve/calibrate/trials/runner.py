@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from steerserve.calibrate.generation import GeneratedText, bounds, check_texts_differ, write
+from steerserve.calibrate.generation import GeneratedText, bounds, check_texts_differ, sample_params, write
 from steerserve.calibrate.recipes import CalibrationRecipe
 from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
 from steerserve.calibrate.trials.strength import Setting, Trial
@@ -129,15 +129,11 @@ def trial_params(
 ) -> GenerationParams:
     """One text of a trial, pushed by the attribute of that name as it is, or by nothing; `measured` as in
     `TrialRunner.trials`."""
-    return GenerationParams(
+    return replace(
+        sample_params(recipe, row),
         max_tokens=recipe.trial_tokens,
         steps=recipe.trial_steps,
-        order=recipe.order,
-        transfer=recipe.transfer,
-        temperature=recipe.temperature,
         seed=seed,
-        row=row,
-        ignore_eos=True,
         interventions=() if attribute is None else (Intervention(attribute=attribute),),
         measure_kl=measured,
     )
