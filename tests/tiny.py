@@ -22,6 +22,7 @@ from steerserve.models.families.denoiser import Tokens, denoiser_of
 from steerserve.models.families.dream import DreamConfig, DreamDiffusionLM
 from steerserve.models.families.huggingface import HuggingFaceLM
 from steerserve.models.families.llada import LladaConfig, LladaDiffusionLM
+from steerserve.models.families.llada2 import Llada2Config, Llada2DiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeConfig, LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
@@ -75,6 +76,26 @@ LLADA_MOE = LladaMoeConfig(
     moe_layer_freq=(1, 1, 1),
     rope_theta=50000.0,
     max_position_embeddings=CONTEXT,
+    mask_token_id=MASK,
+    eos_token_id=EOS,
+)
+LLADA2 = Llada2Config(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    moe_intermediate_size=24,
+    num_experts=8,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    first_k_dense_replace=1,
+    max_position_embeddings=CONTEXT,
+    rope_theta=600000.0,
+    num_shared_experts=1,
+    block_size=8,
     mask_token_id=MASK,
     eos_token_id=EOS,
 )
@@ -141,6 +162,18 @@ def lladamoe(seed: int = 0, **changes: Any) -> LladaMoeDiffusionLM:
     randomise(model, seed)
     for bias in model.buffers():
         bias.copy_(torch.linspace(0, 0.3, len(bias)))
+    return model
+
+
+def llada2(seed: int = 0, **changes: Any) -> Llada2DiffusionLM:
+    """A LLaDA2 of random weights, which never predicts its mask token; `changes` to LLADA2."""
+    model = Llada2DiffusionLM(replace(LLADA2, **changes))
+    randomise(model, seed)
+    for bias in model.buffers():
+        bias.copy_(torch.linspace(0.3, 0, len(bias)))
+    if not model.config.tie_word_embeddings:
+        # As no published model does: the loop of LLaDA2.1 would go on for ever.
+        model.lm_head.weight[MASK] = 0.0
     return model
 
 

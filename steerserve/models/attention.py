@@ -26,11 +26,29 @@ def padding_mask(lengths: Tensor | None, width: int, device: torch.device) -> Te
     return (torch.arange(keys, device=device) < lengths[:, None])[:, None, None, :]
 
 
+def block_mask(
+    block: int, lengths: Tensor | None, width: int, device: torch.device, position: Tensor | None = None
+) -> Tensor:
+    """Attention mask [rows or 1, 1, queries, keys] of a model whose attention is causal between blocks: True where a
+    key's block is the query's own or an earlier one.
+
+    block: length of the blocks, which count from the start of the canvas; lengths and width as of `padding_mask`;
+    position [rows, queries]: where on the canvas the queries stand, None: everywhere. A query sees itself, also where
+    it is padding: a softmax over nothing would be no number, which spreads.
+    """
+    padding = padding_mask(lengths, width, device)
+    place = torch.arange(width if padding is None else padding.shape[3], device=device)
+    query = place[None] if position is None else position
+    seen = (query[:, :, None] // block >= place // block)[:, None]
+    return seen if padding is None else (seen & padding) | (query[:, :, None] == place)[:, None]
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
     """Attention of query [rows, heads, length, head size] over key and value of as many heads or a divisor of it.
 
-    mask: `padding_mask` of the canvas, or one that tells queries apart, [rows or 1, 1, keys, keys]; scale: of the
-    products, None: 1 / sqrt(head size). Returns [rows, length, heads * head size].
+    mask: `padding_mask` of the canvas, or one that tells queries apart, [rows or 1, 1, queries, keys], of all keys or
+    of a multiple of TILE of queries; scale: of the products, None: 1 / sqrt(head size). Returns [rows, length,
+    heads * head size].
     """
     length = query.shape[2]
     more = 0 if mask is None else mask.shape[3] - key.shape[2]
@@ -49,6 +67,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 def taken(states: Tensor, at: Tensor | None) -> Tensor:
     """states [rows, length, size] at the positions at [rows, K]: [rows, K, size]; None: all of them."""
     return states if at is None else states.gather(1, at[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def mask_of(mask: Tensor | None, at: Tensor | None) -> Tensor | None:
+    """A mask of queries at the positions at [rows, K]; None: at all of them. One that tells no queries apart is as it
+    is."""
+    if mask is None or at is None or mask.shape[2] == 1:
+        return mask
+    keys = mask.shape[3]
+    return mask.expand(at.shape[0], -1, -1, -1).gather(2, at[:, None, :, None].expand(-1, -1, -1, keys))
 
 
 def turned_to(turns: tuple[Tensor, Tensor], at: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ around the layers: embeddings, the final norm and the head.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,12 +86,17 @@ class SwiGlu(nn.Module):
 class DecoderLM(TransformerLM):
     """Embeddings, a family's layers, a final norm and a head, which may be the embeddings."""
 
-    def __init__(self, config: DecoderConfig, layers: Iterable[nn.Module]) -> None:
+    embeddings: ClassVar[str] = "embed_tokens"
+    """Name of the embeddings in checkpoints."""
+
+    def __init__(self, config: DecoderConfig, layers: Iterable[nn.Module], rotated: int | None = None) -> None:
+        """rotated: how many numbers of a head, from its first, are turned by position; None: all of them."""
         super().__init__()
         self._decoder = config
+        self._rotated = config.head_size if rotated is None else rotated
         self.model = nn.ModuleDict(
             {
-                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                self.embeddings: nn.Embedding(config.vocab_size, config.hidden_size),
                 "layers": nn.ModuleList(layers),
                 "norm": RmsNorm(config.hidden_size, config.rms_norm_eps),
             }
@@ -102,8 +107,8 @@ class DecoderLM(TransformerLM):
     def embed(self, tokens: Tensor, width: int, memory: Memory | None) -> tuple[Tensor, tuple[Any, ...]]:
         """Return token embeddings, and the cosines and sines of the positions, rounded to the dtype of the states."""
         model: Any = self.model
-        hidden = model["embed_tokens"](tokens)
-        cos, sin = rotation(width, self._decoder.head_size, self._decoder.rope_theta, tokens.device)
+        hidden = model[self.embeddings](tokens)
+        cos, sin = rotation(width, self._rotated, self._decoder.rope_theta, tokens.device)
         turns = (cos.to(hidden.dtype), sin.to(hidden.dtype))
         return hidden, (turns if memory is None else memory.turned(turns),)
 
@@ -122,7 +127,7 @@ class DecoderLM(TransformerLM):
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits [..., vocab_size] of hidden states [..., hidden_size]."""
         model: Any = self.model
-        weight = model["embed_tokens"].weight if self._decoder.tie_word_embeddings else self.lm_head.weight
+        weight = model[self.embeddings].weight if self._decoder.tie_word_embeddings else self.lm_head.weight
         return F.linear(hidden, weight)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steerserve.models.attention import padding_mask
+from steerserve.models.attention import block_mask, padding_mask
 from steerserve.models.base import DiffusionLM, Sites
 from steerserve.models.memory import Memory
 
@@ -83,5 +83,10 @@ class TransformerLM(DiffusionLM):
     ) -> Tensor:
         width = tokens.shape[1] if memory is None else memory.width
         hidden, inputs = self.embed(tokens, width, memory)
-        mask = padding_mask(lengths, width, tokens.device)
+        block = self.facts.block
+        if block is None:
+            mask = padding_mask(lengths, width, tokens.device)
+        else:
+            position = None if memory is None or memory.filled is None else memory.position
+            mask = block_mask(block, lengths, width, tokens.device, position)
         return self.normalise(run_layers(self.layers(), hidden, *inputs, mask, sites=sites, memory=memory, at=at))

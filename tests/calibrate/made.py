@@ -14,6 +14,7 @@ from steerserve.models import DiffusionLM, weights_sha256
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.models.families.dream import DreamDiffusionLM
 from steerserve.models.families.llada import LladaDiffusionLM
+from steerserve.models.families.llada2 import Llada2DiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
@@ -24,6 +25,7 @@ HIDDEN, FEATURES = 32, 48
 _CLASSES: dict[str, type[Any]] = {
     "bert": BertDiffusionLM,
     "llada": LladaDiffusionLM,
+    "llada2": Llada2DiffusionLM,
     "lladamoe": LladaMoeDiffusionLM,
     "dream": DreamDiffusionLM,
     "mdlm": MdlmDiffusionLM,
@@ -94,6 +96,20 @@ def family_config(name: str, vocabulary: int = 60, mask: int = 4, end: int = 3, 
             "mlp_hidden_size": 48,
             "embedding_size": vocabulary,
             "rope_theta": 500000.0,
+        },
+        "llada2": {
+            "model_type": "llada2_moe",
+            **encoder,
+            "num_key_value_heads": 1,
+            "moe_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "rope_theta": 600000,
+            "block_size": 4,
         },
         "lladamoe": {
             "model_type": "llada",

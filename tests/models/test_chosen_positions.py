@@ -9,7 +9,7 @@ from torch import Tensor
 from steerserve.models import DiffusionLM
 from tests import tiny
 
-FAMILIES = pytest.mark.parametrize("build", [tiny.bert, tiny.llada, tiny.dream, tiny.mdlm, tiny.sedd])
+FAMILIES = pytest.mark.parametrize("build", [tiny.bert, tiny.llada, tiny.llada2, tiny.dream, tiny.mdlm, tiny.sedd])
 
 
 class Layers:

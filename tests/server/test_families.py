@@ -43,6 +43,7 @@ SAMPLERS["a2d-qwen3"] = [
     {"order": "entropy", "transfer": "cosine"},
 ]
 SAMPLERS["lladamoe"] = [{"order": "confidence", "transfer": "linear", "block_length": 4}]
+SAMPLERS["llada2"] = [{"order": "confidence", "transfer": {"type": "threshold", "value": 0.6}}]
 SAMPLERS["modernbert"] = [
     {"order": "confidence", "transfer": "linear"},
     {"order": "sae_stability", "transfer": "threshold", "block_length": 4},
@@ -50,7 +51,7 @@ SAMPLERS["modernbert"] = [
 SAMPLERS["sdar"] = [{"order": "confidence", "transfer": "threshold"}, {"order": "confidence", "transfer": "linear"}]
 SAMPLERS["Fast_dLLM_Qwen"] = [{"order": "confidence", "transfer": {"type": "threshold", "value": 0.9}}]
 SAMPLERS["gpt2"] = [{"order": "random", "transfer": "origin"}]
-BLOCKS = ("sdar", "Fast_dLLM_Qwen")
+BLOCKS = ("llada2", "sdar", "Fast_dLLM_Qwen")
 """Families whose attention is causal between blocks."""
 DENOISERS = {"gpt2": "bos_token=2"}
 """What is said of families whose published BOS the tokenizer here has not."""

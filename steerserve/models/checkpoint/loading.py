@@ -18,6 +18,7 @@ from steerserve.models.checkpoint.weights import Weights, read_weights
 from steerserve.models.families import Family, family_of
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.models.families.huggingface import HuggingFaceFamily
+from steerserve.models.families.llada2 import TURN_END, Llada2DiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
 from steerserve.models.state_dict import check_layout
 from steerserve.numerics import aligned
@@ -70,8 +71,10 @@ def open_checkpoint(
     """
     raw = read_config(folder)
     family = family_of(folder, raw, denoiser, partial(read_tokens, place or folder))
-    if family in (BertDiffusionLM, LladaMoeDiffusionLM):
+    if family in (BertDiffusionLM, Llada2DiffusionLM, LladaMoeDiffusionLM):
         raw = token_ids(folder) | raw
+    if family is Llada2DiffusionLM:
+        raw = {"turn_end_token_id": read_tokens(place or folder).vocabulary.get(TURN_END)} | raw
     raw, ends = with_one_end(folder, raw)
     try:
         weights = None

@@ -10,6 +10,7 @@ from steerserve.models.families.denoiser import PUBLISHED, Tokens, denoiser_of
 from steerserve.models.families.dream import DreamDiffusionLM
 from steerserve.models.families.huggingface import HuggingFaceFamily
 from steerserve.models.families.llada import LladaDiffusionLM
+from steerserve.models.families.llada2 import Llada2DiffusionLM
 from steerserve.models.families.lladamoe import LladaMoeDiffusionLM
 from steerserve.models.families.mdlm import MdlmDiffusionLM
 from steerserve.models.families.sedd import SeddDiffusionLM
@@ -18,6 +19,7 @@ Family = (
     type[BertDiffusionLM]
     | type[DreamDiffusionLM]
     | type[LladaDiffusionLM]
+    | type[Llada2DiffusionLM]
     | type[LladaMoeDiffusionLM]
     | type[MdlmDiffusionLM]
     | type[SeddDiffusionLM]
@@ -27,6 +29,7 @@ Family = (
 FAMILIES: Mapping[str, Family] = {
     "bert": BertDiffusionLM,
     "llada": LladaDiffusionLM,
+    "llada2_moe": Llada2DiffusionLM,
     "lladamoe": LladaMoeDiffusionLM,
     "Dream": DreamDiffusionLM,
     "mdlm": MdlmDiffusionLM,

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from steerserve.errors import ArtifactError
 from steerserve.models.attention import taken
@@ -23,6 +22,7 @@ from steerserve.models.base import (
     read_fields,
 )
 from steerserve.models.decoder import Attention, DecoderLM, SwiGlu, adapted
+from steerserve.models.experts import each_expert
 from steerserve.models.llama import RmsNorm, rotary_base
 from steerserve.models.memory import Keep
 
@@ -42,10 +42,6 @@ _GROUPS: Final = ("router_num_group", "router_topk_group")
 
 # <|mask|>, <|endoftext|> and <|role_end|> of the published vocabulary; a config may name none of them.
 _MASK, _END_OF_TEXT, _TURN_END = 156895, 156892, 156900
-
-_TILE: Final = 16
-"""Rows of a tile. Matrix products on CPUs round the rows of whole tiles alike, so the tokens of an expert are padded to
-whole tiles: a token has the same bits whichever others choose the expert."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,8 @@ class Experts(nn.Module):
         share, expert = chances.topk(self.chosen, dim=1)
         share = share.to(states.dtype)
         mixed = torch.zeros_like(states)
-        for index, network in enumerate(self.experts):
-            token, rank = (expert == index).nonzero(as_tuple=True)
-            if not len(token):
-                continue
-            given = F.pad(states[token], (0, 0, 0, -len(token) % _TILE))
-            mixed.index_add_(0, token, network(given)[: len(token)] * share[token, rank, None])
+        for token, rank, made in each_expert(self.experts, states, expert):
+            mixed.index_add_(0, token, made * share[token, rank, None])
         return mixed.view_as(hidden)
 
 
