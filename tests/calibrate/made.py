@@ -32,7 +32,8 @@ _CLASSES: dict[str, type[Any]] = {
     "mdlm-timed": MdlmDiffusionLM,
     "sedd": SeddDiffusionLM,
 }
-FAMILIES = tuple(_CLASSES)
+FAMILIES = tuple(name for name in _CLASSES if name != "llada2")
+"""Those that are calibrated and trained on here; LLaDA2's states are another mixture of experts'."""
 TASKS: list[dict[str, Any]] = [
     {"name": "who/king", "file": "who", "field": "who", "target": "king", "contrast": ["team", "crew"]},
     {"name": "who/crew", "file": "who", "field": "who", "target": "crew", "contrast": ["team", "king"]},

@@ -39,7 +39,7 @@ def test_every_family_is_calibrated_by_its_own_sampler(name: str, tiny_model: Pa
     made.make_data(tmp_path / "data")
     made.make_saes(tmp_path / "saes", model)
     # The temperature of the LLaDAs is 0, at which nothing is drawn; these weights of SEDD's are sure of a single token.
-    temperature = {"llada": 1.0, "llada2": 1.0, "lladamoe": 1.0, "sedd": 2.0}.get(name)
+    temperature = {"llada": 1.0, "lladamoe": 1.0, "sedd": 2.0}.get(name)
     recipe = made.make_recipe(tmp_path, tasks=one_task(tmp_path), transfer=None, order=None, temperature=temperature)
     placed = ModelConfig(device="cpu")
     calibrate(model, tmp_path / "saes", tmp_path / "data", tmp_path / "out", recipe, placed)
