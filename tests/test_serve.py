@@ -1,6 +1,7 @@
 """The server as a process: it says where it listens, answers, and ends every answer properly when told to stop."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -79,7 +80,9 @@ def test_a_full_disk_behind_both_outputs_keeps_nobody_from_being_served(tiny_mod
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "steerserve.cli", "serve", "--model", str(tiny_model), "--port", str(port)]
-    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
+    # Where Python buffers its output, what it could not write is still in the buffer when it ends.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full, env=buffered) as process:
         try:
             while True:
                 assert process.poll() is None, "the server ended before it was ready"

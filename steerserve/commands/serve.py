@@ -3,13 +3,14 @@
 import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from steerserve.commands.command import CommandParser, add_artifacts, add_command, check_files, check_folders
 from steerserve.commands.flags import FlagGroup
@@ -130,6 +131,20 @@ def run(arguments: argparse.Namespace) -> int:
             tracing.close()
         requests.close()
         events.close()
+        for stream in (sys.stdout, sys.stderr):
+            _drop_unwritable(stream)
+
+
+def _drop_unwritable(stream: TextIO | None) -> None:
+    """Send what a stream could not write to the null device: Python would try again at exit, fail, and end with 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 EXAMPLE = "topic/sports"
