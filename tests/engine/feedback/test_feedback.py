@@ -18,6 +18,7 @@ from steerserve.errors import RequestError
 from steerserve.models.families.bert import BertDiffusionLM
 from steerserve.steering.attribute import AttributeSite, FeatureWeight
 from tests import tiny
+from tests.engine.loops import rounded
 
 LOOP: dict[str, Any] = {"type": "feedback", "gain": 2.0, "hold": 8.0, "lead": 0.25, "rate": 0.3, "release": 2}
 PUSH = Intervention(attribute="topic/sports", strength=4.0, schedule=LOOP)
@@ -171,10 +172,11 @@ def test_a_fed_row_is_the_same_alone_and_in_any_batch(served: DiffusionEngine) -
     longer = replace(FED, prompt="the team won the match and then the king lost", max_tokens=32, steps=16, row=2)
     together = tiny.run(served, longer, FED, replace(PLAIN, row=5), replace(PLAIN, row=1, interventions=(both, PUSH)))
     assert together[1][0].response == alone[0].response
-    assert together[1][1].receipt == alone[1].receipt
+    # Where MKL has no strict mode, sums beside other rows differ in their last digits.
+    assert together[1][1].receipt == rounded(alone[1].receipt)
     assert together[2][0].response == tiny.tokens_of(served, replace(PLAIN, row=5))
     [(other, result)] = tiny.run(served, longer)
-    assert (other.response, result.receipt) == (together[0][0].response, together[0][1].receipt)
+    assert (other.response, result.receipt) == (together[0][0].response, rounded(together[0][1].receipt))
 
 
 def test_rows_that_come_and_go_leave_a_loop_as_it_was(served: DiffusionEngine) -> None:

@@ -12,6 +12,7 @@ from steerserve.engine.api.params import FeatureRef, GenerationParams, Intervent
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.models import DiffusionLM
 from tests import tiny
+from tests.engine.loops import rounded
 
 ORDERS: tuple[Any, ...] = (
     "random",
@@ -86,15 +87,6 @@ def rows(seed: int, count: int = 32) -> list[GenerationParams]:
             )
         )
     return made
-
-
-def rounded(value: Any) -> Any:
-    """The value with every float in it taken approximately."""
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    return pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
 
 
 def told(served: DiffusionEngine, params: GenerationParams) -> tuple[Any, ...]:
