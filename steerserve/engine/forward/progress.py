@@ -47,7 +47,9 @@ def batch_progress(requests: Sequence[Request], device: torch.device) -> BatchPr
             one.takes_likeliest,
             one.opens_alone,
         )
-        rows.append((*counts, one.masked, one.length, *one.masked_and_total))
+        left, reach = one.masked_and_total
+        # Without a stretch to write anew, what is being written is the response.
+        rows.append((*counts, left if one.refinement is None else one.masked, one.length, left, reach))
     table = torch.tensor(rows, dtype=torch.int64)
     left, reach = table[:, 10].double(), table[:, 11].double()
     columns = table[:, :10].to(device).unbind(1)

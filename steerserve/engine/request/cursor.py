@@ -56,13 +56,13 @@ class BlockCursor(Canvas):
     @property
     def block_span(self) -> tuple[int, int]:
         """Canvas positions [first, last + 1) of the current block."""
-        first = self.start + self._offset(self.block)
-        return first, min(first + self._size(self.block), self.stop)
+        start, (first, last) = self.start, self._span(self.block)
+        return start + first, min(start + last, start + self.length)
 
     @property
     def is_done(self) -> bool:
         """Tell if every step has been made."""
-        return self._offset(self.block) >= self.length
+        return max(0, self.block * self.block_length - self.lead) >= self.length
 
     @property
     def ending(self) -> bool:
@@ -88,7 +88,7 @@ class BlockCursor(Canvas):
     @property
     def num_final(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
-        before = self._offset(self.block) if self.transfer.remasks else self.length
+        before = self._span(self.block)[0] if self.transfer.remasks else self.length
         if self.aborted:
             return self.length
         if self.refinement is not None and self.refinement.going:
@@ -132,13 +132,15 @@ class BlockCursor(Canvas):
         while self.prefix < self.num_final and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1
 
-    def _offset(self, block: int) -> int:
-        """Response position at which a block begins; behind the last one, the end of the response."""
-        return min(max(0, block * self.block_length - self.lead), self.params.max_tokens)
+    def _span(self, block: int) -> tuple[int, int]:
+        """Response positions [first, last + 1) of a block; behind the last one, the end of the response twice."""
+        first, most = block * self.block_length - self.lead, self.params.max_tokens
+        return min(max(0, first), most), min(max(0, first + self.block_length), most)
 
     def _size(self, block: int) -> int:
         """Response positions of a block."""
-        return self._offset(block + 1) - self._offset(block)
+        first, last = self._span(block)
+        return last - first
 
     def _block_of(self, position: int) -> int:
         """The block of a response position."""
