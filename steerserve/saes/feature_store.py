@@ -8,6 +8,7 @@ tokens and contexts.
 import json
 import sqlite3
 import threading
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ class FeatureStore:
 
     def __init__(self, database: sqlite3.Connection, name: str) -> None:
         self._database, self._lock = database, threading.Lock()
+        # The file is released with the store: the services that share it do not know which of them is the last.
+        self._release = weakref.finalize(self, database.close)
         self.meta: dict[str, Any] = {
             key: json.loads(value) for key, value in database.execute("SELECT key, value FROM meta")
         }
@@ -132,8 +135,8 @@ class FeatureStore:
         return cls(database, "labels")
 
     def close(self) -> None:
-        """Release the file."""
-        self._database.close()
+        """Release the file; it is also released with the store."""
+        self._release()
 
     def record(self, index: int) -> dict[str, Any] | None:
         """What is known of a feature beside its name; None where it is not in the file."""

@@ -1,6 +1,9 @@
 """The file of features, and the search over several."""
 
+import gc
+import sqlite3
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,18 @@ def test_labels_alone_are_searched_too() -> None:
     store = FeatureStore.of_labels({8: "sports scores", 5: "kings"})
     assert FeatureSearch({"a": [store]}).ranked("score", ["a"]) == [("a", 8)]
     store.close()
+
+
+def test_a_store_that_nobody_holds_releases_its_file(tmp_path: Path) -> None:
+    write_store(tmp_path / FEATURES, {"sae_sha256": "aa"}, [])
+    for format_, whole in ((1, True), (2, False)):
+        database = sqlite3.connect(tmp_path / FEATURES)
+        database.execute("UPDATE meta SET value = ? WHERE key = 'format'", (format_,))
+        with nullcontext() if whole else pytest.raises(ArtifactError, match="format"):
+            FeatureStore(database, "features")
+        gc.collect()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            database.execute("SELECT 1")
 
 
 def test_a_file_of_another_sae_or_none_is_refused(stores: dict[str, list[FeatureStore]], tmp_path: Path) -> None:
