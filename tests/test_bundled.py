@@ -126,8 +126,8 @@ def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> Non
 def test_a_limit_on_the_measured_kl_holds_at_bundled_strengths(runtime: Runtime, max_kl: float) -> None:
     push = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
     feature = Intervention(feature=FeatureRef("layer-3-mask", 93), strength=2.0, unit="max_act", scope="masked")
-    base = GenerationParams(prompt="the", max_tokens=24, steps=24, ignore_eos=True, measure_kl=True)
-    for one, seeds in ((push, (1, 2, 3)), (feature, (1,))):
+    base = GenerationParams(prompt="the", max_tokens=16, steps=16, ignore_eos=True, measure_kl=True)
+    for one, seeds in ((push, (1, 2)), (feature, (1,))):
         rows = [replace(base, seed=seed, interventions=(one,)) for seed in seeds]
         limited = [replace(row, limits=Limits(max_kl=max_kl)) for row in rows]
         found = [result.receipt for _, result in tiny.run(runtime.engine, *rows, *limited)]
@@ -266,7 +266,7 @@ def test_the_official_client_lists_completes_streams_and_steers(client: OpenAI) 
 def test_a_client_that_chats_with_its_own_defaults_is_answered(client: OpenAI, runtime: Runtime) -> None:
     """Clients send a max_tokens of their own, such as 256, whatever the model: what fits of it is written."""
     messages: list[ChatCompletionMessageParam] = [
-        {"role": "system", "content": "news of the day"},
+        {"role": "system", "content": "news of the day " * 24},
         {"role": "user", "content": "the game"},
     ]
     create = partial(client.chat.completions.create, model="bundled", seed=2, temperature=0)
@@ -274,7 +274,7 @@ def test_a_client_that_chats_with_its_own_defaults_is_answered(client: OpenAI, r
     assert answer.choices[0].message.content
     assert answer.usage is not None and answer.usage.total_tokens <= 128
     [note] = answer.choices[0].model_extra["notes"]  # type: ignore[index]
-    start = 1 + len(runtime.engine.tokenizer.encode("news of the day the game", add_special_tokens=False).ids)
+    start = 1 + len(runtime.engine.tokenizer.encode("news of the day " * 24 + "the game", add_special_tokens=False).ids)
     assert note.startswith(f"max_tokens is {128 - start}, not 256")
     with client.chat.completions.create(
         model="bundled", seed=2, temperature=0, messages=messages, max_tokens=256, stream=True

@@ -89,7 +89,7 @@ def test_what_is_turned_away_is_sent_until_it_is_taken(tmp_path: Path) -> None:
     keys = keys_file(tmp_path, entry(max_concurrent=2))
     with served(keys=str(keys), max_rows=2, delay=0.005) as limited, served(max_queue_steps=16, max_rows=1) as full:
         urls = (url(limited), url(full))
-        results, batch, _ = run(requests(60), tmp_path / "out.jsonl", *urls, key=SECRET, concurrency=16, retries=0)
+        results, batch, _ = run(requests(24), tmp_path / "out.jsonl", *urls, key=SECRET, concurrency=16, retries=0)
         assert count(limited, 429) > 0
         assert batch.sent_again == count(limited, 429) + count(full, 503)
     assert all(one.served for one in results.values())
@@ -115,7 +115,7 @@ def test_a_server_that_drains_and_comes_back_is_waited_for(tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     done: list[str] = []
-    with served(port=port, delay=0.005) as old:
+    with served(port=port, delay=0.005, drain_seconds=2) as old:
 
         def stop(result: BatchResult) -> None:
             done.append(result.custom_id)

@@ -81,7 +81,7 @@ def test_scaling_has_as_many_rounds_as_were_asked_for(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("bench.engines.measure.asked", lambda *work, **more: small(asked(*work, **more)))
     monkeypatch.setattr("bench.engines.measure.serve", served)
-    found = scaling(subject("bert", tmp_path), 3, [1, 3], [40, 60], [8, 16])
+    found = scaling(subject("bert", tmp_path), 3, [1, 3], [40, 60], [2, 4])
     assert ran == [1, 3, 1, 1, 1, 1] * 4
     cells = [*found["batch"].items(), *found["length"].items(), *found["steps"].items()]
     assert [n for n, _ in cells] == [1, 3, 40, 60, 8, 16]

@@ -219,7 +219,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Subject(build(tmp_path_factory.mktemp("engine")), asked)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_step_that_does_not_fit_is_as_if_it_had_not_been_begun(subject: Subject, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, len(subject.calls) - 1))

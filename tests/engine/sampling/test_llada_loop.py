@@ -104,7 +104,7 @@ def without_mask(tokens: list[int]) -> list[int]:
     return [token for token in cut if token != tiny.MASK]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_engine_writes_what_the_published_loop_writes(tmp_path: Path, seed: int) -> None:
     model = tiny.llada(seed)
     served = tiny.engine(model, tmp_path)
@@ -117,7 +117,7 @@ def test_the_engine_writes_what_the_published_loop_writes(tmp_path: Path, seed: 
         assert list(result.tokens) == without_mask(want)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_step_takes_the_positions_of_the_published_step(tmp_path: Path, seed: int) -> None:
     model = tiny.llada(10 + seed)
     served = tiny.engine(model, tmp_path)
@@ -171,18 +171,16 @@ def test_text_behind_an_early_end_is_the_only_difference(tmp_path: Path) -> None
 @pytest.mark.parametrize("suffix", [(), (70, 8, 9)], ids=["prompt", "suffix"])
 @pytest.mark.parametrize("cfg", [0.5, 3.0])
 def test_guidance_is_that_of_the_copy_without_the_prompt(tmp_path: Path, cfg: float, suffix: tuple[int, ...]) -> None:
-    changed = 0
-    for seed in range(3):
-        model = tiny.llada(20 + seed)
-        served = tiny.engine(model, tmp_path / str(seed))
-        asked = [replace(ask([5, 60, 61], shape, True), cfg_scale=cfg, suffix=suffix) for shape in SHAPES]
-        for shape, (request, result) in zip(SHAPES, tiny.run(served, *asked), strict=True):
-            want, _ = published(model, [5, 60, 61], *shape, eos=False, cfg=cfg, suffix=suffix)
-            assert request.response == want
-            # A guided row is two of the forward, and one forward all the same.
-            assert result.forward_passes <= result.steps
-            changed += want != published(model, [5, 60, 61], *shape, eos=False, suffix=suffix)[0]
-    assert changed > 15
+    model, changed = tiny.llada(20), 0
+    served = tiny.engine(model, tmp_path)
+    asked = [replace(ask([5, 60, 61], shape, True), cfg_scale=cfg, suffix=suffix) for shape in SHAPES]
+    for shape, (request, result) in zip(SHAPES, tiny.run(served, *asked), strict=True):
+        want, _ = published(model, [5, 60, 61], *shape, eos=False, cfg=cfg, suffix=suffix)
+        assert request.response == want
+        # A guided row is two of the forward, and one forward all the same.
+        assert result.forward_passes <= result.steps
+        changed += want != published(model, [5, 60, 61], *shape, eos=False, suffix=suffix)[0]
+    assert changed > 5
 
 
 def test_guidance_by_the_suffix_alone(tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_ends_of_text_and_turn_that_come_last(tmp_path: Path, eos: bool) -> None
     """`confidence_eos_eot_inf` at temperature 0, where both tokens lose their confidence; also with
     `logits_eos_inf`."""
     moved = 0
-    for seed in range(12):
+    for seed in range(5):
         model = tiny.llada(seed)
         model.facts = replace(model.facts, turn_end_id=TURN_END)
         with torch.no_grad():
@@ -254,7 +252,7 @@ def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, order: str, other: str, block_length: int
 ) -> None:
     model = small(1)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2500)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
     start = (5, tiny.MASK, tiny.MASK, tiny.MASK, 7)
     # Three masks in two steps are two and one; three blocks of one mask each are one at a time, from the left.
     table = [(2, 4), (1, 4)] if block_length == 3 else [(1, 2), (1, 3), (1, 4)]
@@ -269,7 +267,7 @@ def test_whole_texts_are_distributed_as_the_loop_distributes_them(
         prompt=(5,), suffix=(7,), max_tokens=3, steps=len(table), block_length=block_length,
         order=order, transfer="linear", temperature=1.0,
     )  # fmt: skip
-    counts = drawn(served, params, 2500)
+    counts = drawn(served, params, 1200)
     assert misfit(expected[order], counts) < 3.5
     if block_length == 3:
         assert misfit(expected[other], counts) > 6
@@ -322,7 +320,7 @@ def rows(seed: int, count: int = 20) -> list[GenerationParams]:
     return made
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_rows_in_a_batch_are_the_rows_alone(tmp_path: Path, seed: int) -> None:
     model = tiny.llada(5)
     model.facts = replace(model.facts, turn_end_id=TURN_END)

@@ -94,14 +94,14 @@ def ask(sampler: str, steps: int, eps: float, **changes: Any) -> GenerationParam
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "eps", "conditioned"),
-    [("ddpm_cache", 3, 0.3, False), ("ddpm_cache", 3, 0.3, True), ("ddpm", 2, 0.4, True), ("ddpm", 7, 1e-5, False)],
+    [("ddpm_cache", 3, 0.3, False), ("ddpm", 2, 0.4, True), ("ddpm", 7, 1e-5, False)],
 )
 def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, sampler: str, steps: int, eps: float, conditioned: bool
 ) -> None:
     model = small(2, conditioned)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
-    counts = drawn(served, ask(sampler, steps, eps), 2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
+    counts = drawn(served, ask(sampler, steps, eps), 1200)
     assert misfit(published(model, sampler, steps, eps, conditioned), counts) < 3.5
     # The counts would notice another last time, or another noise level.
     assert misfit(published(model, sampler, steps, 0.7, conditioned), counts) > 6
@@ -112,9 +112,9 @@ def test_whole_texts_are_distributed_as_the_loop_distributes_them(
 def test_the_last_masks_are_removed_at_the_last_noise_level(tmp_path: Path) -> None:
     """With one step and eps 0.8 most of the text is written by the noise removal."""
     model = small(5, True)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
     expected = published(model, "ddpm", 1, 0.8, told=True)
-    counts = drawn(served, ask("ddpm", 1, 0.8), 2000)
+    counts = drawn(served, ask("ddpm", 1, 0.8), 1200)
     assert misfit(expected, counts) < 3.5
     request, _ = tiny.solo(served, ask("ddpm", 1, 0.8, seed=1, ignore_eos=True))
     assert tiny.MASK not in request.response
@@ -151,14 +151,14 @@ def test_one_row_goes_through_the_canvases_of_a_loop_at_their_noise_levels(tmp_p
 def test_steps_that_commit_nothing_cost_no_forward_and_change_nothing(tmp_path: Path, conditioned: bool) -> None:
     model = tiny.mdlm(3, time_conditioning=conditioned)
     served = tiny.engine(model, tmp_path)
-    for seed in range(2):
+    for seed in range(1):
         window = {"type": "window", "start": 0.25, "stop": 0.75}
         push = Intervention(attribute="topic/sports", strength=1.5, schedule=window)
         plain = ask(
-            "ddpm_cache", 200, 1e-5, max_tokens=8, seed=seed, ignore_eos=True, interventions=(push,), logprobs=True
+            "ddpm_cache", 100, 1e-5, max_tokens=8, seed=seed, ignore_eos=True, interventions=(push,), logprobs=True
         )
         [(request, result)] = tiny.run(served, plain)
-        assert result.forward_passes <= 8 < result.steps <= 201
+        assert result.forward_passes <= 8 < result.steps <= 101
         [(other, traced)] = tiny.run(served, replace(plain, trace=TraceParams(("topic/sports",))))
         assert traced.forward_passes == traced.steps == result.steps
         assert len(traced.trace) == traced.steps
@@ -250,7 +250,7 @@ def rows(conditioned: bool, seed: int, count: int = 24) -> list[GenerationParams
 
 
 @pytest.mark.parametrize("conditioned", [False, True], ids=["plain", "time"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_rows_in_a_batch_are_the_rows_alone(tmp_path: Path, seed: int, conditioned: bool) -> None:
     served = tiny.engine(tiny.mdlm(5, time_conditioning=conditioned), tmp_path, max_rows=13)
     assert_alone_as_together(served, rows(conditioned, seed), seed)

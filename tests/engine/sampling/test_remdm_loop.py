@@ -111,25 +111,25 @@ def ask(rule: tuple[str, float, int, float], **changes: Any) -> GenerationParams
 
 
 @pytest.mark.parametrize(
-    ("rule", "conditioned"), [(RULES[0], True), (RULES[1], False), (RULES[1], True), (RULES[2], False)], ids=str
+    ("rule", "conditioned"), [(RULES[0], True), (RULES[1], False), (RULES[2], True)], ids=str
 )
 def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, rule: tuple[str, float, int, float], conditioned: bool
 ) -> None:
     model = small(2, conditioned)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
-    counts = drawn(served, ask(rule), 2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
+    counts = drawn(served, ask(rule), 1200)
     assert misfit(published(model, START, rule, 3, conditioned), counts) < 3.5
     # The counts would notice that nothing is masked again.
     never = (rule[0], 0.0, *rule[2:])
-    assert misfit(published(model, START, never, 3, conditioned), counts) > 5
+    assert misfit(published(model, START, never, 3, conditioned), counts) > 4
 
 
 def test_each_block_is_a_loop_of_its_own(tmp_path: Path) -> None:
     model = small(3)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
     start, rule = (tiny.EOS, 5, tiny.MASK, tiny.MASK, 6), ("cap", 0.9, 4, 0.1)
-    counts = drawn(served, ask(rule, max_tokens=2, block_length=1, steps=8), 2000)
+    counts = drawn(served, ask(rule, max_tokens=2, block_length=1, steps=8), 1200)
     assert misfit(published(model, start, rule, 1), counts) < 3.5
     assert misfit(published(model, start, rule, 2), counts) > 6
 
@@ -174,7 +174,7 @@ def replayed(events: list[Event], request: Request) -> list[int]:
 def test_replaying_the_events_rebuilds_the_text(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(1), tmp_path)
     random, revised, again = Random(4), 0, 0
-    for i in range(60):
+    for i in range(20):
         stop = ("a", "th") if i % 3 == 0 else ()
         request, events = tiny.solo(served, random_request(random, stop=stop, logprobs=True))
         response = replayed(events, request)
@@ -194,8 +194,8 @@ def test_replaying_the_events_rebuilds_the_text(tmp_path: Path) -> None:
             revised += isinstance(event, Revised)
         assert done.result.logprobs == tuple(said[i] for i in range(len(written)))
         assert request.plan["revises"] is True
-    assert revised > 100
-    assert again > 100
+    assert revised > 30
+    assert again > 30
 
 
 def test_tokens_are_those_of_the_canvas_before_the_step(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_row_ends_only_where_nothing_can_be_taken_back(tmp_path: Path) -> None
 def test_steps_that_commit_nothing_cost_no_forward_and_change_nothing(tmp_path: Path) -> None:
     served = tiny.engine(tiny.bert(3), tmp_path)
     alone = 0
-    for seed in range(4):
+    for seed in range(2):
         window = {"type": "window", "start": 0.25, "stop": 0.75}
         push = Intervention(attribute="topic/sports", strength=1.5, schedule=window)
         plain = ask(
@@ -299,7 +299,7 @@ def test_steps_that_commit_nothing_cost_no_forward_and_change_nothing(tmp_path: 
             if isinstance(event, Committed | Revised):
                 assert event.step not in now or now.pop(event.step) == held / 8
                 held += len(event.positions) * (1 if isinstance(event, Committed) else -1)
-    assert alone > 10
+    assert alone > 5
 
 
 SCOPES: list[Scope] = ["masked", "all", "committed", (0, 1)]
@@ -329,7 +329,7 @@ def rows(seed: int, count: int = 24) -> list[GenerationParams]:
     return made
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1])
 def test_rows_in_a_batch_are_the_rows_alone(tmp_path: Path, seed: int) -> None:
     served = tiny.engine(tiny.bert(5), tmp_path, max_rows=13)
     assert_alone_as_together(served, rows(seed), seed)

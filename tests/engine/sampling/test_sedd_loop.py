@@ -143,8 +143,8 @@ def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, predictor: str, noise: str, scaled: bool, level: float, steps: int, eps: float
 ) -> None:
     model = small(1, noise, scaled, level)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
-    counts = drawn(served, ask(predictor, steps, eps), 2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
+    counts = drawn(served, ask(predictor, steps, eps), 1200)
     assert misfit(published(model, predictor, noise, steps, eps, scaled), counts) < 3.5
     assert misfit(published(model, predictor, noise, steps, eps, scaled, late=True), counts) > 6
 
@@ -152,8 +152,8 @@ def test_whole_texts_are_distributed_as_the_loop_distributes_them(
 def test_what_is_left_is_denoised_by_draws_at_the_last_noise_level(tmp_path: Path) -> None:
     """With eps 0.8 nearly everything is written by the step after the last."""
     model = small(3, "geometric", True, -1.0)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
-    counts = drawn(served, ask("euler", 1, 0.8), 2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
+    counts = drawn(served, ask("euler", 1, 0.8), 1200)
     assert misfit(published(model, "euler", "geometric", 1, 0.8), counts) < 3.5
     late = 0
     for seed in range(20):
@@ -166,9 +166,9 @@ def test_what_is_left_is_denoised_by_draws_at_the_last_noise_level(tmp_path: Pat
 def test_steps_too_large_for_the_ratios_write_everything(tmp_path: Path) -> None:
     """Where the chances of a position's tokens come to more than 1, it is sure to be written, by their shares."""
     model = small(4, "loglinear", True, 3.0)
-    served = tiny.engine(model, tmp_path, max_rows=64, max_queue=2000)
+    served = tiny.engine(model, tmp_path, max_rows=400, max_queue=1200)
     for predictor in ("analytic", "euler"):
-        counts = drawn(served, ask(predictor, 2, 1e-5), 2000)
+        counts = drawn(served, ask(predictor, 2, 1e-5), 1200)
         assert misfit(published(model, predictor, "loglinear", 2, 1e-5), counts) < 3.5
 
 
