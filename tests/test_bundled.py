@@ -126,7 +126,7 @@ def test_every_probe_ranks_plain_texts_right(name: str, runtime: Runtime) -> Non
 def test_a_limit_on_the_measured_kl_holds_at_bundled_strengths(runtime: Runtime, max_kl: float) -> None:
     push = Intervention(attribute="topic/sports", strength=0.5, schedule="uniform")
     feature = Intervention(feature=FeatureRef("layer-3-mask", 93), strength=2.0, unit="max_act", scope="masked")
-    base = GenerationParams(prompt="the", max_tokens=16, steps=16, ignore_eos=True, measure_kl=True)
+    base = GenerationParams(prompt="the", max_tokens=24, steps=24, ignore_eos=True, measure_kl=True)
     for one, seeds in ((push, (1, 2)), (feature, (1,))):
         rows = [replace(base, seed=seed, interventions=(one,)) for seed in seeds]
         limited = [replace(row, limits=Limits(max_kl=max_kl)) for row in rows]

@@ -110,9 +110,7 @@ def ask(rule: tuple[str, float, int, float], **changes: Any) -> GenerationParams
     return replace(asked, **changes)
 
 
-@pytest.mark.parametrize(
-    ("rule", "conditioned"), [(RULES[0], True), (RULES[1], False), (RULES[2], True)], ids=str
-)
+@pytest.mark.parametrize(("rule", "conditioned"), [(RULES[0], True), (RULES[1], False), (RULES[2], True)], ids=str)
 def test_whole_texts_are_distributed_as_the_loop_distributes_them(
     tmp_path: Path, rule: tuple[str, float, int, float], conditioned: bool
 ) -> None:
