@@ -67,6 +67,16 @@ class StreamCanvas:
         for position in event.positions:
             del self._tokens[position]
 
+    def token_texts(self, tokens: Sequence[int]) -> list[str]:
+        """What each token adds to a text, whatever stands before it: a part of a character is an incomplete one, a
+        token that says nothing, as the end does, is empty."""
+        return [self._adds(token) for token in tokens]
+
+    def _adds(self, token: int) -> str:
+        # Behind itself: a first token may lose its space.
+        once, twice = self._decode([token]), self._decode([token, token])
+        return twice.removeprefix(once) if twice.startswith(once) else once
+
     def grown(self) -> str:
         """Return what has settled since the last call: text of the contiguous committed prefix, without what may yet be
         taken back or become part of a stop string or of a character whose other bytes are still masked."""

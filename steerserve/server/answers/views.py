@@ -192,6 +192,7 @@ class EventsView:
             step=event.step,
             positions=event.positions,
             tokens=event.tokens,
+            token_texts=canvas.token_texts(event.tokens),
             text=canvas.provisional(),
         )
         if event.logprobs is not None:

@@ -247,6 +247,13 @@ def test_typed_events_replay_to_the_answer(client: TestClient) -> None:
     assert sorted(position for frame in committed for position in frame["positions"]) == list(range(20))
     assert committed[0]["text"].count("▯") == 19
     assert committed[-1]["text"] == plain["choices"][0]["text"]
+    said = {at: text for frame in committed for at, text in zip(frame["positions"], frame["token_texts"], strict=True)}
+    rest = plain["choices"][0]["text"]
+    whole = [said[at].strip() for at in sorted(said) if "\ufffd" not in said[at]]
+    assert len(whole) > 1
+    for text in filter(None, whole):
+        before, found, rest = rest.partition(text)
+        assert found == text, (before, text)
     assert [frame["step"] for frame in mine if frame["type"] == "trace"] == [0, 5, 10, 15]
     [receipt] = [frame["steering"] for frame in frames if frame["type"] == "receipt"]
     assert receipt == plain["choices"][0]["steering"]
