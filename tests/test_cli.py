@@ -22,6 +22,7 @@ from steerserve.cli import build_parser, main
 from steerserve.commands import batch, calibrate, generate, serve, train
 from steerserve.commands.flags import FlagGroup
 from steerserve.commands.serve import ready_lines
+from steerserve.errors import RequestError
 from steerserve.models import OpenedModel
 from steerserve.steering.probe import Probe
 from tests import tiny
@@ -201,6 +202,22 @@ def test_pushes_are_read_from_the_command_line() -> None:
     for push in (sports, archaic, feature):
         assert push.schedule == {"type": "window", "stop": 0.5}
         assert (push.layers, push.scope) == ((2, 3), "masked")
+
+
+def test_steering_as_text_is_read_from_the_command_line() -> None:
+    parser = build_parser()
+    sports, feature = generate.interventions(
+        parser.parse_args(["generate", "The", "--steer", "- topic/sports + layer-4-mask:812@2 op=clamp"])
+    )
+    assert (sports.attribute, sports.strength, sports.negate) == ("topic/sports", None, True)
+    assert feature.feature is not None and (feature.feature.index, feature.op, feature.strength) == (812, "clamp", 2.0)
+    for more, said in (
+        (["--steer", "topic/sports@"], "character 14: expected a number"),
+        (["--steer", "topic/sports", "--schedule", "uniform"], "leave --schedule out"),
+        (["--steer", "topic/sports", "--attribute", "topic/sports"], "leave --attribute out"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            generate.interventions(parser.parse_args(["generate", "The", *more]))
 
 
 def test_generate_writes_only_the_text_where_there_is_no_terminal(

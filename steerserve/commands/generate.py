@@ -57,7 +57,7 @@ GENERATION = FlagGroup(
 STEERING = FlagGroup(
     "steerserve.engine.api.params",
     "Intervention",
-    skip=("attribute", "feature", "vector", "strength", "scope", "when", "sha256", "mandatory"),
+    skip=("attribute", "feature", "vector", "strength", "scope", "when", "sha256", "negate", "mandatory"),
     helps={
         "op": "what a push does to the hidden state",
         "unit": "unit of the strengths; the attribute's own where left out",
@@ -79,6 +79,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "▯ and new tokens highlighted; elsewhere only the final text is written.",
         """
         steerserve generate "The" --attribute topic/sports=0.4 --schedule commitment --steps 32 --baseline
+        steerserve generate "The" --steer "topic/sports@0.3:commitment - sentiment/positive"
         steerserve generate "The" --feature layer-4-mask:812=1.0 --unit max_act --json
         """,
     )
@@ -121,6 +122,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=STRENGTH",
         help="push along a vector loaded with --vectors",
+    )
+    group.add_argument(
+        "--steer",
+        metavar="TEXT",
+        help='the whole steering as text, such as "topic/sports@0.3:commitment - sentiment/negative"; not with the '
+        "other flags of steering",
     )
     group.add_argument(
         "--refine",
@@ -174,9 +181,12 @@ def _strength(text: str, whole: str) -> float:
 
 
 def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
-    """The pushes that the command line asks for, attributes first."""
+    """The pushes that the command line asks for, attributes first; raises RequestError for what `--steer` does not
+    read, or does not go with."""
     from steerserve.engine.api.params import FeatureRef, Intervention, VectorRef
 
+    if arguments.steer is not None:
+        return _interventions_of(arguments)
     how = STEERING.given(arguments) | ({"scope": arguments.scope} if arguments.scope else {})
     attributes = [Intervention(**push, **how) for push in arguments.attribute]
     features = [
@@ -188,6 +198,21 @@ def interventions(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
         for push in arguments.vector
     ]
     return (*attributes, *features, *vectors)
+
+
+def _interventions_of(arguments: argparse.Namespace) -> "tuple[Intervention, ...]":
+    from steerserve.server.protocol.steering import Change
+    from steerserve.server.rows.interventions import pushes
+
+    others = {"attribute": arguments.attribute, "feature": arguments.feature, "vector": arguments.vector}
+    others |= STEERING.given(arguments) | {"scope": arguments.scope}
+    beside = next((name for name, value in others.items() if value), None)
+    if beside is not None:
+        raise RequestError(f"--steer says all of the steering: leave --{beside} out, or write it into the text")
+    try:
+        return tuple(one for one, _ in pushes(Change.of_text(arguments.steer)))
+    except ValueError as error:
+        raise RequestError(f"--steer {arguments.steer!r}: {error}") from error
 
 
 def refining(params: "GenerationParams", rounds: int) -> "GenerationParams":

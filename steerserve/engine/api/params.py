@@ -49,6 +49,8 @@ class Intervention:
     """Condition (`steerserve.engine.api.conditions`) under which it pushes: judged after each forward, for the next."""
     sha256: str | None = None
     """The SHA-256 that the attribute must have, or the first digits of it; None: whichever is loaded."""
+    negate: bool = False
+    """Push at minus the attribute's own strength; not with a strength of its own, which has a sign."""
     mandatory: bool = False
     """True if it is not the caller's own: then no limit, control or joint allocation of the row reaches it."""
 

@@ -60,6 +60,7 @@ JUDGED_OF_PUSHES: Final = frozenset(
         "direction",
         "when",
         "sha256",
+        "negate",
     }
 )
 """The same of an intervention's fields: the checks beside a mandatory one know what these do."""

@@ -7,7 +7,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from steerserve.config import MAX_TEMPERATURE
 from steerserve.server.protocol import fields
 from steerserve.server.protocol.fields import Choice, Prompt, Stop, Strict, Suffix
-from steerserve.server.protocol.steering import Steering
+from steerserve.server.protocol.steering import Steering, text_or_object
 
 DEFAULT_LENGTH = 64
 """Response positions of a request that does not say."""
@@ -81,7 +81,7 @@ class GenerationRequest(Strict):
     user: str | None = Field(default=None, max_length=512)
     """Taken, since OpenAI clients send it; it changes nothing."""
     diffusion: Diffusion = Diffusion()
-    steering: Steering = Steering()
+    steering: Annotated[Steering, text_or_object(Steering)] = Steering()
     # Fields of OpenAI's and vLLM's that cannot be honoured; clients and load generators send them at the values that
     # ask nothing.
     frequency_penalty: Annotated[Any, fields.neutral(0.0)] = None

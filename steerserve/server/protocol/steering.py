@@ -1,15 +1,16 @@
 """What a body may say about steering: what to push, how far, and what to tell of it."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from steerserve.engine.api.scoring import MAX_ROUNDS
-from steerserve.server.protocol import fields
+from steerserve.server.protocol import expression, fields
 from steerserve.server.protocol.conditions import Condition, Remask
 from steerserve.server.protocol.dialects.easysteer import EasySteer
 from steerserve.server.protocol.dialects.ember import Ember
 from steerserve.server.protocol.dialects.neuronpedia import Neuronpedia
+from steerserve.server.protocol.expression import MAX_CHARACTERS
 from steerserve.server.protocol.fields import Choice, Layer, Name, Strength, Strict
 from steerserve.server.protocol.receipts import Form
 from steerserve.steering.names import (
@@ -82,6 +83,8 @@ class Intervention(Strict):
     schedule: Choice | None = None
     layers: list[Layer] | None = Field(default=None, min_length=1, max_length=256)
     direction: Direction = "sae"
+    negate: bool = False
+    """Push at minus the attribute's own strength, where none is given."""
     when: Condition | None = None
     """It pushes only while this holds, judged after each forward for the next."""
 
@@ -111,16 +114,34 @@ class Trace(Strict):
         return self
 
 
+MAX_PUSHES = 256
+"""Interventions of a request."""
 LANGUAGES = ("interventions", "ember", "neuronpedia", "easysteer")
 
 
 class Change(Strict):
     """What to push: our interventions or, under its name, what another server takes."""
 
-    interventions: list[Intervention] = Field(default=[], max_length=256)
+    interventions: list[Intervention] = Field(default=[], max_length=MAX_PUSHES)
     ember: Ember | None = None
     neuronpedia: Neuronpedia | None = None
     easysteer: EasySteer | None = None
+    _places: tuple[int, ...] = PrivateAttr(default=())
+
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """The interventions of a text; raises ValueError with the character that is wrong."""
+        found = expression.parse(text)
+        if len(found) > MAX_PUSHES:
+            raise ValueError(f"must have {MAX_PUSHES} pushes at most; it has {len(found)}")
+        steering = cls(interventions=[_checked(one) for one in found])
+        steering._places = tuple(one.start for one in found)
+        return steering
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where in the text each intervention begins, if they were given as a text."""
+        return self._places
 
     @model_validator(mode="after")
     def _one_language(self) -> Self:
@@ -128,6 +149,26 @@ class Change(Strict):
         if len(given) > 1:
             raise fields.blame(given[1], f"cannot stand beside {given[0]}")
         return self
+
+
+def _checked(written: expression.Written) -> Intervention:
+    try:
+        return Intervention.model_validate(written.fields)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+    path = [str(part) for part in detail["loc"] if part not in fields.TAGS]
+    place = written.places.get(path[0] if path else "", written.start)
+    message = detail["msg"].removeprefix("Value error, ")
+    raise ValueError(f"{expression.at(place)}: {': '.join(['.'.join(path), message] if path else [message])}")
+
+
+def text_or_object(shape: type[Change]) -> BeforeValidator:
+    """Has a field of this shape take the text form of its interventions as well."""
+
+    def read(value: Any) -> Any:
+        return shape.of_text(value) if isinstance(value, str) else value
+
+    return BeforeValidator(read, json_schema_input_type=Annotated[str, Field(max_length=MAX_CHARACTERS)] | shape)
 
 
 class Limits(Strict):
@@ -187,7 +228,7 @@ class Steering(Change):
 class SteeringPatch(Strict):
     """The body that changes the steering of a running generation."""
 
-    steering: Change
+    steering: Annotated[Change, text_or_object(Change)]
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

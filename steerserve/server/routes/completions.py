@@ -21,6 +21,7 @@ from steerserve.server.generation.registry import Generations
 from steerserve.server.generation.sse import EventStream, lines
 from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol.chat import ChatRequest, rendered
+from steerserve.server.protocol.expression import text_of
 from steerserve.server.protocol.generation import CompletionRequest, GenerationRequest, StreamOptions
 from steerserve.server.protocol.parsing import parse, read_object
 from steerserve.server.rows.criteria import ranking_of
@@ -98,7 +99,8 @@ class Completions:
                 plans.setdefault(row.prompt, one.plan | ({"notes": row.notes} if row.notes else {}))
         listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
         ranking = ranking_of(body)
-        asked = {"rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
+        text = text_of(body.steering.interventions)
+        asked = {"text": text, "rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
         head = {"object": "steering.preview", "model": self._service.model_id}
         return JSONResponse(head | asked | {"plans": listed})
 

@@ -18,7 +18,7 @@ from steerserve.server.generation.registry import Generations
 from steerserve.server.http.disconnect import unless_gone
 from steerserve.server.protocol.parsing import parse, shown
 from steerserve.server.protocol.steering import SteeringPatch
-from steerserve.server.rows.interventions import check_model, path_of, pushes
+from steerserve.server.rows.interventions import check_model, path_of, place_of, pushes
 from steerserve.server.rows.rows import Admit, Row, admit
 from steerserve.server.service import Service
 from steerserve.server.worker.pool import WorkerPool
@@ -105,6 +105,9 @@ class Changes:
         try:
             policy_of_caller().apply(params)
         except RequestError as error:
+            place = place_of(error.param, body.steering)
+            if place is not None:
+                error.args = (f"{place}: {error}",)
             error.param = error.param and path_of(error.param, body.steering)
             raise
 

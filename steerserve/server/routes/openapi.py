@@ -138,6 +138,7 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
             _object(
                 object={"const": "steering.preview"},
                 model=TEXT,
+                text={"type": ["string", "null"]},
                 rows=NUMBER,
                 n=NUMBER,
                 best_of=NUMBER,

@@ -52,8 +52,8 @@ def unwanted(one: Intervention) -> bool:
     """Tell if an intervention is meant to take away what it names: one that pushes against it, that takes its
     projection out or caps it, or that sets it to nothing or less.
 
-    A strength that does nothing, as 0 of `add`, is not, nor is an attribute's own strength. A `control` pushes
-    something else in the place of what is named, and is ranked by what is named.
+    A strength that does nothing, as 0 of `add`, is not, nor is an attribute's own strength, unless it is negated. A
+    `control` pushes something else in the place of what is named, and is ranked by what is named.
     """
     strength = one.strength
     if one.op == "cap":
@@ -61,7 +61,7 @@ def unwanted(one: Intervention) -> bool:
     if one.op == "project_out":
         return strength is None or strength >= 0
     if strength is None:
-        return False
+        return one.negate
     if one.op == "clamp":
         return strength <= 0
     return strength < (1 if one.op == "multiply" else 0)

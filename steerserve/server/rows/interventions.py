@@ -6,6 +6,7 @@ from typing import Any
 from steerserve.engine.api.params import FeatureRef, Intervention, Scope, VectorRef
 from steerserve.errors import RequestError
 from steerserve.server.protocol import steering as asked
+from steerserve.server.protocol.expression import at
 from steerserve.server.rows.revisions import pinned
 
 _ELEMENT = re.compile(r"interventions\[(\d+)\](.*)", re.DOTALL)
@@ -29,9 +30,20 @@ def check_model(steering: asked.Change, model: str) -> None:
             raise RequestError(str(error), f"steering.neuronpedia.{error.param}") from error
 
 
+def place_of(param: str | None, steering: asked.Change) -> str | None:
+    """Where in a steering that is a text the push stands which an engine's `interventions[...]` names; None where it
+    is no text."""
+    found = _ELEMENT.fullmatch(param or "")
+    if found is None or int(found[1]) >= len(steering.places):
+        return None
+    return at(steering.places[int(found[1])])
+
+
 def path_of(param: str, steering: asked.Change) -> str:
     """The path in the request of an engine's `interventions[...]`."""
     found = _ELEMENT.fullmatch(param)
+    if steering.places:
+        return "steering"
     paths = [path for _, path in pushes(steering)]
     if found is None or int(found[1]) >= len(paths):
         return f"steering.{param}"
@@ -54,6 +66,7 @@ def _intervention(one: asked.Intervention) -> Intervention:
         layers=tuple(one.layers) if one.layers is not None else None,
         direction=one.direction,
         when=one.when,
+        negate=one.negate,
     )
 
 

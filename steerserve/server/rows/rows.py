@@ -11,7 +11,7 @@ from steerserve.errors import RequestError, TooLongError
 from steerserve.server.protocol.generation import CompletionRequest, GenerationRequest
 from steerserve.server.protocol.steering import Change, Trace
 from steerserve.server.rows.criteria import explained, ranking_of
-from steerserve.server.rows.interventions import path_of, pushes
+from steerserve.server.rows.interventions import path_of, place_of, pushes
 from steerserve.server.rows.ranking import Ranking
 
 Prompt = str | tuple[int, ...]
@@ -116,6 +116,9 @@ def _admit_each(admit_one: Admit, rows: Sequence[Row], body: GenerationRequest |
         except RequestError as error:
             if error.param is not None and error.param.startswith("verdicts"):
                 raise explained(error, body) from error
+            place = place_of(error.param, body.steering if isinstance(body, GenerationRequest) else body)
+            if place is not None:
+                error.args = (f"{place}: {error}",)
             error.param = _request_path(error.param, row, body)
             raise
     return admitted

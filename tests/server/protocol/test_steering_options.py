@@ -271,3 +271,17 @@ def test_a_hook_that_stops_working_is_a_failure_and_counted(
     assert count() == before + 1
     assert "is not steered: its push at layer 1" in caplog.text
     assert post(client, interventions=[VECTOR]).status_code == 200
+
+
+def test_negate_pushes_at_minus_the_attribute_s_own_strength(client: TestClient) -> None:
+    def strength(**fields: Any) -> float:
+        [plan] = post(client, "/v1/steering/preview", interventions=[{"attribute": "topic/sports"} | fields]).json()[
+            "plans"
+        ]
+        found: float = plan["interventions"][0]["strength"]
+        return found
+
+    assert strength(negate=True) == -strength() < 0
+    refused = post(client, interventions=[SPORTS | {"negate": True}])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "steering.interventions[0].negate"

@@ -29,7 +29,12 @@ def checked_strength(one: Intervention, attribute: Attribute | None, unit: str, 
             raise RequestError(
                 "strength is required here; only add of an attribute in its own unit has a default", f"{param}.strength"
             )
-        strength = attribute.strength
+        strength = -attribute.strength if one.negate else attribute.strength
+    elif one.negate:
+        raise RequestError(
+            f"negate turns an attribute's own strength round; write the sign into strength, got {strength:g}",
+            f"{param}.negate",
+        )
     if not math.isfinite(strength) or abs(strength) > LARGEST[unit]:
         raise RequestError(
             f"strength must be finite and within +-{LARGEST[unit]:g} here, got {strength}",
