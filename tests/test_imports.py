@@ -78,7 +78,7 @@ LEVELS = {
     "steerserve.models": [
         {"memory", "sigma", "attention", "capture", "state_dict", "pretrained"},
         {"base", "llama"},
-        {"means", "layers"},
+        {"means", "layers", "losses"},
         {"decoder"},
         {"families"},
         {"checkpoint"},

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from steerserve.models.base import DiffusionLM, Sites
+from steerserve.models.losses import token_losses
 from steerserve.saes.sae import FeatureStats, Policy, SparseAutoencoder
 from steerserve.train.activations import NoisedBatch, final_states
-from steerserve.train.losses import token_losses
 
 Replacement = Callable[[Tensor], Tensor]
 """Hidden states [n, hidden_size] -> what stands in for them."""

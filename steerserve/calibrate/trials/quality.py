@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from steerserve.models.base import DiffusionLM
+from steerserve.models.losses import token_losses
 from steerserve.train.activations import NoisedBatch, final_states
-from steerserve.train.losses import token_losses
 
 _BATCH_TOKENS = 2048
 """Tokens of one forward."""

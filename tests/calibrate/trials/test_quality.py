@@ -11,7 +11,7 @@ from torch import Tensor
 from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
 from steerserve.models import DiffusionLM
 from steerserve.models.families.bert import BertConfig, BertDiffusionLM
-from steerserve.train.losses import token_losses
+from steerserve.models.losses import token_losses
 from tests.calibrate import made
 
 
@@ -81,7 +81,7 @@ def test_losses_do_not_depend_on_how_many_are_computed_at_once(monkeypatch: pyte
     lm = model()
     states, tokens = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 30
     whole = token_losses(lm, states, tokens)
-    monkeypatch.setattr("steerserve.train.losses._BLOCK_BYTES", 4 * 30 * 7)
+    monkeypatch.setattr("steerserve.models.losses._BLOCK_BYTES", 4 * 30 * 7)
     torch.testing.assert_close(token_losses(lm, states, tokens), whole)
 
 
