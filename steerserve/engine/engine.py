@@ -27,6 +27,7 @@ from steerserve.engine.feedback.unapplied import missed, unapplied
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.feature_memory import TopFeatures
 from steerserve.engine.forward.gains import hold_to_budgets, lowers
+from steerserve.engine.outputs.quality import assess
 from steerserve.engine.outputs.result import empty_result, is_finished, result, text_so_far
 from steerserve.engine.outputs.trace import due_traces, keep_traces
 from steerserve.engine.outputs.verdicts import judge, judgements, reader
@@ -335,6 +336,7 @@ class DiffusionEngine:
             done = [request for request in done if not request.finished]
         results = [result(request, ends, self._text) for request in done]
         judge(results, done, self.model, self.reader)
+        assess(results, done, self.model)
         ended = list(zip(done, results, strict=True))
         told = [Done(request.id, one) for request, one in ended if not request.params.prompt_logprobs]
         # Only now: a row whose result could not be made has not ended, and fails with its step.

@@ -173,6 +173,7 @@ class Scoring:
             refine=None,
             measure_kl=False,
             verdicts=(),
+            quality=False,
         )
 
 

@@ -1,4 +1,4 @@
-"""Quality figures of texts: their loss under the unsteered model, and how little they repeat themselves."""
+"""The loss of many texts under the unsteered model."""
 
 import math
 from collections.abc import Sequence
@@ -60,13 +60,3 @@ def _losses(model: DiffusionLM, texts: Sequence[Sequence[int]], draw: Tensor, ra
     owner = masked.nonzero()[:, 0]
     total = torch.zeros(len(texts), dtype=torch.float64).index_add(0, owner, loss)
     return total / torch.bincount(owner, minlength=len(texts))
-
-
-def distinct_pairs(tokens: Sequence[int]) -> float:
-    """Distinct-2 within one text: the share of its pairs of neighbouring tokens that are different from each other.
-
-    Source: Li et al. 2016 (arXiv 1510.03055). 1 for a text of fewer than two tokens. A model's own loss falls where a
-    text repeats itself, so it must be read beside this.
-    """
-    pairs = list(zip(tokens, tokens[1:], strict=False))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0

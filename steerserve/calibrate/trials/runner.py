@@ -10,11 +10,12 @@ from tokenizers import Tokenizer
 
 from steerserve.calibrate.generation import GeneratedText, bounds, check_texts_differ, sample_params, write
 from steerserve.calibrate.recipes import CalibrationRecipe
-from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
+from steerserve.calibrate.trials.quality import text_losses
 from steerserve.calibrate.trials.strength import Setting, Trial
 from steerserve.engine.admission.catalogue import Catalogue
 from steerserve.engine.api.params import GenerationParams, Intervention
 from steerserve.engine.engine import DiffusionEngine
+from steerserve.engine.outputs.quality import distinct_pairs
 from steerserve.models import DiffusionLM, SamplerDefaults
 from steerserve.saes import SparseAutoencoder
 from steerserve.steering.attribute import Attribute

@@ -221,7 +221,7 @@ ALONE: Final = {
 """What cannot go with the scores of a prompt, and why."""
 
 
-UNWRITTEN: Final = ("trace", "abort_when", "remask_when", "refine", "verdicts", "limits", "measure_kl")
+UNWRITTEN: Final = ("trace", "abort_when", "remask_when", "refine", "verdicts", "quality", "limits", "measure_kl")
 """What only a response can have."""
 
 

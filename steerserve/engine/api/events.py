@@ -85,6 +85,16 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Quality of a finished text; one without the other misleads, since a loss falls where a text repeats itself."""
+
+    loss: float | None
+    """The unsteered model's loss on its tokens, between prompt and suffix, in nats per token; None without tokens."""
+    distinct_pairs: float
+    """Share of its pairs of neighbouring tokens that are different from each other."""
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished row."""
 
@@ -114,6 +124,8 @@ class Result:
     where asked for."""
     verdicts: Mapping[str, float] | None = None
     """Log-odds in nats that the text has each attribute, by the attribute's probe; only where asked for."""
+    quality: Quality | None = None
+    """Only where asked for."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,7 @@ __all__ = [
     "Done",
     "Event",
     "Failed",
+    "Quality",
     "Result",
     "Revised",
     "Scored",

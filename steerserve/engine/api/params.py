@@ -160,6 +160,9 @@ class GenerationParams:
     """Measure the KL from the row without its own interventions, at the cost of one row more."""
     verdicts: tuple[str, ...] = ()
     """Attributes whose probes say of the finished text whether it has them, at the cost of one forward pass more."""
+    quality: bool = False
+    """Tell the unsteered model's loss on the finished text, at the cost of 8 forward passes more, and how little it
+    repeats itself."""
 
 
 PRIORITIES = (-10, 10)

@@ -26,6 +26,7 @@ REFUSED: Final = {
     MEASURED: "measurement of the KL; limits.max_predicted_kl holds the predicted one, of calibrated attributes",
     "refine": "refinement of finished texts: to judge them it would have to read them",
     "verdicts": "reading of finished texts: the model's layers are vLLM's",
+    "quality": "reading of finished texts: the model's layers are vLLM's",
     "cfg_scale": "guidance by the prompt: vLLM may run a row and its twin without the prompt in different steps",
 }
 """What requests may not ask for, and why."""

@@ -7,9 +7,12 @@ from typing import Any
 from steerserve.engine.api.events import Event, Result, Scored, Stepped, Trace
 from steerserve.server.answers.pieces import Decoder, PromptText, ending, pieces, shown
 from steerserve.server.answers.wording import ResponseFormat
+from steerserve.server.protocol.generation import CompletionRequest
 from steerserve.server.protocol.receipts import Form, in_form
+from steerserve.server.protocol.sweep import Sweep
 from steerserve.server.rows.ranking import Ranking, probability, ranked, score
 from steerserve.server.rows.rows import Row
+from steerserve.server.rows.sweep import grid_told, quality_told
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Answer:
     logprobs: bool = True
     """Give log-probabilities where the engine has recorded them."""
     ranking: Ranking = Ranking()
+    sweep: CompletionRequest | None = None
+    """The request, if it is one for a sweep: its rows are those of the cells, and last its baseline."""
     receipts: Form = "short"
     """How much is told of what was applied."""
     revised_by: Mapping[str, int] = field(default_factory=dict)
@@ -107,13 +112,16 @@ class Answer:
         if True in keys:
             twin = self.results[keys[True]]
             found["baseline"] = self._text_fields(keys[True]) | {"finish_reason": twin.finish_reason} | _verdicts(twin)
+            if twin.quality is not None:
+                found["baseline"]["quality"] = quality_told(twin)
         return found
 
     def steering(self, request_id: str) -> dict[str, Any] | None:
         """Fields about the steering of a finished row: its receipt, `verdicts`, the probability that it has
-        each attribute it was judged by, and its number as a `candidate`; None for a row without any of these."""
+        each attribute it was judged by, its `quality`, and its number as a `candidate`; None for a row without any of
+        these."""
         result = self.results[request_id]
-        told = _verdicts(result)
+        told = _verdicts(result) | ({"quality": quality_told(result)} if result.quality is not None else {})
         if self.ranking.chooses:
             told["candidate"] = self.rows[request_id].choice
         if result.receipt is None and not told:
@@ -148,7 +156,17 @@ class Answer:
         if self.ranking.chooses:
             told = [self._candidate(key) for keys in rankings for key in keys]
             body["steering"] = {"rank": self.ranking.rank, "candidates": told}
+        if self.sweep is not None and self.sweep.sweep is not None:
+            body["sweep"] = self._grid(self.sweep, self.sweep.sweep)
         return body
+
+    def _grid(self, request: CompletionRequest, sweep: Sweep) -> dict[str, Any]:
+        """The one receipt of a sweep: what each cell came to, and the baseline."""
+        *keys, last = self.rows
+        results, baseline = [self.results[key] for key in keys], self.results[last]
+        grid = grid_told(request, sweep, results, baseline, [_verdicts(one) for one in results])
+        told = self._text_fields(last) | {"finish_reason": baseline.finish_reason}
+        return grid | {"baseline": told | quality_told(baseline) | _verdicts(baseline)}
 
     def _rankings(self) -> list[list[str]]:
         """For each prompt the rows of its candidates, the best first; in their own order where none is chosen."""

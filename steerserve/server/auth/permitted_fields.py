@@ -38,6 +38,7 @@ JUDGED: Final = frozenset(
         "control",
         "measure_kl",
         "verdicts",
+        "quality",
     }
 )
 """Fields of a row of which it is known that they cannot weaken a mandatory intervention.

@@ -8,6 +8,7 @@ from steerserve.config import MAX_TEMPERATURE
 from steerserve.server.protocol import fields
 from steerserve.server.protocol.fields import Choice, Prompt, Stop, Strict, Suffix
 from steerserve.server.protocol.steering import Steering, text_or_object
+from steerserve.server.protocol.sweep import Sweep
 
 DEFAULT_LENGTH = 64
 """Response positions of a request that does not say."""
@@ -164,6 +165,8 @@ class CompletionRequest(GenerationRequest):
     """The prompt, as the model read it, before the text. With `logprobs` each of its tokens but the first has its
     log-probability: each in turn is masked and told by the rest of the prompt, under the pushes of the request, at the
     cost of a forward pass each."""
+    sweep: Sweep | None = None
+    """A grid of texts, over strengths, schedules or attributes of one intervention."""
 
     @property
     def alternatives(self) -> int | None:

@@ -138,6 +138,11 @@ class Change(Strict):
         steering._places = tuple(one.start for one in found)
         return steering
 
+    def without_places(self) -> Self:
+        """The same as an object, of which other parts may be blamed than those of a text."""
+        self._places = ()
+        return self
+
     @property
     def places(self) -> tuple[int, ...]:
         """Where in the text each intervention begins, if they were given as a text."""
@@ -216,6 +221,9 @@ class Steering(Change):
     control: Control | None = None
     measure_kl: bool = False
     """Measure the KL from the unsteered model; each steered row then costs two."""
+    quality: bool | None = None
+    """Tell the unsteered model's loss on each text and how little it repeats itself, at the cost of 8 forward passes a
+    text; left out: in a sweep alone."""
     receipt: Form = "short"
     """How much the receipts tell: `short` leaves out hashes and what grows with the steps, `full` nothing."""
     rank: list[Name] | None = Field(default=None, max_length=64)

@@ -28,6 +28,7 @@ from steerserve.server.rows.criteria import ranking_of
 from steerserve.server.rows.interventions import check_model
 from steerserve.server.rows.revisions import check_served
 from steerserve.server.rows.rows import Admit, Row, admit_fitting, rows_of
+from steerserve.server.rows.sweep import admit_sweep
 from steerserve.server.service import Service
 from steerserve.server.telemetry.metrics import Metrics
 from steerserve.server.worker.pool import WorkerPool
@@ -87,17 +88,18 @@ class Completions:
         return await self._answered(request, CHAT)
 
     async def preview(self, request: Request) -> Response:
-        """What a completion with this body, of a text or a conversation, would do, one plan a prompt, with how many
-        rows and by what its texts would be ranked; or the error it would be refused with."""
+        """What a completion with this body, of a text or a conversation, would do, one plan a prompt, or one a cell of
+        a sweep, with how many rows and by what its texts would be ranked; or the error it would be refused with."""
         raw = await request.body()
         interface = CHAT if b'"messages"' in raw and "messages" in read_object(raw) else COMPLETIONS
         admission = self._turns.take(self._admit, raw, interface)
         body, _, rows, admitted = await unless_gone(request.receive, admission)
-        plans: dict[int, Any] = {}
+        plans: dict[tuple[int, int], Any] = {}
         for row, one in zip(rows, admitted, strict=True):
             if not row.baseline:
-                plans.setdefault(row.prompt, one.plan | ({"notes": row.notes} if row.notes else {}))
-        listed = [{"prompt": prompt, **plan} for prompt, plan in plans.items()]
+                place = (row.prompt, row.choice if isinstance(body, CompletionRequest) and body.sweep else 0)
+                plans.setdefault(place, one.plan | ({"notes": row.notes} if row.notes else {}))
+        listed = [{"prompt": prompt, **plan} for (prompt, _), plan in plans.items()]
         ranking = ranking_of(body)
         text = text_of(body.steering.interventions)
         asked = {"text": text, "rows": len(rows), "n": ranking.n, "best_of": ranking.best_of, "rank": ranking.rank}
@@ -126,6 +128,8 @@ class Completions:
         # 53 bits, so that every JSON reader gives the number back as it was.
         seed = body.seed if body.seed is not None else secrets.randbits(53)
         most = self._service.rows_per_request(self._config.max_rows_per_request)
+        if isinstance(body, CompletionRequest) and body.sweep is not None:
+            return body, seed, *admit_sweep(self._admit_row, body, body.sweep, seed, most)
         rows = rows_of(body, seed, most, prompts)
         return body, seed, *admit_fitting(self._admit_row, rows, body)
 
@@ -147,6 +151,7 @@ class Completions:
             echo=isinstance(body, CompletionRequest) and body.echo,
             logprobs=body.alternatives is not None,
             ranking=ranking_of(body),
+            sweep=body if isinstance(body, CompletionRequest) and body.sweep is not None else None,
             receipts=body.steering.receipt,
             revised_by={one.id: one.plan["revised_within"] for one in admitted if one.plan.get("revises")},
         )

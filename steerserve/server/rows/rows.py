@@ -133,6 +133,7 @@ _SECTIONS = {
     "limits": "steering.",
     "control": "steering.",
     "measure_kl": "steering.",
+    "quality": "steering.",
     "steps": "diffusion.",
     "block_length": "diffusion.",
     "order": "diffusion.",
@@ -219,6 +220,7 @@ def _params(body: GenerationRequest, seed: int, ranking: Ranking) -> GenerationP
         remask_when=body.steering.remask_when,
         refine=_refine(body, ranking),
         verdicts=tuple(wish.attribute for wish in ranking.wishes or ()),
+        quality=bool(body.steering.quality),
     )
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerserve.calibrate.trials.quality import distinct_pairs, text_losses
+from steerserve.calibrate.trials.quality import text_losses
+from steerserve.engine.outputs.quality import distinct_pairs
 from steerserve.models import DiffusionLM
 from steerserve.models.families.bert import BertConfig, BertDiffusionLM
 from steerserve.models.losses import token_losses
