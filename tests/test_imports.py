@@ -80,6 +80,7 @@ LEVELS = {
         {"base", "llama"},
         {"means", "layers", "losses"},
         {"decoder"},
+        {"experts"},
         {"families"},
         {"checkpoint"},
         {"text"},

@@ -8,6 +8,7 @@ from schedulers.transfer.base import NoiseSchedule, Quota, Transfer
 from schedulers.transfer.cosine import Cosine
 from schedulers.transfer.entropy_bound import EntropyBound
 from schedulers.transfer.independent import Analytic, Ddpm, Euler, Origin
+from schedulers.transfer.joint_threshold import JointThreshold
 from schedulers.transfer.linear import Linear
 from schedulers.transfer.remdm import Remdm
 from schedulers.transfer.threshold import Threshold
@@ -17,6 +18,7 @@ TRANSFERS: Final[Mapping[str, type[Transfer]]] = {
     "linear": Linear,
     "cosine": Cosine,
     "threshold": Threshold,
+    "joint_threshold": JointThreshold,
     "entropy_bound": EntropyBound,
     "timesteps": Timesteps,
     "origin": Origin,
@@ -40,6 +42,7 @@ __all__ = [
     "Ddpm",
     "EntropyBound",
     "Euler",
+    "JointThreshold",
     "Linear",
     "NoiseSchedule",
     "Origin",

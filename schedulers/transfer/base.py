@@ -62,6 +62,21 @@ class Transfer:
         """Tell if committed positions of a block may be masked again while it has steps left."""
         return False
 
+    @property
+    def edits(self) -> bool:
+        """Tell if committed tokens of a block may be replaced by others while it has steps left: see `replaces`."""
+        return False
+
+    @property
+    def revises(self) -> bool:
+        """Tell if a committed token of a block may be another one later, either way."""
+        return self.remasks or self.edits
+
+    @property
+    def full_steps(self) -> int:
+        """The most steps that a block makes once it is full, where tokens may be replaced."""
+        return 0
+
     def counts(self, quota: Quota) -> Tensor:
         """Number of positions that commit [R] int64, 0 to `masked`."""
         raise NotImplementedError
@@ -91,6 +106,11 @@ class Transfer:
         """Probability [R] float64 that a position of the block that was committed before a step is masked again at it,
         each by a draw of its own; None where none ever is."""
         return None
+
+    def replaces(self, probability: Tensor) -> Tensor:
+        """Which tokens [N] bool replace the committed ones of their positions; probability [N] float64: of each token,
+        which is another one than stands there."""
+        return torch.zeros_like(probability, dtype=torch.bool)
 
 
 def finish(counts: Tensor, quota: Quota) -> Tensor:

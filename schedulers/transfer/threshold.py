@@ -13,7 +13,7 @@ from schedulers.transfer.base import Quota, Transfer, finish
 
 @dataclass(frozen=True)
 class Threshold(Transfer):
-    """As many as there are candidates of probability `value` or more, and at least one.
+    """As many as there are candidates of probability `value` or more, and at least `least`.
 
     Those are the very ones that commit under the order `confidence`; another order picks as many by its own score. A
     block goes on until it is full, whatever the number of steps. Source: Fast-dLLM's confidence-aware parallel decoding
@@ -26,6 +26,9 @@ class Threshold(Transfer):
     """Positions to a step: no more commit by any step than that many for each step made, so that what the model was not
     sure of makes room for more later (Fast-dLLM's Dream loop without a cache); None: as many as it is sure of."""
 
+    least: int = 1
+    """Positions that commit at a step at least; LLaDA2.0's loop of N steps a block of 32 takes 32 / N."""
+
     needs: ClassVar[frozenset[str]] = frozenset({"probability"})
     binds: ClassVar[bool] = False
 
@@ -34,6 +37,7 @@ class Threshold(Transfer):
             raise ValueError("value must be above 0: 0 would commit everything at the first step")
         if self.pace is not None:
             integer("pace", self.pace, low=1)
+        integer("least", self.least, low=1)
 
     def counts(self, quota: Quota) -> Tensor:
         """Number of candidates that are sure enough [R]."""
@@ -42,4 +46,4 @@ class Threshold(Transfer):
         counts = per_row((quota.probability >= self.value).long(), quota.row, quota.step.shape[0])
         if self.pace is not None:
             counts = torch.minimum(counts, (quota.step + 1) * self.pace - (quota.total - quota.masked))
-        return finish(counts.clamp(min=1), quota)
+        return finish(counts.clamp(min=self.least), quota)

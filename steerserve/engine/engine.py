@@ -44,9 +44,11 @@ from steerserve.engine.sampling.commit import (
     apply_commits,
     collect_commits,
     cut_behind_end,
+    places_of,
     positions_to_remask,
-    remask,
+    positions_to_replace,
     stepped,
+    take_back,
 )
 from steerserve.engine.sampling.predictions import alternatives_of
 from steerserve.engine.sampling.selection import select, select_before_sampling, skip_empty_steps
@@ -74,7 +76,7 @@ class StepResult:
     alternatives: dict[Place, Alternatives]
     """The likeliest tokens at positions that commit, of rows that ask for them."""
     remasked: list[Place]
-    """Committed positions that are masked again."""
+    """Committed positions that are masked again, or whose token another one replaces."""
     traces: list[Trace]
     read: Read
     """What the readouts of each row told."""
@@ -277,17 +279,23 @@ class DiffusionEngine:
         row, position = batch.candidates()
         worth = select_before_sampling(batch, row, position)
         row, position = row[worth], position[worth]
+        count = len(row)
+        # What may be replaced is drawn like the candidates, behind them.
+        standing = batch.replaceable()
+        every_row, every_position = torch.cat([row, standing[0]]), torch.cat([position, standing[1]])
         forwards = [request.begin() for request in batch.requests]
         runner.begin()
         hold_to_budgets(batch.requests, forwards, runner)
         while True:
-            predictions = runner.run(row, position)
-            drawn = predictions.draw(row, position)
-            chosen, features = select(batch, row, position, drawn, predictions)
-            nats = predictions.divergence(row[chosen], position[chosen])
+            predictions = runner.run(every_row, every_position)
+            drawn = predictions.draw(every_row, every_position)
+            chosen, features = select(batch, row, position, drawn[:count], predictions)
+            replaced = positions_to_replace(batch, *standing, drawn[count:])
+            taken = torch.cat([chosen, replaced])
+            nats = predictions.divergence(every_row[taken], every_position[taken])
             if not lowers(batch.requests, forwards, nats, runner):
                 break
-        row, position, token = row[chosen], position[chosen], drawn.token[chosen]
+        row, position, token = every_row[taken], every_position[taken], drawn.token[taken]
         return StepResult(
             row,
             position,
@@ -297,8 +305,8 @@ class DiffusionEngine:
             traces=due_traces(batch, predictions),
             read=read(batch, predictions),
             refused=predictions.refused(),
-            remasked=positions_to_remask(batch, batch.requests),
-            commits=collect_commits(batch, row, position, token, drawn.probability[chosen]),
+            remasked=[*positions_to_remask(batch, batch.requests), *places_of(standing, replaced)],
+            commits=collect_commits(batch, row, position, token, drawn.probability[taken]),
             forwards=forwards,
             features=features,
         )
@@ -314,12 +322,12 @@ class DiffusionEngine:
             request.made.append(forward)
         events += stepped(batch.requests)
         events += keep_traces(batch.requests, found.traces)
-        events += remask(batch.requests, found.remasked)
-        events += apply_commits(batch.requests, found.commits, found.alternatives)
+        events += take_back(batch.requests, found.remasked)
+        events += apply_commits(batch.requests, found.commits, found.alternatives, found.remasked)
         again = react(batch, runner, found.read, events)
-        for request in batch.requests:
+        for request, commits in zip(batch.requests, found.commits, strict=True):
             self.batcher.shortened |= cut_behind_end(request, batch.facts.end_ids)
-            request.advance()
+            request.advance(bool(commits))
         account(batch.requests, batch.forward_rows.requests, found.refused, events)
         end(batch.requests, unapplied(batch.forward_rows.requests, found.unsteered), events)
         batch.mask(again)

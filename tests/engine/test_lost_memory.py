@@ -33,6 +33,7 @@ IDS = replace(PLAIN, prompt=(9, 10), steps=6, interventions=(PUSH,))
 HALF = {"progress": {"at_least": 0.5}}
 ABOVE = {"attribute": "register/archaic", "above": 0.0}
 LOOP = {"type": "feedback", "gain": 2.0, "hold": 8.0, "lead": 0.25, "rate": 0.3, "release": 2}
+EDITING = {"type": "joint_threshold", "value": 0.4, "editing_threshold": 0.1, "max_post_steps": 2}
 REVISING = {"type": "remdm", "schedule": "cap", "eta": 0.4}
 
 
@@ -73,6 +74,13 @@ ROWS: dict[str, tuple[Callable[[Path], DiffusionEngine], list[GenerationParams]]
         [
             replace(PLAIN, prompt=(9, 10 + row), row=row, steps=12, transfer=REVISING, order="random")
             for row in range(3)
+        ],
+    ),
+    "editing": (
+        lambda folder: tiny.engine(tiny.bert(), folder),
+        [
+            replace(PLAIN, prompt=(9, 10 + row), row=row, max_tokens=6, transfer=EDITING, temperature=0.0)
+            for row in range(2)
         ],
     ),
     "cached": (

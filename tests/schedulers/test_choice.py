@@ -65,8 +65,8 @@ def test_messages_of_refused_orders(choice: Any, message: str) -> None:
     [
         (
             "fast",
-            "unknown transfer 'fast'; known: analytic, cosine, ddpm, ddpm_cache, entropy_bound, euler, linear, origin, "
-            "remdm, threshold, timesteps",
+            "unknown transfer 'fast'; known: analytic, cosine, ddpm, ddpm_cache, entropy_bound, euler, "
+            "joint_threshold, linear, origin, remdm, threshold, timesteps",
         ),
         (
             {"type": "threshold", "value": 0},

@@ -81,6 +81,8 @@ def test_nothing_is_masked_again_at_the_noise_removal(eps: float, steps: int, sc
 
 def test_no_other_transfer_masks_again() -> None:
     assert [name for name in TRANSFERS if build_transfer(name).remasks] == ["remdm"]
+    assert [name for name in TRANSFERS if build_transfer(name).edits] == ["joint_threshold"]
+    assert [name for name in TRANSFERS if build_transfer(name).revises] == ["joint_threshold", "remdm"]
     for name in TRANSFERS:
         if name != "remdm":
             assert build_transfer(name).remask(torch.tensor([0]), torch.tensor([2])) is None

@@ -79,7 +79,7 @@ def plain_count(transfer: Transfer, row: Row) -> int:
         now, after = plain_times(row.steps, transfer.eps)[row.step : row.step + 2]
         count = math.floor(row.masked * (1 - after / now))
     elif isinstance(transfer, Threshold):
-        count = max(1, sum(1 for p in row.probability if p >= transfer.value))
+        count = max(transfer.least, sum(1 for p in row.probability if p >= transfer.value))
     else:
         assert isinstance(transfer, EntropyBound)
         count = 1
@@ -96,6 +96,7 @@ EVERY = st.sampled_from(
         Cosine(),
         Threshold(0.5),
         Threshold(1.0),
+        Threshold(0.5, least=3),
         EntropyBound(0.0),
         EntropyBound(0.5),
         EntropyBound(2.0),
@@ -268,6 +269,7 @@ def test_endings_and_idle_steps_are_those_of_the_published_loops() -> None:
         "linear": ("none", False),
         "cosine": ("none", True),
         "threshold": ("none", False),
+        "joint_threshold": ("none", False),
         "entropy_bound": ("none", False),
         "timesteps": ("none", True),
         "origin": ("none", True),
@@ -284,6 +286,7 @@ def test_needs_name_what_is_read() -> None:
         "linear": set(),
         "cosine": set(),
         "threshold": {"probability"},
+        "joint_threshold": {"probability"},
         "entropy_bound": {"entropy"},
         "timesteps": set(),
         "origin": {"uniform"},

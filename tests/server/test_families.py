@@ -43,7 +43,10 @@ SAMPLERS["a2d-qwen3"] = [
     {"order": "entropy", "transfer": "cosine"},
 ]
 SAMPLERS["lladamoe"] = [{"order": "confidence", "transfer": "linear", "block_length": 4}]
-SAMPLERS["llada2"] = [{"order": "confidence", "transfer": {"type": "threshold", "value": 0.6}}]
+SAMPLERS["llada2"] = [
+    {"order": "confidence", "transfer": {"type": "threshold", "value": 0.6}},
+    {"order": "confidence", "transfer": {"type": "joint_threshold", "value": 0.3, "editing_threshold": 0.05}},
+]
 SAMPLERS["modernbert"] = [
     {"order": "confidence", "transfer": "linear"},
     {"order": "sae_stability", "transfer": "threshold", "block_length": 4},

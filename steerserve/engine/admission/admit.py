@@ -104,12 +104,13 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     if not isinstance(params.logits_eos_inf, bool):
         raise RequestError(f"logits_eos_inf must be true or false, got {params.logits_eos_inf!r}", "logits_eos_inf")
     _check_guidance(params, facts, len(prompt) - (facts.bos_id is not None) + len(suffix))
-    asked_steps, steps = steps, steps if transfer.binds else blocks * min(block, config.max_steps // blocks)
+    most = block + transfer.full_steps
+    asked_steps, steps = steps, steps if transfer.binds else blocks * min(most, config.max_steps // blocks)
     even = lead == 0 and params.max_tokens % block == 0
     progress = _progress(transfer, block, blocks, steps // blocks) if even else None
     response = (len(prompt), len(prompt) + params.max_tokens)
     rewrites = params.remask_when is not None or params.refine is not None
-    allocation = allocate(catalogue, params, response, progress, rewrites=transfer.remasks or rewrites)
+    allocation = allocate(catalogue, params, response, progress, rewrites=transfer.revises or rewrites)
     interventions = allocation.interventions
     readouts: tuple[AttributeReadout, ...] = ()
     if params.trace is not None:
@@ -132,7 +133,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
     held = params.limits is not None or params.measure_kl
     cache = row_cache(params.cache, facts, transfer, params.cfg_scale > 0, params.trace is not None, watched, held)
     judging = probes(params.verdicts, catalogue)
-    check_early_exit(params, facts, transfer.remasks or rewrites, len(suffix))
+    check_early_exit(params, facts, transfer.revises or rewrites, len(suffix))
     plan = {
         "canvas": {"prompt": len(prompt), "response": params.max_tokens if writes else 0, "suffix": len(suffix)},
         "steps": asked_steps if writes else 0,
@@ -142,7 +143,7 @@ def admit(params: GenerationParams, catalogue: Catalogue, tokenizer: Tokenizer, 
         "block_length": block,
         "order": order_choice if isinstance(order_choice, str) else dict(order_choice),
         "transfer": transfer_choice if isinstance(transfer_choice, str) else dict(transfer_choice),
-        "revises": transfer.remasks or rewrites,
+        "revises": transfer.revises or rewrites,
         # Views count blocks from the start of the response.
         "revised_within": params.max_tokens if lead or refined or remask and remask.span != "block" else block,
         "temperature": params.temperature,

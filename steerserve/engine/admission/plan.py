@@ -28,7 +28,7 @@ def round_steps(transfer: Transfer, blocks: int, block_length: int, block_steps:
     return touched * (left + (transfer.ending != "none"))
 
 
-PARALLEL: Final = ("threshold", "entropy_bound")
+PARALLEL: Final = ("threshold", "joint_threshold", "entropy_bound")
 """Transfers that commit as many tokens at a step as the model seems sure of, as if each were independent of the
 others."""
 

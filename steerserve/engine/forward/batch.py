@@ -87,6 +87,16 @@ class Batch:
         row, position = (inside & ~self.masked).nonzero().unbind(1)
         return row, position
 
+    def replaceable(self) -> tuple[Tensor, Tensor]:
+        """The committed positions whose tokens the transfers of their rows may replace at this step, as (row [N],
+        canvas position [N]): those of the current block that are being written."""
+        if not self.rules.edits:
+            none = self.position[:0]
+            return none, none
+        row, position = self.committed()
+        mine = self.rules.editing[row] & self.writing_span[row, position]
+        return row[mine], position[mine]
+
     def write(self, row: Tensor, position: Tensor, token: Tensor) -> None:
         """Put token [N] at (row [N], canvas position [N])."""
         self.canvas[row, position] = token

@@ -25,6 +25,10 @@ class CommitRules:
         """Rows [R] bool whose positions commit in random order."""
         self.blind = self.rows([one.chooses_blindly for one in requests])
         """Rows [R] bool whose positions can be chosen before anything is drawn."""
+        self.editing = self.rows([one.transfer.edits for one in requests])
+        """Rows [R] bool of which committed tokens may be replaced."""
+        self.edits = any(one.transfer.edits for one in requests)
+        """True if there are such rows."""
         self.needs = frozenset[str]().union(*(one.order.needs | one.transfer.needs for one in requests))
         """What they need to know of candidates."""
 

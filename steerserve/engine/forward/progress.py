@@ -47,9 +47,10 @@ def batch_progress(requests: Sequence[Request], device: torch.device) -> BatchPr
             one.takes_likeliest,
             one.opens_alone,
         )
-        left, reach = one.masked_and_total
+        now_left, now_total = one.masked_and_total
         # Without a stretch to write anew, what is being written is the response.
-        rows.append((*counts, left if one.refinement is None else one.masked, one.length, left, reach))
+        still = now_left if one.refinement is None else one.masked
+        rows.append((*counts, still, one.length, now_left, now_total))
     table = torch.tensor(rows, dtype=torch.int64)
     left, reach = table[:, 10].double(), table[:, 11].double()
     columns = table[:, :10].to(device).unbind(1)

@@ -61,6 +61,7 @@ def receipt(request: Request) -> dict[str, Any] | None:
         "approximate": approximate,
         "steps": request.step,
         "forward_passes": request.forward_passes,
+        **({"revised": request.revised} if request.transfer.revises and request.writes else {}),
         "reads": request.read_of if request.writes else None,
         **({} if request.triggers is None else request.triggers.receipt()),
         **({} if request.refinement is None else request.refinement.receipt()),

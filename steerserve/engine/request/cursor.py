@@ -35,6 +35,8 @@ class BlockCursor(Canvas):
     block_step: int = 0
     prefix: int = 0
     """Response tokens committed without a gap from the left that nothing takes back any more."""
+    full_since: int | None = None
+    """The step of the current block before which it was full first, where its transfer replaces tokens."""
     rewound: int | None = None
     """The block to go back to, where tokens have been masked again since the last step."""
 
@@ -88,7 +90,7 @@ class BlockCursor(Canvas):
     @property
     def num_final(self) -> int:
         """Response positions from the left of which none is taken back any more, once it is committed."""
-        before = self._span(self.block)[0] if self.transfer.remasks else self.length
+        before = self._span(self.block)[0] if self.transfer.revises else self.length
         if self.aborted:
             return self.length
         if self.refinement is not None and self.refinement.going:
@@ -111,26 +113,40 @@ class BlockCursor(Canvas):
         masked = sum(self._block_of(position) == block for position in positions)
         return block, usual_step(self.transfer, self._size(block), self.block_steps, masked)
 
-    def advance(self) -> None:
+    def advance(self, changed: bool = True) -> None:
         """Count the step just made, and go to the next block when this one is out of steps or full for good; back to
-        an earlier one, or an earlier step, where tokens have been masked again."""
+        an earlier one, or an earlier step, where tokens have been masked again.
+
+        changed: whether anything committed at it, which decides where tokens are replaced.
+        """
         self.step += 1
         self.block_step += 1
         if self.rewound is not None:
             # What is masked again may lie behind a stretch that is being written anew.
             self.block, self.rewound = min(self.block, self.rewound), None
+            self.full_since = None
             self._go_on()
         else:
             first, last = self.block_span
             full = self.mask_id not in self.canvas[first:last]
             steps = self.block_steps + (self.transfer.ending != "none" and not full)
-            if self.block_step >= steps or full and not self.transfer.remasks:
+            if self.block_step >= steps or full and self._settled(changed):
                 self.block += 1
-                self.block_step = 0
+                self.block_step, self.full_since = 0, None
                 if self._rewritten:
                     self._go_on()
         while self.prefix < self.num_final and self.canvas[self.start + self.prefix] != self.mask_id:
             self.prefix += 1
+
+    def _settled(self, changed: bool) -> bool:
+        """Tell if a full block stays as it is: for good, or because its last step replaced nothing, or because it may
+        make no more."""
+        if not self.transfer.edits:
+            return not self.transfer.remasks
+        looked_at = self.full_since is not None
+        if self.full_since is None:
+            self.full_since = self.block_step
+        return looked_at and not changed or self.block_step - self.full_since >= self.transfer.full_steps
 
     def _span(self, block: int) -> tuple[int, int]:
         """Response positions [first, last + 1) of a block; behind the last one, the end of the response twice."""

@@ -45,6 +45,8 @@ class Request(BlockCursor):
     """Each step made with a forward: all but those at which nothing was to commit."""
     at_bound: int = 0
     """Positions that it took, sure of them or not, because a block could make no more steps."""
+    revised: int = 0
+    """Committed tokens that its transfer has taken back so far, masked again or replaced."""
     logprobs: dict[int, float] = field(default_factory=dict)
     top_logprobs: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     since: int = 0

@@ -3,7 +3,7 @@
 What is to change is found first, on the host: memory may run out then, and nothing has changed that was not told.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from steerserve.engine import noise
 from steerserve.engine.api.events import Committed, Revised, Stepped
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.request.request import Request
+from steerserve.engine.sampling.sampler import Draw
 
 Place = tuple[int, int]
 """A row of the batch and a canvas position."""
@@ -41,16 +42,22 @@ def collect_commits(
 
 
 def apply_commits(
-    requests: Sequence[Request], found: Sequence[Sequence[Commit]], alternatives: Mapping[Place, Alternatives]
+    requests: Sequence[Request],
+    found: Sequence[Sequence[Commit]],
+    alternatives: Mapping[Place, Alternatives],
+    revised: Collection[Place] = (),
 ) -> list[Committed]:
-    """Write what each row commits, and the alternatives where it asks for them."""
+    """Write what each row commits, and the alternatives where it asks for them; revised: the places whose tokens were
+    taken back at this step."""
     events = []
     for (row, place), likeliest in alternatives.items():
         requests[row].top_logprobs[place - requests[row].start] = likeliest
-    for request, mine in zip(requests, found, strict=True):
+    taken = set(revised)
+    for row, (request, mine) in enumerate(zip(requests, found, strict=True)):
         request.made[-1].commits = len(mine)
         # One position commits at each step in any case.
-        request.at_bound += max(0, len(mine) - 1) if request.bounded else 0
+        filled = sum((row, position) not in taken for position, _, _ in mine) if request.bounded else 0
+        request.at_bound += max(0, filled - 1)
         for p, t, lp in mine:
             request.canvas[p] = t
             if request.params.logprobs:
@@ -76,8 +83,23 @@ def positions_to_remask(batch: Batch, requests: Sequence[Request]) -> list[Place
         own = transfer.remask(now.block_step, now.block_steps)
         if own is not None:
             chance = torch.where(mine & revising, own, chance)
-    taken = uniform < chance[row]
-    return [(r, p) for r, p in torch.stack([row[taken], position[taken]], dim=1).tolist()]
+    return places_of((row, position), uniform < chance[row])
+
+
+def places_of(found: tuple[Tensor, Tensor], taken: Tensor) -> list[Place]:
+    """Those of places, given as (row [N], canvas position [N]), that are taken [N] bool."""
+    row, position = found
+    return [(r, p) for r, p in torch.stack([row[taken], position[taken]], dim=1).tolist()] if len(row) else []
+
+
+def positions_to_replace(batch: Batch, row: Tensor, position: Tensor, drawn: Draw) -> Tensor:
+    """Tell which committed positions, (row [N], canvas position [N]), take the token that was drawn there, by the
+    transfers of their rows: [N] bool. The mask is no token: a position is not masked again that way."""
+    replaced = torch.zeros_like(row, dtype=torch.bool)
+    for transfer, mine in batch.rules.transfers:
+        if transfer.edits:
+            replaced |= mine[row] & transfer.replaces(drawn.probability)
+    return replaced & (drawn.token != batch.canvas[row, position]) & (drawn.token != batch.facts.mask_id)
 
 
 def remask(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
@@ -88,6 +110,14 @@ def remask(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised
         found[r].append(p - requests[r].start)
     told = zip(requests, found, strict=True)
     return [Revised(request.id, request.step, tuple(positions)) for request, positions in told if positions]
+
+
+def take_back(requests: Sequence[Request], places: Sequence[Place]) -> list[Revised]:
+    """Mask committed positions that the transfers of their rows take back, to leave them masked or to write other
+    tokens at once; they are counted for the receipts."""
+    for r, _ in places:
+        requests[r].revised += 1
+    return remask(requests, places)
 
 
 def cut_behind_end(request: Request, end_ids: tuple[int, ...]) -> bool:

@@ -26,6 +26,10 @@ class Draw:
     """[N] float64 each: what was asked for of `probability` (as the order shall see it), `margin`, `entropy` (nats),
     `filtered_...` of these under the distribution that is drawn from, and `mass` (log of the sum of exp(logits))."""
 
+    def __getitem__(self, index: slice) -> "Draw":
+        measures = {name: measure[index] for name, measure in self.measures.items()}
+        return Draw(self.token[index], self.probability[index], measures)
+
 
 @dataclass(frozen=True)
 class Settings:

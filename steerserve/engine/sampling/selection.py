@@ -11,7 +11,7 @@ from steerserve.engine import noise
 from steerserve.engine.api.events import Event
 from steerserve.engine.forward.batch import Batch
 from steerserve.engine.forward.feature_memory import TopFeatures
-from steerserve.engine.sampling.commit import positions_to_remask, remask, stepped
+from steerserve.engine.sampling.commit import positions_to_remask, stepped, take_back
 from steerserve.engine.sampling.predictions import Predictions
 from steerserve.engine.sampling.sampler import Draw
 
@@ -38,7 +38,7 @@ def skip_empty_steps(batch: Batch, events: list[Event]) -> bool:
         taken = positions_to_remask(batch, idle)
         batch.mask(taken)
         events += stepped(idle)
-        events += remask(batch.requests, taken)
+        events += take_back(batch.requests, taken)
         for request in idle:
             block = request.block
             request.advance()

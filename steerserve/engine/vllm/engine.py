@@ -71,7 +71,13 @@ class VllmEngine(DiffusionEngine):
                 "they arrive at a layer, and features are read after the pushes",
                 "trace.positions",
             )
-        return super().admit(params)
+        request = super().admit(params)
+        if request.transfer.edits:
+            raise RequestError(
+                "this transfer replaces committed tokens, of which vLLM's workers tell nothing: use threshold",
+                "transfer",
+            )
+        return request
 
     def close(self) -> None:
         """Release the model, and end the workers."""

@@ -123,7 +123,7 @@ class Attention(nn.Module):
 
     def _heads(self, states: Tensor) -> Tensor:
         """States [rows, length, heads * size] as [rows, heads, length, size]."""
-        return states.unflatten(-1, (-1, self.size)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, self.size).transpose(1, 2)
 
     def _turned(self, heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         """Heads [rows, heads, length, size], the first `rotated` numbers of each turned by position."""
@@ -149,7 +149,7 @@ class Router(nn.Module):
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Experts [tokens, K] int64 of states [tokens, width], and their shares [tokens, K] float32."""
         scores = F.linear(states.float(), self.weight.float()).sigmoid()
-        grouped = (scores + self.expert_bias).unflatten(1, (self.groups, -1))
+        grouped = (scores + self.expert_bias).view(len(scores), self.groups, -1)
         best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2).topk(self.chosen_groups, dim=1).indices
         outside = torch.ones_like(grouped[:, :, 0], dtype=torch.bool).scatter(1, best, False)
         expert = grouped.masked_fill(outside[:, :, None], -torch.inf).flatten(1).topk(self.chosen, dim=1).indices
@@ -179,11 +179,13 @@ class Experts(nn.Module):
         stacked = self._stacked
         made = outputs(self.experts, states, expert) if stacked is None else stacked.outputs(states, expert)
         # One after the other: a sum over a dimension may round by the number of tokens.
-        mixed = made[:, 0] * share[:, 0, None]
+        mixed: Tensor = made[:, 0] * share[:, 0, None]
         for rank in range(1, made.shape[1]):
             mixed = mixed + made[:, rank] * share[:, rank, None]
         mixed = mixed.to(hidden.dtype).view_as(hidden)
-        return mixed if self.shared_experts is None else mixed + self.shared_experts(hidden)
+        if self.shared_experts is not None:
+            mixed = mixed + self.shared_experts(hidden)
+        return mixed
 
 
 class Layer(nn.Module):
@@ -253,9 +255,9 @@ def _read(raw: dict[str, Any]) -> Llada2Config:
     given: dict[str, Any] = _with_rotary({name: value for name, value in raw.items() if value is not None})
     check_fixed(given, "llada2", _FIXED)
     config = read_fields(Llada2Config, given, "llada2")
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    names += ("intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "n_group")
-    names += ("topk_group", "max_position_embeddings", "block_size")
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
+    names += ["intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "n_group"]
+    names += ["topk_group", "max_position_embeddings", "block_size"]
     check_sizes(**{name: getattr(config, name) for name in names})
     check_sizes(head_dim=config.head_size)
     for name in ("rope_theta", "rms_norm_eps", "partial_rotary_factor", "routed_scaling_factor"):

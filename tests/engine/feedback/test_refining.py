@@ -229,15 +229,24 @@ def test_rounds_try_and_keep_something(served: DiffusionEngine) -> None:
     assert all(one["score"] > one["first_score"] for one in found if one["kept"])
 
 
-@pytest.mark.parametrize(("family", "schedule"), [("bert", "cap"), ("mdlm", "rescale")])
-def test_a_transfer_that_takes_tokens_back_is_held_to_its_steps(family: str, schedule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "revising", "order"),
+    [
+        ("bert", {"type": "remdm", "eta": 0.3, "schedule": "cap"}, "random"),
+        ("mdlm", {"type": "remdm", "eta": 0.3, "schedule": "rescale"}, "random"),
+        ("bert", {"type": "joint_threshold", "value": 0.3, "editing_threshold": 0.1}, "confidence"),
+    ],
+)
+def test_a_transfer_that_takes_tokens_back_is_held_to_its_steps(
+    family: str, revising: dict[str, Any], order: str, tmp_path: Path
+) -> None:
     served = probed(family, tmp_path)
-    revising = {"type": "remdm", "eta": 0.3, "schedule": schedule}
-    params = replace(PLAIN, transfer=revising, order="random", block_length=6, temperature=1.0)
+    params = replace(PLAIN, transfer=revising, order=order, block_length=6, temperature=1.0)
     request, events, result, receipt = solo(served, params)
     assert rebuilt(events, request) == request.response
     assert request.mask_id not in request.response
     assert len(receipt["rounds"]) == 6
+    assert result.receipt is not None and result.receipt["revised"] == request.revised > 0
     assert result.steps <= request.plan["max_steps"] + request.blocks
 
 

@@ -30,7 +30,11 @@ def write(folder: Path, raw: dict[str, Any] | None = None, **changes: Any) -> Ll
     """A folder as inclusionAI publishes it, with random weights; its model. raw: keys of its config beside the model's
     own, None: one is left out."""
     model = tiny.llada2(**changes)
-    published = {"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"], "rope_scaling": None}
+    published: dict[str, Any] = {
+        "model_type": "llada2_moe",
+        "architectures": ["LLaDA2MoeModelLM"],
+        "rope_scaling": None,
+    }
     published |= {"hidden_act": "silu", "score_function": "sigmoid", "norm_topk_prob": True, "sliding_window": 4096}
     whole = published | asdict(model.config) | (raw or {})
     named = {name: value for name, value in whole.items() if value is not None or name == "rope_scaling"}
