@@ -158,6 +158,8 @@ class ServerConfig:
     """Origin whose pages may call the server from a browser, * for any; may be repeated."""
     metrics_port: int | None = None
     """Port of its own for /metrics, 0 for a free one; unset: on the server's port, where a key is needed if any is."""
+    agent_port: int | None = None
+    """Port that tells HAProxy's agent check how much work to send here, 0 for a free one; unset: none."""
     vllm_metrics: bool = False
     """Also export the load under vLLM's metric names, which routers made for vLLM read."""
     log_requests: bool = True
@@ -183,6 +185,8 @@ class ServerConfig:
             _require("max_queue_steps", self.max_queue_steps, 1)
         if self.metrics_port is not None:
             _require("metrics_port", self.metrics_port, 0, 65535)
+        if self.agent_port is not None:
+            _require("agent_port", self.agent_port, 0, 65535)
         _require("forward_seconds", self.forward_seconds, 0.01)
         if self.fleet_secret is not None and self.replica_address is None:
             raise ValueError("fleet_secret is for servers of a fleet: it needs replica_address")

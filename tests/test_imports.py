@@ -114,7 +114,7 @@ LEVELS = {
         {"auth", "answers"},
         {"generation"},
         {"routes"},
-        {"watch"},
+        {"watch", "agent_check"},
         {"reload"},
         {"app", "process"},
     ],

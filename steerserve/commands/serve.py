@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_address("--port", server_config.host, server_config.port)
     if server_config.metrics_port is not None:
         check_address("--metrics-port", server_config.host, server_config.metrics_port)
+    if server_config.agent_port is not None:
+        check_address("--agent-port", server_config.host, server_config.agent_port)
     keep_freed_memory()
 
     from rich.console import Console

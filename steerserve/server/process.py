@@ -20,6 +20,7 @@ from uvicorn import Config, Server
 
 from steerserve.config import ServerConfig
 from steerserve.errors import SteerserveError
+from steerserve.server.agent_check import AgentCheck
 from steerserve.server.http.connection import Connection
 from steerserve.server.watch import Watch
 
@@ -73,6 +74,7 @@ class ServerProcess(Server):
         self._signals = 0
         self._watches: list[Watch] = []
         self._metrics: tuple[WSGIServer, threading.Thread] | None = None
+        self._agent = AgentCheck(app.state.worker)
 
     def serve_until_stopped(self) -> int:
         """Serve; the exit code of the process."""
@@ -86,6 +88,7 @@ class ServerProcess(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where (port 0 is one that the system picks)."""
         self._serve_metrics()
+        await self._serve_agent()
         try:
             await super().startup(sockets)
         except SystemExit:
@@ -118,6 +121,7 @@ class ServerProcess(Server):
         worker = self._app.state.worker
         await asyncio.to_thread(worker.drain, self._config.drain_seconds)
         await asyncio.to_thread(worker.close)
+        await self._agent.close()
         await super().shutdown(sockets)
         if self._metrics is not None:
             server, thread = self._metrics
@@ -144,6 +148,16 @@ class ServerProcess(Server):
             raise SteerserveError(f"--metrics-port {port}: {error}") from error
         host, port = self._metrics[0].server_address[:2]
         self._said(f"metrics at {address_of(str(host), port)}/metrics")
+
+    async def _serve_agent(self) -> None:
+        port = self._config.agent_port
+        if port is None:
+            return
+        try:
+            host, port = await self._agent.listen(self._config.host, port)
+        except OSError as error:
+            raise SteerserveError(f"--agent-port {port}: {error}") from error
+        self._said(f"agent check at {address_of(host, port).removeprefix('http://')}")
 
 
 def check_address(flag: str, host: str, port: int) -> None:

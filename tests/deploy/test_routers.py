@@ -2,9 +2,12 @@
 
 import asyncio
 import http.client
+import json
+import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +19,8 @@ from steerserve.batch.results import BatchResult, ResultFile
 from steerserve.batch.run import BatchConfig, BatchRun
 from steerserve.server.telemetry.vllm_names import NAMES
 from tests.batch.test_run import requests
-from tests.server.sockets import PATIENCE, eventually
-from tests.server.test_process import Served, served
+from tests.server.sockets import PATIENCE, eventually, request
+from tests.server.test_process import LONG, Served, served
 
 ROUTERS = Path(__file__).parents[2] / "deploy" / "routers"
 CHART = ROUTERS.parent / "kubernetes" / "steerserve.yaml"
@@ -61,8 +64,9 @@ def test_routers_find_the_pods_of_the_chart() -> None:
 
 
 @contextmanager
-def haproxy(folder: Path, servers: list[Served]) -> Iterator[str]:
-    """HAProxy with the configuration of `deploy`, before these servers."""
+def haproxy(folder: Path, servers: list[Served], agents: tuple[int, ...] = ()) -> Iterator[str]:
+    """HAProxy with the configuration of `deploy`, before these servers; agents: the ports of their agent checks. It
+    takes commands at `folder / "control"`."""
     assert HAPROXY is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -70,8 +74,10 @@ def haproxy(folder: Path, servers: list[Served]) -> Iterator[str]:
     for index, name in enumerate("abc"):
         line = f"    server {name} 127.0.0.1:{8001 + index}\n"
         assert line in text
-        mine = f"    server {name} 127.0.0.1:{servers[index].port}\n" if index < len(servers) else ""
+        check = f" agent-check agent-port {agents[index]} agent-inter 100ms" if index < len(agents) else ""
+        mine = f"    server {name} 127.0.0.1:{servers[index].port}{check}\n" if index < len(servers) else ""
         text = text.replace(line, mine)
+    text = text.replace("global\n", f"global\n    stats socket {folder}/control level operator\n", 1)
     (folder / "haproxy.cfg").write_text(text)
     process = subprocess.Popen([HAPROXY, "-f", str(folder / "haproxy.cfg"), "-db"], stderr=subprocess.DEVNULL)
     try:
@@ -80,6 +86,14 @@ def haproxy(folder: Path, servers: list[Served]) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def weight(folder: Path, name: str) -> int:
+    """How much HAProxy sends to a server, of 1 to 256."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(folder / "control"))
+        client.sendall(f"get weight replicas/{name}\n".encode())
+        return int(client.recv(100).split()[0])
 
 
 def status(port: int) -> int:
@@ -111,6 +125,27 @@ def test_a_replica_that_is_told_to_go_behind_haproxy_loses_no_request(tmp_path: 
             asyncio.run(batch.run())
         assert first.ended() == 0
     assert all(result.served for result in done) and len(done) == 120
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installed")
+def test_haproxy_sends_less_where_work_waits() -> None:
+    # A path of its own: one of a socket may have 107 bytes.
+    with (
+        tempfile.TemporaryDirectory() as name,
+        served(agent_port=0, max_rows=1, delay=0.02, drain_seconds=0) as first,
+        served(agent_port=0) as second,
+    ):
+        folder = Path(name)
+        ports = [int(re.findall(r"agent check at 127.0.0.1:(\d+)", "".join(each.said))[0]) for each in (first, second)]
+        with haproxy(folder, [first, second], tuple(ports)):
+            eventually(lambda: weight(folder, "a") == weight(folder, "b") == 100)
+            clients = [socket.create_connection(("127.0.0.1", first.port), timeout=PATIENCE) for _ in range(2)]
+            for client in clients:
+                client.sendall(request(json.dumps(LONG).encode()))
+            eventually(lambda: weight(folder, "a") < 30)
+            assert weight(folder, "b") == 100
+            for client in clients:
+                client.close()
 
 
 @pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installed")

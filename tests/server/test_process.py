@@ -172,12 +172,37 @@ def test_metrics_may_have_a_port_of_their_own(tmp_path: Path) -> None:
         assert server.ended() == 0
 
 
-def test_a_port_in_use_is_said_and_is_no_success() -> None:
+def test_an_agent_check_is_told_how_much_waits_and_that_it_drains() -> None:
+    with served(agent_port=0, max_rows=1, max_queue_steps=700, delay=0.02, drain_seconds=1) as server:
+        [port] = re.findall(r"agent check at 127.0.0.1:(\d+)", "".join(server.said))
+
+        def told() -> bytes:
+            with socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE) as client:
+                return read_all(client)
+
+        assert told() == b"up ready 100%\n"
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) for _ in range(3)]
+        for client in clients[:2]:
+            client.sendall(request(json.dumps(LONG).encode()))
+        # One runs; eight seconds of work wait.
+        eventually(lambda: 5 < int(told().split()[-1].rstrip(b"%")) < 30)
+        clients[2].sendall(request(json.dumps(LONG).encode()))
+        assert read_all(clients[2]).startswith(b"HTTP/1.1 503")
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: told() == b"drain\n")
+        assert all(b"shutting_down" in read_all(client) for client in clients[:2])
+        for client in clients:
+            client.close()
+        assert server.ended() == 0
+
+
+@pytest.mark.parametrize("name", ["metrics_port", "agent_port"])
+def test_a_port_in_use_is_said_and_is_no_success(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "tests.server.served", json.dumps({"metrics_port": taken.getsockname()[1]})]
+        command = [sys.executable, "-m", "tests.server.served", json.dumps({name: taken.getsockname()[1]})]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode != 0
-    assert b"--metrics-port" in done.stderr
+    assert f"--{name.replace('_', '-')}".encode() in done.stderr
 
 
 def test_each_request_is_a_line_of_json_on_standard_output(tmp_path: Path) -> None:

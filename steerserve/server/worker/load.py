@@ -52,6 +52,11 @@ class Load:
         """Canvas-steps of the rows that wait for a place in a batch."""
         return self._waiting_steps
 
+    @property
+    def waiting_seconds(self) -> float:
+        """Seconds of work that waits, at the rate the engine has had lately; 0 where none does."""
+        return self.seconds_for(self._waiting_steps) if self._waiting_steps else 0.0
+
     def seconds_for(self, steps: float) -> float:
         """Seconds that the engine takes for so many canvas-steps, at the rate it has had lately; at least one."""
         return max(1.0, steps / self._rate) if self._rate > 0 else 1.0
