@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from steerserve.config import ServerConfig
 from tests.deploy.files import alert_rules, dashboard, of_kind, rendered
+from tests.server.planned_engine import SECRET, entry, keys_file
 from tests.server.text_engine import TextEngine, serving
 
 # Not the server's: `up` is Prometheus' own, the labels are given by whoever scrapes.
@@ -47,13 +49,17 @@ def series(exposition: str) -> dict[str, set[str] | None]:
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, set[str] | None]:
-    """What a server tells that has answered a request and refused one."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str] | None]:
+    """What a server tells that has answered a request and refused one, and one whose limits are counted elsewhere."""
+    keys = keys_file(tmp_path_factory.mktemp("keys"), entry())
+    config = ServerConfig(keys=keys, limits_store="redis://127.0.0.1:9")
+    with serving(TextEngine(), config) as client:
+        counted = series(client.get("/metrics", headers={"Authorization": f"Bearer {SECRET}"}).text)
     with serving(TextEngine()) as client:
         model = client.get("/v1/models").json()["data"][0]["id"]
         assert client.post("/v1/completions", json={"model": model, "prompt": "a", "max_tokens": 4}).status_code == 200
         assert client.post("/v1/completions", json={"no": "model"}).status_code == 400
-        return series(client.get("/metrics").text)
+        return counted | series(client.get("/metrics").text)
 
 
 def test_every_metric_that_is_asked_for_exists(told: dict[str, set[str] | None]) -> None:

@@ -74,7 +74,7 @@ def haproxy(folder: Path, servers: list[Served], agents: tuple[int, ...] = ()) -
     for index, name in enumerate("abc"):
         line = f"    server {name} 127.0.0.1:{8001 + index}\n"
         assert line in text
-        check = f" agent-check agent-port {agents[index]} agent-inter 100ms" if index < len(agents) else ""
+        check = f" weight 100 agent-check agent-port {agents[index]} agent-inter 100ms" if index < len(agents) else ""
         mine = f"    server {name} 127.0.0.1:{servers[index].port}{check}\n" if index < len(servers) else ""
         text = text.replace(line, mine)
     text = text.replace("global\n", f"global\n    stats socket {folder}/control level operator\n", 1)
