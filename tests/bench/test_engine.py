@@ -84,8 +84,8 @@ def test_scaling_has_as_many_rounds_as_were_asked_for(tmp_path: Path, monkeypatc
     found = scaling(subject("bert", tmp_path), 3, [1, 3], [40, 60], [2, 4])
     assert ran == [1, 3, 1, 1, 1, 1] * 4
     cells = [*found["batch"].items(), *found["length"].items(), *found["steps"].items()]
-    assert [n for n, _ in cells] == [1, 3, 40, 60, 8, 16]
-    work = ((1, 32, 4), (3, 32, 4), (1, 32, 4), (1, 32, 4), (1, 64, 8), (1, 64, 16))
+    assert [n for n, _ in cells] == [1, 3, 40, 60, 2, 4]
+    work = ((1, 32, 4), (3, 32, 4), (1, 32, 4), (1, 32, 4), (1, 64, 2), (1, 64, 4))
     for (_, cell), (rows, new, steps) in zip(cells, work, strict=True):
         assert cell["seconds"] == {"median": 2.0, "min": 1.0, "max": 4.0}
         assert cell["step_ms"] == {"median": 2000 / steps, "min": 1000 / steps, "max": 4000 / steps}

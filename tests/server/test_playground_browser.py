@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -82,7 +82,7 @@ def test_a_person_steers_a_text_looks_back_sweeps_and_shares(address: str, tmp_p
         # The texts are those of one request with its baseline.
         body = json.loads(page.value("document.getElementById('request').value"))
         body["steering"]["baseline"] = True
-        choice = httpx.post(f"{address}/v1/completions", json=body, timeout=PATIENCE).json()["choices"][0]
+        choice = httpx2.post(f"{address}/v1/completions", json=body, timeout=PATIENCE).json()["choices"][0]
         page.wait("!document.querySelector('#steered .mask') && !document.querySelector('#unsteered .mask')")
         assert text_of(page, "steered") == choice["text"]
         assert text_of(page, "unsteered") == choice["baseline"]["text"]
