@@ -95,6 +95,10 @@ MODELS: dict[str, tuple[Breaking, str]] = {
         edit("config.json", model_type="mamba"),
         "model_type is 'mamba', known families are Dream, .* sedd",
     ),
+    "a family that is not served": (
+        edit("config.json", model_type="diffusion_gemma"),
+        "model_type 'diffusion_gemma' is not served.*Missing for it: its encoder with its cache",
+    ),
     "missing key": (edit("config.json", d_model=...), "config.json has no d_model, which the llada family needs"),
     "other shape": (edit("config.json", n_layers=3), "missing tensors: model.transformer"),
     "other family": (other_family, "(missing|unexpected) tensors"),

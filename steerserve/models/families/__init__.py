@@ -37,6 +37,13 @@ FAMILIES: Mapping[str, Family] = {
 }
 """Families by the `model_type` of their `config.json`."""
 
+NOT_SERVED: Mapping[str, str] = {
+    "diffusion_gemma": "DiffusionGemma writes on a canvas of random tokens, accepts some and draws the others again. "
+    "It has no mask token. Missing for it: its encoder with its cache, self-conditioning, and the loop that accepts, "
+    "renoises and stops",
+}
+"""Known families that cannot be served: what is missing, by `model_type`."""
+
 _SEDD_SECTIONS = ("graph", "noise", "model")
 
 
@@ -58,6 +65,9 @@ def family_of(
     if kind == "llada" and raw.get("num_experts"):
         # As inclusionAI publishes it.
         kind = "lladamoe"
+    if isinstance(kind, str) and kind in NOT_SERVED:
+        # Flags do not help: run as a masked denoiser it would write nonsense.
+        raise ArtifactError(f"{folder}: model_type {kind!r} is not served. {NOT_SERVED[kind]}")
     if denoiser is None and isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     run = denoiser_of(raw, denoiser)

@@ -12,6 +12,7 @@ from steerserve.config import ModelConfig
 from steerserve.engine.api.params import GenerationParams
 from steerserve.errors import ArtifactError
 from steerserve.models import load_model, open_checkpoint, open_model
+from steerserve.models.families import family_of
 from steerserve.models.families.denoiser import PUBLISHED
 from steerserve.models.families.huggingface import HuggingFaceLM
 from tests import tiny
@@ -190,3 +191,9 @@ def test_an_autoregressive_model_is_no_denoiser(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ArtifactError, match="'llama' names no mask token.*an autoregressive model is no denoiser"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("denoiser", [None, "mask_token=4,shift=0", "attention=block,block_length=256"])
+def test_diffusion_gemma_is_refused_whatever_flags_say(denoiser: str | None) -> None:
+    with pytest.raises(ArtifactError, match="'diffusion_gemma' is not served.*no mask token.*Missing for it"):
+        family_of(Path("folder"), {"model_type": "diffusion_gemma"}, denoiser)
