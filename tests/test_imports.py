@@ -105,6 +105,7 @@ LEVELS = {
         {"prompt_scoring"},
         {"engine"},
         {"features"},
+        {"effects"},
         {"vllm"},
     ],
     "steerserve.server": [

@@ -125,26 +125,13 @@ class LoadedFeatures:
 
     def prepare(self, reading: FeatureQuery) -> Prepared:
         """Check a query and tokenize its text, without a forward."""
-        engine, facts = self._engine, self._engine.catalogue.facts
-        if isinstance(reading.text, str):
-            ids: list[int] = engine.tokenizer.encode(reading.text, add_special_tokens=False).ids
-        else:
-            ids = list(reading.text)
-        for i, token in enumerate(ids):
-            if not 0 <= token < facts.vocab_size:
-                raise RequestError(f"token ids must be 0 to {facts.vocab_size - 1}, got {token}", f"text[{i}]")
+        facts = self._engine.catalogue.facts
+        ids, masked = noised_text(self._engine, reading.text, reading.mask_ratio, reading.seed)
         start = [] if facts.bos_id is None else [facts.bos_id]
-        longest = min(facts.max_length, engine.config.max_canvas) - len(start)
-        if not 1 <= len(ids) <= longest:
-            raise RequestError(f"text must have 1 to {longest} tokens, got {len(ids)}", "text")
-        if not 0 <= reading.mask_ratio <= 1:
-            raise RequestError(f"mask_ratio must be 0 to 1, got {reading.mask_ratio}", "mask_ratio")
         on_masked, on_visible = self._chosen(reading)
         most = min(MAX_K, on_masked.facts.features, on_visible.facts.features)
         if not 1 <= reading.k <= most:
             raise RequestError(f"k must be 1 to {most}, got {reading.k}", "k")
-        masked = _masks(len(ids), reading.mask_ratio, reading.seed)
-        masked = [hidden or token == facts.mask_id for hidden, token in zip(masked, ids, strict=True)]
         return Prepared((*start, *ids), len(start), tuple(masked), on_masked, on_visible, reading.k)
 
     @torch.inference_mode()
@@ -299,6 +286,25 @@ class LoadedFeatures:
             "sae": sae.facts.id,
             "features": [{"index": i, "activation": value, "label": labels.get(i)} for i, value in features],
         }
+
+
+def noised_text(
+    engine: DiffusionEngine, text: str | tuple[int, ...], mask_ratio: float, seed: int
+) -> tuple[list[int], list[bool]]:
+    """The tokens of a text, and which of them are masked: mask tokens, and a share of them all at random. Raises
+    RequestError for a text that does not fit on a canvas, and for ids and shares that there are not."""
+    facts = engine.catalogue.facts
+    ids = engine.tokenizer.encode(text, add_special_tokens=False).ids if isinstance(text, str) else list(text)
+    for i, token in enumerate(ids):
+        if not 0 <= token < facts.vocab_size:
+            raise RequestError(f"token ids must be 0 to {facts.vocab_size - 1}, got {token}", f"text[{i}]")
+    longest = min(facts.max_length, engine.config.max_canvas) - (facts.bos_id is not None)
+    if not 1 <= len(ids) <= longest:
+        raise RequestError(f"text must have 1 to {longest} tokens, got {len(ids)}", "text")
+    if not 0 <= mask_ratio <= 1:
+        raise RequestError(f"mask_ratio must be 0 to 1, got {mask_ratio}", "mask_ratio")
+    masked = _masks(len(ids), mask_ratio, seed)
+    return ids, [hidden or token == facts.mask_id for hidden, token in zip(masked, ids, strict=True)]
 
 
 def _chunks(prepared: Prepared) -> Iterable[tuple[bool, SparseAutoencoder, list[int]]]:

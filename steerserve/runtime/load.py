@@ -14,6 +14,7 @@ from steerserve.digests import files_sha256
 from steerserve.engine.admission.admit import admit
 from steerserve.engine.admission.validate import check_method
 from steerserve.engine.api.params import GenerationParams
+from steerserve.engine.effects import LoadedEffects
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.engine.features import LoadedFeatures
 from steerserve.engine.forward.graphs.graphed import GraphedLM
@@ -145,6 +146,7 @@ def load_runtime(
         capabilities=cards.capabilities,
         bos_id=facts.bos_id,
         features=features,
+        effects=None if isinstance(engine, VllmEngine) else LoadedEffects(engine),
         chat=chat(opened),
         revision=lambda: engine.catalogue.revision,
         artifacts=(*sources.attributes, *sources.vectors),

@@ -34,6 +34,7 @@ from steerserve.server.http.observe import Observe, Report
 from steerserve.server.reload import Reload
 from steerserve.server.routes.catalogue import Catalogue
 from steerserve.server.routes.completions import Completions
+from steerserve.server.routes.effects import EffectRoutes
 from steerserve.server.routes.features import FeatureRoutes
 from steerserve.server.routes.generations import Changes
 from steerserve.server.routes.health import Operation
@@ -103,6 +104,7 @@ def create_app(
         Changes(service, admit, worker, generations, turns, forwarder).router,
         Catalogue(service, config).router,
         FeatureRoutes(service, worker, turns).router,
+        EffectRoutes(service, admit, worker, turns).router,
         Operation(config, worker, metrics, service.model_id).router,
         OpenApi(service, config).router,
         playground(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steerserve.engine.api.base import Engine, Features
+from steerserve.engine.api.base import Effects, Engine, Features
 from steerserve.engine.api.params import GenerationParams
 from steerserve.engine.api.text import Vocabulary
 
@@ -66,6 +66,8 @@ class Service:
     """Token id that the engine puts before every prompt."""
     features: Features | None = None
     """What the features of the SAEs are and what activates them. None where the engine cannot tell."""
+    effects: Effects | None = None
+    """What a steering does to the predictions on a text. None where the engine cannot tell."""
     chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
     """The prompt of a conversation, up to where the answer begins; raises RequestError (`messages`) where the model's
     template refuses it. None where the model has no chat template."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from steerserve.engine.api.events import Event
+from steerserve.engine.api.events import Event, Failed
 from steerserve.engine.api.params import GenerationParams
 
 
@@ -81,6 +81,33 @@ class FeatureQuery:
     seed: int = 0
     k: int = 8
     """Features a token, the most active ones."""
+
+
+@dataclass(frozen=True)
+class EffectQuery:
+    """A text with masks, at which the effect of a steering is asked for."""
+
+    text: str | tuple[int, ...]
+    """A mask token in it is a masked position."""
+    mask_ratio: float = 0.0
+    """Share of the text's tokens that are masked besides, at random."""
+    seed: int = 0
+    k: int = 8
+    """Tokens told of those whose log-probability rises most, and of those whose falls most."""
+
+
+class Effects(Protocol):
+    """What an engine can tell of the effect of a steering. Any thread may call `prepare`."""
+
+    def prepare(self, query: EffectQuery) -> tuple[Any, GenerationParams]:
+        """Check a text, without a steering; and the row, without one, whose response it is. Raises RequestError."""
+        ...
+
+    def measure(self, prepared: Any, steered: Any, plain: Any) -> dict[str, Any] | Failed:
+        """How the log-probabilities at the masked positions change, as JSON: one forward of both admitted rows, in the
+        engine's own thread. Failed where the steering does not take. Raises RequestError for a steering that one
+        forward cannot show."""
+        ...
 
 
 class Features(Protocol):

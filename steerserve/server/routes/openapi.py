@@ -16,6 +16,7 @@ from steerserve.server.protocol.chat import ChatRequest
 from steerserve.server.protocol.fields import Strict
 from steerserve.server.protocol.generation import CompletionRequest
 from steerserve.server.protocol.steering import SteeringPatch
+from steerserve.server.routes.effects import EffectRequest
 from steerserve.server.routes.features import ActivationRequest, ComparisonRequest, FeatureSearch
 from steerserve.server.routes.playground import HEADERS
 from steerserve.server.rows.revisions import PATTERN
@@ -29,6 +30,7 @@ BODIES: Final[tuple[type[Strict], ...]] = (
     SteeringPatch,
     ActivationRequest,
     ComparisonRequest,
+    EffectRequest,
 )
 
 CHOICES: Final = (
@@ -83,6 +85,16 @@ FEATURE: Final = _object(
 )
 CONTRAST: Final = _object(sae=TEXT, index=NUMBER, label={"type": ["string", "null"]}, d={"type": "number"})
 ACTIVE: Final = _object(position=NUMBER, token_id=NUMBER, token=TEXT, masked={"type": "boolean"}, sae=TEXT)
+CHANGE: Final = _object(token_id=NUMBER, token=TEXT, logprob={"type": "number"}, change={"type": "number"})
+EFFECTS: Final[Json] = {
+    "type": "array",
+    "items": _object(
+        position=NUMBER,
+        kl={"type": "number"},
+        up={"type": "array", "items": CHANGE},
+        down={"type": "array", "items": CHANGE},
+    ),
+}
 INDEX: Final = _object(playground=TEXT, docs=TEXT, openapi=TEXT, routes=ANY)
 PLANS: Final[Json] = {"type": "array", "items": _object(prompt=NUMBER)}
 
@@ -146,6 +158,13 @@ ROUTES: Final[dict[str, dict[str, Json]]] = {
                 plans=PLANS,
             ),
             ("CompletionRequest", "ChatRequest"),
+        )
+    },
+    "/v1/steering/effect": {
+        "post": _does(
+            "How a steering changes the log-probabilities at the masked positions of a text",
+            _object(object={"const": "steering.effect"}, model=TEXT, progress={"type": "number"}, data=EFFECTS),
+            ("EffectRequest",),
         )
     },
     "/v1/generations/{id}": {
