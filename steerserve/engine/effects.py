@@ -60,7 +60,7 @@ class LoadedEffects:
         runner = PackedRunner(batch, engine.model)
         runner.begin()
         gains = [float(runner.gain(one.pushes[0])) if one.pushes else 0.0 for one in steered.interventions]
-        hidden = runner.forward()
+        states = runner.forward()
         lost = runner.packed.plans.lost()
         runner.count()
         runner.flush()
@@ -72,13 +72,13 @@ class LoadedEffects:
         data, summed = list[dict[str, Any]](), torch.zeros(engine.model.facts.vocab_size, dtype=torch.float64)
         for first in range(0, len(places), CHUNK):
             at = state[first : first + CHUNK]
-            after, before = (self._log_probabilities(hidden[row, at]) for row in (0, 1))
+            after, before = (self._log_probabilities(states[of, at]) for of in (0, 1))
             change = torch.where(before.isneginf(), 0.0, after - before)
             kl = torch.where(after.isneginf(), 0.0, after.exp() * change).sum(1).clamp(min=0.0)
             summed += change.sum(0)
-            for place, row in zip(places[first : first + CHUNK], range(len(at)), strict=False):
-                told = self._told(change[row], after[row], prepared.k)
-                data.append({"position": place, "kl": float(kl[row]), **told})
+            for i, place in enumerate(places[first : first + CHUNK]):
+                told = self._told(change[i], after[i], prepared.k)
+                data.append({"position": place, "kl": float(kl[i]), **told})
         mean = summed / len(places)
         return {
             "progress": steered.progress,

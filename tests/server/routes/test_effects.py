@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from steerserve.engine.effects import LoadedEffects
 from steerserve.engine.engine import DiffusionEngine
 from steerserve.server.app import create_app
 from tests import tiny
+from tests.server.planned_engine import SECRET, entry, keys_file
 from tests.server.text_engine import TextEngine, serving
 from tests.server.torch_service import service_of
 
@@ -108,3 +110,26 @@ def test_a_bad_request_is_refused_by_name(client: TestClient, fields: dict[str, 
 def test_an_engine_that_cannot_tell_says_so() -> None:
     with serving(TextEngine()) as client:
         assert ask(client).status_code == 404
+
+
+def test_a_key_s_policy_holds(engine: DiffusionEngine, tmp_path: Path) -> None:
+    """What is denied, or works against what is mandatory, is refused; what is mandatory is in both forwards."""
+    mandatory = {"attribute": "topic/sports", "strength": 1.0}
+    policy: dict[str, Any] = {"denied_attributes": ["register/*"], "mandatory": [mandatory]}
+    service = replace(service_of(engine, "tiny"), effects=LoadedEffects(engine))
+    config = ServerConfig(keys=keys_file(tmp_path, entry(**policy), entry("free", "free-secret")))
+    with TestClient(create_app(service, config)) as opened:
+
+        def told(interventions: list[dict[str, Any]], secret: str = SECRET) -> Any:
+            opened.headers["Authorization"] = f"Bearer {secret}"
+            return ask(opened, steering={"interventions": interventions})
+
+        assert told([VECTOR], "nobody's").status_code == 401
+        denied = told([{"attribute": "register/archaic", "strength": 1.0}])
+        assert (denied.status_code, denied.json()["error"]["code"]) == (403, "policy"), denied.text
+        assert told([{"attribute": "topic/sports", "strength": -1.0}]).status_code == 403
+        assert told([VECTOR]).status_code == 403 and told([VECTOR], "free-secret").status_code == 200
+        own = [{"attribute": "topic/sports", "strength": 0.5}]
+        held, free = told(own), told(own, "free-secret")
+        assert held.status_code == free.status_code == 200
+        assert held.json()["data"] != free.json()["data"]
