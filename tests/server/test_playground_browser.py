@@ -1,22 +1,27 @@
 """The playground in a real browser; SCREENSHOTS=DIR keeps pictures of it."""
 
 import base64
+import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 import uvicorn
+from starlette.applications import Starlette
 
 from steerserve.config import EngineConfig, ServerConfig
 from steerserve.runtime.load import load_runtime
 from steerserve.server.app import create_app
 from tests.server.browser import Page, opened
 from tests.server.sockets import PATIENCE
+from tests.server.text_engine import TextEngine, service_of
 
 FOLDER = os.environ.get("SCREENSHOTS")
 TOKENS, STEPS, TEXTS = (12, 6, 2) if FOLDER is None else (48, 48, 6)
@@ -24,19 +29,27 @@ TOKENS, STEPS, TEXTS = (12, 6, 2) if FOLDER is None else (48, 48, 6)
 WIDE = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth)"
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    app = create_app(load_runtime(None, None, None, EngineConfig()).service, ServerConfig())
+@contextmanager
+def served(app: Starlette) -> Iterator[str]:
+    """The address at which an application listens meanwhile."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(PATIENCE)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with served(create_app(load_runtime(None, None, None, EngineConfig()).service, ServerConfig())) as found:
+        yield found
 
 
 def keep_picture(page: Page, name: str) -> None:
@@ -122,3 +135,46 @@ def test_a_feature_has_a_page_that_leads_to_a_push_of_it(address: str, tmp_path:
         page.wait("document.querySelectorAll('.push').length === 1 && !document.getElementById('run').disabled")
         pushed = json.loads(page.value("document.getElementById('request').value"))["steering"]["interventions"]
         assert pushed[0]["feature"] == {"sae": "layer-2-visible", "index": 219}
+
+
+def test_a_strength_moved_while_a_text_is_written_goes_to_it(address: str, tmp_path: Path) -> None:
+    with opened(f"{address}/playground", tmp_path, 420) as page:
+        page.wait("document.querySelectorAll('.push').length === 1 && !document.getElementById('run').disabled")
+        for name in ("tokens", "steps"):
+            enter(page, name, 100)
+        page.value("document.getElementById('run').click()")
+        page.wait("document.querySelector('#steered .warm, #steered .cold')")
+        page.value(
+            "(box => { box.value = 0.3; box.dispatchEvent(new Event('input')) })(document.querySelector('.push input'))"
+        )
+        page.wait("/changed from step|both texts/.test(document.getElementById('status').textContent)")
+        assert text_of(page, "status").startswith("changed from step")
+        page.value("document.getElementById('stop').click()")
+        page.wait("document.getElementById('stop').disabled")
+        assert text_of(page, "status") == "stopped"
+
+
+def test_a_key_is_asked_for_where_one_is_needed(tmp_path: Path) -> None:
+    key = "a-key-of-the-test"
+    entry = {"name": "a", "sha256": hashlib.sha256(key.encode()).hexdigest()}
+    (tmp_path / "keys.json").write_text(json.dumps(entry), encoding="utf-8")
+    config = ServerConfig(keys=tmp_path / "keys.json")
+    lists = ("operators", "units", "controls", "scopes", "schedules", "orders", "transfers", "probes")
+    service = replace(
+        service_of(TextEngine()),
+        attributes={},
+        model_card={"sampler_defaults": {"temperature": 1.0, "order": "random", "transfer": "linear"}},
+        capabilities={"device": "cpu"} | dict.fromkeys(lists, []),
+    )
+    with (
+        served(create_app(service, config)) as found,
+        opened(f"{found}/playground", tmp_path / "profile", 420) as page,
+    ):
+        page.wait("document.getElementById('access').open")
+        assert "a key is needed" in text_of(page, "status")
+        page.value(f"document.getElementById('key').value = {json.dumps(key)}")
+        page.value("document.getElementById('key-form').requestSubmit()")
+        page.wait("!/a key is needed/.test(document.getElementById('status').textContent)")
+        page.wait("!document.getElementById('access').open || document.getElementById('status').textContent")
+        assert not page.value("document.getElementById('run').disabled"), text_of(page, "status")
+        assert page.value("document.cookie + Object.keys(localStorage)") == ""

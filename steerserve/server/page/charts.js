@@ -22,8 +22,8 @@ export function range(values, zero = true) {
   return [zero && low === 0 ? 0 : low - room, zero && high === 0 ? 0 : high + room];
 }
 
-// Returns the figure, with `place`, from a pixel to the axes' numbers, and `mark(x)`, which moves a vertical line.
-export function chart({ width, height = 170, x, y, xLabel, yLabel, layers, label, bare = false }) {
+// `xTicks`: places and texts of the ticks, where these are not the numbers. Returns the figure, with `place`, from a pixel to the axes' numbers, and `mark(x)`, which moves a vertical line.
+export function chart({ width, height = 170, x, y, xLabel, yLabel, layers, label, bare = false, xTicks }) {
   const edge = bare ? { left: 30, right: 10, top: 8, bottom: 28 } : EDGE;
   const across = (value) => edge.left + ((value - x[0]) / (x[1] - x[0])) * (width - edge.left - edge.right);
   const up = (value) => height - edge.bottom - ((value - y[0]) / (y[1] - y[0])) * (height - edge.top - edge.bottom);
@@ -35,8 +35,8 @@ export function chart({ width, height = 170, x, y, xLabel, yLabel, layers, label
       s("text", { x: edge.left - 6, y: up(value) + 4, "text-anchor": "end" }, number(value)),
     );
   }
-  for (const value of ticks(x, Math.max(2, width / 90))) {
-    drawn.append(s("text", { x: across(value), y: height - edge.bottom + 14, "text-anchor": "middle" }, number(value)));
+  for (const [value, text] of xTicks ?? ticks(x, Math.max(2, width / 90)).map((one) => [one, number(one)])) {
+    drawn.append(s("text", { x: across(value), y: height - edge.bottom + 14, "text-anchor": "middle" }, text));
   }
   if (xLabel) drawn.append(s("text", { class: "title", x: (edge.left + width - edge.right) / 2, y: height - 3, "text-anchor": "middle" }, xLabel));
   if (yLabel) drawn.append(s("text", { class: "title", x: 2, y: 11 }, yLabel));

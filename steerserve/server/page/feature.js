@@ -59,10 +59,11 @@ function show(found) {
   if (contexts.length) put("contexts", h("p", { class: "dim" }, `${source}Dotted: masked when it was read.`), h("ul", { class: "contexts" }, contexts.map((one) => context(one, most))));
   if (histogram.length) {
     put("histogram", chart({
-      width: wide("histogram"), x: [0, histogram.length], y: [0, Math.max(...histogram.map((one) => one.tokens)) * 1.08], xLabel: "activation, by powers of √2", yLabel: "tokens",
+      width: wide("histogram"), x: [0, histogram.length], y: [0, Math.max(...histogram.map((one) => one.tokens)) * 1.08], xLabel: "activation", yLabel: "tokens",
       label: `tokens by activation, from ${number(histogram[0].from)} to ${number(histogram.at(-1).to)}`,
+      xTicks: [...histogram.entries()].filter(([i]) => i % Math.ceil(histogram.length / 5) === 0).map(([i, one]) => [i, number(one.from, 2)]),
       layers: [{ kind: "bars", data: histogram.map((one, i) => [i, one.tokens, i + 1, `${one.tokens} tokens from ${number(one.from)} to ${number(one.to)}`]) }],
-    }), h("p", { class: "dim" }, `From ${number(histogram[0].from)} (left) to ${number(histogram.at(-1).to)} (right).`));
+    }));
   }
   if (noise.length) {
     put("noise", chart({

@@ -116,7 +116,10 @@ async function generate() {
     await Promise.all([tell(runs.steered, streamed(sent), stop), tell(runs.unsteered, streamed(unsteered()), stop)]);
     say(`${((performance.now() - begun) / 1000).toFixed(1)} s for both texts`);
     showReceipt(runs.steered);
-    stage.pushed(runs.steered.receipt?.interventions.map((one) => ({ name: one.name, steps: one.strength_per_step })));
+    // A key may steer every request that it comes with.
+    const bound = runs.unsteered.receipt?.interventions.some((one) => one.applied);
+    at("unsteered-name").textContent = bound ? "Without your steering; the key's own applies" : "Unsteered, same noise";
+    stage.pushed(runs.steered.receipt?.interventions.map((one) => ({ name: one.name, from: one.from_step, steps: one.strength_per_step })));
   } catch (error) {
     stop.abort();
     if (running === mine) fail(error);
@@ -162,6 +165,7 @@ async function load() {
   openSearch();
   openSweep();
   say("");
+  at("run").disabled = false;
   const wish = wished();
   const from = linked();
   if (from) replace(from);
@@ -173,7 +177,6 @@ async function load() {
     changed("all");
   } else changed("all");
   if (wish) add(pushOfFeature(wish.sae, wish.index));
-  at("run").disabled = false;
 }
 
 watch((how) => {
@@ -216,21 +219,27 @@ at("apply").onclick = () => {
     fail(error);
   }
 };
+
+// Browsers let a page copy only over TLS or from this machine.
+async function copy(text, done, otherwise) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say(done);
+  } catch {
+    say(otherwise);
+  }
+}
+
 at("share").onclick = async () => {
   history.replaceState(null, "", link());
-  try {
-    await navigator.clipboard.writeText(location.href);
-    say("link copied");
-  } catch {
-    say("the link is in the address bar");
-  }
+  await copy(location.href, "link copied", "the link is in the address bar");
 };
 at("curl").onclick = async () => {
   const sent = body();
   sent.steering = { ...sent.steering, baseline: true };
   const quoted = JSON.stringify(sent).replaceAll("'", "'\\''");
   const text = `curl -s ${new URL("v1/completions", location.href)} -H 'Content-Type: application/json' -d '${quoted}'`;
-  await navigator.clipboard.writeText(text).then(() => say("copied"), fail);
+  await copy(text, "copied", text);
 };
 at("key").value = key.get();
 at("key-form").onsubmit = (event) => {
@@ -239,8 +248,12 @@ at("key-form").onsubmit = (event) => {
   load().then(() => (at("access").open = false), fail);
 };
 addEventListener("hashchange", () => {
-  const from = linked();
-  if (from) replace(from);
+  try {
+    const from = linked();
+    if (from) replace(from);
+  } catch (error) {
+    fail(error);
+  }
 });
 stage.cells.steered.clear(48);
 stage.cells.unsteered.clear(48);

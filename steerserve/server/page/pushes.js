@@ -3,7 +3,7 @@
 import { address, feature } from "./api.js";
 import { at, h, number, options } from "./dom.js";
 import { ScheduleEditor } from "./schedule.js";
-import { changed, nameOf, pushes, remove, served } from "./state.js";
+import { changed, nameOf, pushes, pushOfAttribute, pushOfFeature, remove, served } from "./state.js";
 
 const OPERATORS = {
   add: "add", boost: "boost (DLM-Scope)", multiply: "multiply", clamp: "clamp to", project_out: "project out", cap: "cap at",
@@ -55,9 +55,9 @@ function strength(push) {
   const unit = FACTORS.includes(push.op)
     ? h("span", {}, "times")
     : h("select", { "aria-label": "unit", onchange: (event) => {
-        push.unit = event.target.value;
+        push.unit = event.target.value || undefined;
         changed("all");
-      } }, options(unitsOf(push), unitOf(push)));
+      } }, options([["", "own unit"], ...unitsOf(push)], push.unit ?? ""));
   return h("div", { class: "dial" }, slider, exact, unit);
 }
 
@@ -77,15 +77,24 @@ function scope(push) {
   return h("span", {}, h("label", {}, "Where ", select), " ", span);
 }
 
+// The strength that a push of this kind begins with.
+function usual(push) {
+  const { strength, unit } = push.attribute
+    ? pushOfAttribute(push.attribute.split("@")[0])
+    : push.feature ? pushOfFeature(push.feature.sae, push.feature.index) : { strength: 1 };
+  return { strength, unit };
+}
+
 function operator(push) {
   const known = served.told.operators.filter((one) => push.feature || !["boost", "multiply"].includes(one));
   return h("label", {}, "How ", h("select", {
     onchange: (event) => {
+      const before = push.op;
       push.op = event.target.value;
       if (FACTORS.includes(push.op)) {
         delete push.unit;
-        push.strength = push.op === "multiply" ? 2 : push.op === "boost" ? 0.5 : 1;
-      }
+        push.strength = { multiply: 2, boost: 0.5, project_out: 1 }[push.op];
+      } else if (FACTORS.includes(before)) Object.assign(push, usual(push));
       if (push.op === "add") delete push.op;
       changed("all");
     },
@@ -116,5 +125,6 @@ export function drawPushes() {
 export function showPlan(plan) {
   plan.interventions.forEach((one, i) => editors[i]?.planned(one));
   const cost = plan.predicted_kl === null ? "" : `, predicted cost ${number(plan.predicted_kl)} nats per token in all`;
-  at("plan").textContent = `${plan.max_steps} steps of ${plan.rows_per_step} ${plan.rows_per_step === 1 ? "row" : "rows"}${cost}.`;
+  const rows = plan.rows_per_step === 1 ? "" : ` of ${plan.rows_per_step} rows`;
+  at("plan").textContent = `${plan.max_steps} steps${rows}${cost}.`;
 }

@@ -12,8 +12,14 @@ function where(scope) {
   return scope?.positions ? `at positions ${scope.positions[0]} to ${scope.positions[1] - 1}` : "";
 }
 
+// When it held, of one that came or went while the text was written.
+function held({ from_step: from, until_step: until }) {
+  if (until !== undefined) return ` in steps ${(from ?? 0) + 1} to ${until}`;
+  return from ? ` from step ${from + 1} on` : "";
+}
+
 function sentence(one) {
-  if (!one.applied) return `${one.name} did not push${one.notes.length ? `: ${one.notes.join("; ")}` : ""}.`;
+  if (!one.applied) return `${one.name} did not push${held(one)}${one.notes.length ? `: ${one.notes.join("; ")}` : ""}.`;
   const layers = one.sites.map((site) => site.layer);
   const touched = one.sites.reduce((sum, site) => sum + site.positions_touched, 0);
   const mean = touched ? one.sites.reduce((sum, site) => sum + site.positions_touched * site.delta_ratio_mean, 0) / touched : 0;
@@ -23,7 +29,7 @@ function sentence(one) {
   const used = low === high ? number(high) : `${number(low)} to ${number(high)}`;
   const notes = one.notes.length ? ` ${one.notes.join("; ")}.` : "";
   return (
-    `${one.name} ${DOES[one.operator] ?? one.operator} ${where(one.scope)} of ${layers.length > 1 ? "layers" : "layer"} ${listed(layers)}, at strength ${used} ${one.unit ?? ""} ` +
+    `${one.name} ${DOES[one.operator] ?? one.operator} ${where(one.scope)} of ${layers.length > 1 ? "layers" : "layer"} ${listed(layers)}${held(one)}, at strength ${used} ${one.unit ?? ""} ` +
     `(${one.schedule.type}). It changed ${touched.toLocaleString("en")} states by ${percent(mean)} of their norm on average, ${percent(most)} at most.${notes}`
   );
 }

@@ -124,11 +124,11 @@ export class Stage {
     if (!steered.length) return box.replaceChildren();
     const y = range([...steered, ...plain].map((one) => one[1]));
     const layers = [];
+    // More than one of a name where it was changed while the text was written.
     const push = this.strengths?.find((one) => one.name === scale.name) ?? this.strengths?.[0];
-    if (push) {
-      const most = Math.max(1e-9, ...push.steps.map(Math.abs));
-      layers.push({ kind: "bars", name: "strength", data: push.steps.map((one, i) => [i + 0.5, (y[1] * 0.55 * Math.abs(one)) / most, i + 1.5, `strength ${number(one)} at step ${i + 1}`]) });
-    }
+    const bars = (this.strengths ?? []).filter((one) => one.name === push.name).flatMap(({ from, steps }) => steps.map((one, i) => [(from ?? 0) + i, one]));
+    const most = Math.max(1e-9, ...bars.map((one) => Math.abs(one[1])));
+    layers.push({ kind: "bars", name: "strength", data: bars.map(([i, one]) => [i + 0.5, (y[1] * 0.55 * Math.abs(one)) / most, i + 1.5, `strength ${number(one)} at step ${i + 1}`]) });
     layers.push({ kind: "line", name: "b", data: plain }, { kind: "line", name: "a", data: steered });
     const picture = chart({
       width: Math.max(260, box.clientWidth), x: [0, Math.max(this.runs.steered.planned, this.steps())], y, layers, xLabel: "step", yLabel: `mean ${scale.name}`,
@@ -137,7 +137,7 @@ export class Stage {
     picture.mark(this.time);
     picture.onpointerdown = (event) => this.go(Math.round(picture.place(event)[0]));
     const names = [["a", "steered"], ["b", "unsteered"]];
-    if (push) names.push(["strength", `strength of ${push.name}`]);
+    if (push) names.push(["strength", `size of the strength of ${push.name}, at most ${number(most)}`]);
     box.replaceChildren(picture, legend(...names));
   }
 

@@ -98,7 +98,12 @@ export function link() {
 
 export function linked() {
   const found = location.hash.match(/^#r=(.+)$/);
-  return found ? JSON.parse(decode(found[1])) : null;
+  if (!found) return null;
+  try {
+    return JSON.parse(decode(found[1]));
+  } catch {
+    throw new Error("the link holds no request: it may have been cut");
+  }
 }
 
 // An attribute or feature that another page asks to be pushed.

@@ -11,7 +11,7 @@ let stopped = null;
 
 // Nats per token of the response; null where there is nothing to score.
 async function loss(prompt, text, signal) {
-  if (!text.trim()) return null;
+  if (typeof prompt !== "string" || !text.trim()) return null;
   const sent = { model: served.model.id, prompt: prompt + text, max_tokens: 0, echo: true, logprobs: 0 };
   const { choices } = await json("v1/completions", sent, { signal });
   const { token_logprobs: values, text_offset: offsets } = choices[0].logprobs;
