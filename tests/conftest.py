@@ -1,6 +1,7 @@
 """Settings of every test, and a model small enough to be made on the spot."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -37,6 +38,12 @@ SENTENCES = tuple(
     for then in ("everyone cheered", "nobody knew why", "it rained")
 )
 """Three hundred short texts over a few dozen words."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of further garbage collections, which go over a million objects of it else."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,11 @@ def status(port: int) -> int:
 @pytest.mark.skipif(HAPROXY is None, reason="HAProxy is not installed")
 def test_a_replica_that_is_told_to_go_behind_haproxy_loses_no_request(tmp_path: Path) -> None:
     done: list[BatchResult] = []
-    with served(delay=0.005) as first, served(delay=0.005) as second, haproxy(tmp_path, [first, second]) as address:
+    with (
+        served(delay=0.005, drain_seconds=2) as first,
+        served(delay=0.005) as second,
+        haproxy(tmp_path, [first, second]) as address,
+    ):
 
         def stop(result: BatchResult) -> None:
             done.append(result)

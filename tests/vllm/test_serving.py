@@ -70,7 +70,8 @@ def test_the_torch_engine_answers_the_same(client: TestClient, folders: tuple[Pa
 def test_capabilities_say_what_is_refused_and_it_is(client: TestClient) -> None:
     told = client.get("/capabilities").json()
     assert told["engine"] == "vllm"
-    assert set(told["refused"]) == {"cache", "cfg_scale", "limits.max_kl", "measure_kl", "refine", "verdicts"}
+    refused = {"cache", "cfg_scale", "limits.max_kl", "measure_kl", "quality", "refine", "verdicts"}
+    assert set(told["refused"]) == refused
     assert "max_kl" not in told["limits"]
     guided = ask(client, {}, cfg_scale=1.0)
     assert guided.status_code == 400
@@ -78,6 +79,8 @@ def test_capabilities_say_what_is_refused_and_it_is(client: TestClient) -> None:
     refined = ask(client, {"interventions": [PUSH], "rank": ["topic/sports"], "refine": {}})
     assert refined.status_code == 400
     assert refined.json()["error"]["param"] == "steering.refine"
+    judged = ask(client, {"interventions": [PUSH], "quality": True})
+    assert (judged.status_code, judged.json()["error"]["param"]) == (400, "steering.quality")
 
 
 def test_a_server_whose_model_has_no_sites_does_not_start(folders: tuple[Path, Path]) -> None:
